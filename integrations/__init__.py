@@ -1,0 +1,1 @@
+"""Adapters to training frameworks; they use only what a user could import."""

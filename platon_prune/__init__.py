@@ -1,0 +1,10 @@
+"""PLATON pruning for PyTorch: keep weights by the upper confidence bound of their importance."""
+
+from platon_prune import compat as compat
+from platon_prune.api import apply_masks as apply_masks
+from platon_prune.api import global_unstructured as global_unstructured
+from platon_prune.api import remove as remove
+from platon_prune.method import PlatonUnstructured as PlatonUnstructured
+from platon_prune.scheduler import PlatonScheduler as PlatonScheduler
+from platon_prune.summary import summary as summary
+from platon_prune.version import __version__ as __version__

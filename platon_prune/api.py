@@ -1,0 +1,174 @@
+"""The public functions: set pruning up on a model, finalize it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+from torch import nn
+from torch.nn.utils import prune
+
+from platon_prune.blocks import Scratch
+from platon_prune.criteria import Criterion, make_criterion
+from platon_prune.method import MASKINGS, apply_mask_, pruned_tensors
+from platon_prune.schedule import CubicSchedule
+from platon_prune.scheduler import PlatonScheduler
+from platon_prune.targets import Pairs, Target, select
+
+
+def global_unstructured(
+    model: nn.Module | Pairs,
+    *,
+    amount: float | int,
+    total_steps: int,
+    warmup_steps: int = 0,
+    cooldown_steps: int = 0,
+    initial_amount: float | int = 0.0,
+    beta1: float = 0.85,
+    beta2: float = 0.95,
+    window: int = 10,
+    criterion: str | Criterion = "platon",
+    masking: str = "step",
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+) -> PlatonScheduler:
+    r"""Set a model up for pruning while it is fine-tuned; the smallest scores of all tensors go.
+
+    Selected are, of a model without ``include``, the weights of linear and convolution layers
+    (transformers' Conv1D too), of MultiheadAttention, and the fused expert tensors of mixtures of
+    experts; never embeddings or what is tied to them, norms or biases; of a transformers model
+    nothing outside its base model and no pooler. A tensor shared by several modules counts once.
+
+    Args:
+        model: A module, or an iterable of (module, tensor name) as torch's prune takes them.
+        amount: What is pruned in the end: a fraction in [0, 1), or a count of entries.
+        total_steps: Length of the run in optimizer steps, T.
+        warmup_steps: Steps before pruning starts, t_i.
+        cooldown_steps: Steps at the end with the final amount, t_f.
+        initial_amount: What is pruned when the ramp starts: a fraction in [0, 1), or a count.
+        beta1: Share of the old sensitivity that a window keeps, in [0, 1).
+        beta2: Share of the old uncertainty that a window keeps, in [0, 1).
+        window: Steps per window, and between choices of the mask, ΔT.
+        criterion: "platon", "sensitivity", "magnitude", "movement", "random", or a
+            :class:`~platon_prune.criteria.Criterion`.
+        masking: "step" keeps pruned weights at zero between choices; "window" lets them train
+            until the next choice, as the authors' code does, except in the final phase.
+        include: Substrings of parameter names; what matches one is selected instead of the above.
+        exclude: Substrings of names to leave out.
+
+    Returns:
+        The scheduler, whose ``step()`` belongs after every ``optimizer.step()``.
+
+    Raises:
+        ValueError: If a setting is out of range, nothing is selected, or a tensor can't be pruned.
+            The model is untouched then.
+        TypeError: If ``model`` or a number of steps is of the wrong type.
+
+    Example:
+        >>> scheduler = global_unstructured(model, amount=0.9, total_steps=1000)
+        >>> for batch in loader:
+        ...     model(**batch).loss.backward()
+        ...     optimizer.step()
+        ...     scheduler.step()
+        ...     optimizer.zero_grad()
+        >>> remove(model)
+
+    Source:
+        Zhang et al., PLATON, ICML 2022 (arXiv:2206.12562).
+    """
+    if masking not in MASKINGS:
+        raise ValueError(f'masking must be "step" or "window", got {masking!r}')
+    chosen = make_criterion(criterion, beta1, beta2)
+    targets = select(model, include, exclude)
+    num_weights = sum(_numel(target) for target in targets)
+    schedule = CubicSchedule(
+        amount=_fraction("amount", amount, num_weights),
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        cooldown_steps=cooldown_steps,
+        initial_amount=_fraction("initial_amount", initial_amount, num_weights),
+        window=window,
+    )
+    if chosen.windowed and schedule.first_choosing_step < schedule.window:
+        raise ValueError(
+            "the first window must end before the first mask is chosen, got a choice at step "
+            f"{schedule.first_choosing_step} with window={schedule.window}: use a shorter window "
+            "or fewer cooldown_steps, or train longer"
+        )
+    return PlatonScheduler(targets, schedule, chosen, masking)
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Finalize: every pruned tensor keeps its zeros and becomes an ordinary parameter again.
+
+    Args:
+        model: A model with masks of ours; changed in place. Masks of torch's methods stay.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: If no tensor of the model carries a mask of ours.
+    """
+    pruned = _pruned_or_raise(model)
+    for module, tensor_name in pruned:
+        prune.remove(module, tensor_name)  # type: ignore[no-untyped-call]
+    return model
+
+
+def apply_masks(model: nn.Module) -> nn.Module:
+    """Zero again, in the parameters, what the masks prune; for weights that came from elsewhere.
+
+    A copy that averages weights over training (``torch.optim.swa_utils.AveragedModel``) fills the
+    zeros in; call this on it before evaluating or finalizing it.
+
+    Args:
+        model: A model with masks of ours; changed in place.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: If no tensor of the model carries a mask of ours.
+    """
+    scratch = Scratch()
+    for module, tensor_name in _pruned_or_raise(model):
+        apply_mask_(module, tensor_name, scratch)
+    return model
+
+
+def _pruned_or_raise(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    pruned = [(module, tensor_name) for _, module, tensor_name in pruned_tensors(model)]
+    if not pruned:
+        raise ValueError(
+            f"model must carry masks of platon_prune, got a {type(model).__name__} without: it is "
+            "finalized already, or was never pruned"
+        )
+    return pruned
+
+
+def _numel(target: Target) -> int:
+    module, tensor_name = target.sites[0]
+    parameter: nn.Parameter = getattr(module, tensor_name)
+    return parameter.numel()
+
+
+def _fraction(argument: str, amount: float | int, num_weights: int) -> float:
+    """An amount as a fraction of the selected weights."""
+    if isinstance(amount, bool) or not isinstance(amount, Real):
+        raise TypeError(
+            f"{argument} must be a fraction in [0, 1) or a count of weights, got {amount!r}"
+        )
+    if isinstance(amount, Integral):
+        if not 0 <= amount <= num_weights:
+            raise ValueError(
+                f"{argument} must be at most the {num_weights} selected weights if it is a count, "
+                f"got {amount}: give a fraction in [0, 1) or a smaller count"
+            )
+        return int(amount) / num_weights
+    if not 0 <= amount < 1:
+        raise ValueError(
+            f"{argument} must be in [0, 1), got {amount}: it is the fraction of the selected "
+            "weights to prune, such as 0.9"
+        )
+    return float(amount)

@@ -1,0 +1,1 @@
+"""The subcommands of ``platon-prune``, one file each."""

@@ -1,0 +1,342 @@
+"""`PlatonUnstructured`: puts a mask on one tensor of a module, updates it in place, takes it off.
+
+As in torch's prune, the Parameter is registered as ``weight_orig``, the mask as the buffer
+``weight_mask``, and the method sits among the forward pre-hooks. As in torch's parametrize,
+``module.weight`` is a property of a subclass made for the purpose, so it is never stale. The zeros
+are in the parameter itself, and its gradient stays dense: that is how a pruned weight comes back.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from platon_prune.blocks import Scratch, blocks, zero_pruned_
+from platon_prune.selection import ScoredTensor, prune_smallest_
+from platon_prune.targets import check_prunable
+
+MASKINGS = ("step", "window")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How one tensor of a class is masked and saved."""
+
+    name: str
+    masking: str = "step"
+    own_keys: bool = False
+
+    @property
+    def orig(self) -> str:
+        return f"{self.name}_orig"
+
+    @property
+    def mask(self) -> str:
+        return f"{self.name}_mask"
+
+
+class PlatonUnstructured(prune.BasePruningMethod):
+    """Unstructured pruning of one tensor by given scores, with a mask that can be updated.
+
+    Attached once per tensor by :func:`platon_prune.global_unstructured`, whose scheduler updates
+    the mask. It also honours torch's abstract contract: handed to
+    ``torch.nn.utils.prune.global_unstructured`` as ``pruning_method``, it computes the masks that
+    torch then attaches with its own, frozen ``CustomFromMask``.
+
+    Args:
+        amount: What to prune of a tensor given to :meth:`compute_mask`: a fraction in [0, 1), or
+            a count.
+
+    Raises:
+        ValueError: If ``amount`` is out of range.
+    """
+
+    PRUNING_TYPE = "unstructured"
+
+    def __init__(self, amount: float | int = 0.0) -> None:
+        prune._validate_pruning_amount_init(amount)
+        self.amount = amount
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        """Do nothing before a forward: the zeros are in the parameter already."""
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        """Prune the entries of ``t`` with the smallest scores.
+
+        Args:
+            t: Importance scores, any shape.
+            default_mask: Same shape; what is 0 there stays pruned.
+
+        Returns:
+            A mask of the dtype of ``default_mask`` with exactly ``round(amount * numel)`` of the
+            scores chosen for pruning, or ``amount`` of them if it is a count.
+        """
+        prune._validate_pruning_amount(self.amount, t.numel())
+        count = prune._compute_nparams_toprune(self.amount, t.numel())  # type: ignore[no-untyped-call]
+        scores = (
+            t.detach().to(torch.float32).reshape(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        )
+        mask = default_mask.detach().reshape(-1).ne(0)
+        prune_smallest_([ScoredTensor(lambda index: scores[index], mask, offset=0)], count)
+        return default_mask * mask.view(default_mask.shape)
+
+    def apply_mask(self, module: nn.Module) -> Tensor:
+        """The masked tensor, as torch's contract has it: same shape and dtype, a new tensor."""
+        form = _form_of(module, self._tensor_name)
+        return torch.where(getattr(module, form.mask), getattr(module, form.orig), 0)
+
+    @classmethod
+    def apply(  # type: ignore[override]
+        cls,
+        module: nn.Module,
+        name: str,
+        amount: float | int = 0.0,
+        importance_scores: Tensor | None = None,
+    ) -> PlatonUnstructured:
+        """Attach to ``module.name`` and prune it once by its scores (its magnitudes by default).
+
+        Args:
+            module: The module that holds the tensor.
+            name: The tensor's name in it.
+            amount: What to prune: a fraction in [0, 1), or a count.
+            importance_scores: Same shape as the tensor.
+
+        Returns:
+            The method, which is now one of the module's forward pre-hooks.
+
+        Raises:
+            ValueError: If the tensor can't be pruned or is pruned already.
+        """
+        check_prunable(module, name, f"{type(module).__name__}.{name}")
+        weight = getattr(module, name)
+        scores = weight.detach().abs() if importance_scores is None else importance_scores
+        if scores.shape != weight.shape:
+            raise ValueError(
+                f"importance_scores must have the shape of {name}, got {tuple(scores.shape)} for "
+                f"{tuple(weight.shape)}"
+            )
+        mask = cls(amount).compute_mask(scores, torch.ones_like(weight, dtype=torch.bool))
+        method = attach(module, name, amount=amount)
+        mask_of(module, name).copy_(mask)
+        apply_mask_(module, name, Scratch())
+        return method
+
+    def remove(self, module: nn.Module) -> None:
+        """Finalize: zero what the mask prunes and make the module an ordinary one again.
+
+        The Parameter stays the same object and takes its old place among the parameters. Called
+        by ``torch.nn.utils.prune.remove(module, name)``.
+        """
+        name = self._tensor_name
+        form = _form_of(module, name)
+        apply_mask_(module, name, Scratch())
+        forms = tuple(other for other in type(module)._platon_forms if other is not form)  # type: ignore[attr-defined]
+        module.__class__ = _pruned_class(type(module)._platon_base, forms)  # type: ignore
+        _rename(module._parameters, form.orig, name)
+        del module._buffers[form.mask]
+        module._non_persistent_buffers_set.discard(form.mask)
+        if isinstance(module, nn.RNNBase) and not forms:
+            module._flat_weights = [getattr(module, key) for key in module._flat_weights_names]
+
+
+def attach(
+    module: nn.Module,
+    name: str,
+    *,
+    masking: str = "step",
+    own_keys: bool = False,
+    mask: Tensor | None = None,
+    amount: float | int = 0.0,
+) -> PlatonUnstructured:
+    """Put a mask on ``module.name``, which must be prunable, without changing its values.
+
+    Args:
+        module: The module that holds the tensor.
+        name: The tensor's name in it.
+        masking: "step" or "window", see :func:`platon_prune.global_unstructured`.
+        own_keys: Whether state dicts keep the key ``name`` and no mask.
+        mask: Bool mask to register, of the tensor's shape; by default a new one, all True.
+        amount: Recorded on the method.
+
+    Returns:
+        The method, which is now one of the module's forward pre-hooks.
+    """
+    weight = module._parameters[name]
+    assert weight is not None
+    method = PlatonUnstructured(amount)
+    method._tensor_name = name
+    form = _Form(name, masking, own_keys)
+    forms: tuple[_Form, ...] = getattr(type(module), "_platon_forms", ())
+    base = getattr(type(module), "_platon_base", type(module))
+    _rename(module._parameters, name, form.orig)
+    if mask is None:
+        mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+    module.register_buffer(form.mask, mask)
+    module.__class__ = _pruned_class(base, (*forms, form))
+    module.register_forward_pre_hook(method)
+    return method
+
+
+def weight_of(module: nn.Module, name: str) -> Tensor:
+    """The parameter under a mask, whatever has replaced it since (wrapping, ``assign=True``)."""
+    weight: Tensor = getattr(module, f"{name}_orig")
+    return weight
+
+
+def mask_of(module: nn.Module, name: str) -> Tensor:
+    """The bool mask of a pruned tensor (True = kept); updating it in place is allowed."""
+    mask: Tensor = getattr(module, f"{name}_mask")
+    return mask
+
+
+def apply_mask_(module: nn.Module, name: str, scratch: Scratch) -> None:
+    """Zero, in the parameter itself, what the mask prunes."""
+    weight = weight_of(module, name).detach()
+    for block, mask in blocks(weight, mask_of(module, name)):
+        zero_pruned_(block, mask, scratch)
+
+
+def pruned_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """(full name, module, tensor name) of every tensor with a mask of ours, shared ones again."""
+    for prefix, module in model.named_modules():
+        for form in getattr(type(module), "_platon_forms", ()):
+            yield f"{prefix}.{form.name}" if prefix else form.name, module, form.name
+
+
+def has_mask(module: nn.Module, name: str) -> bool:
+    """Whether ``module.name`` carries a mask of ours."""
+    return any(form.name == name for form in getattr(type(module), "_platon_forms", ()))
+
+
+# --- the subclass -------------------------------------------------------------------------------
+
+
+class _PrunedModule(nn.Module):
+    """What pruned modules of every class share: how they are copied, saved and loaded."""
+
+    _platon_base: type[nn.Module]
+    _platon_forms: tuple[_Form, ...]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class can't be found by its name, which is its base's; it is made again instead.
+        return _new_instance, (self._platon_base, self._platon_forms), self.__getstate__()  # type: ignore[no-untyped-call]
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for form in self._platon_forms:
+            if form.own_keys:
+                weight = destination.pop(prefix + form.orig)
+                mask = destination.pop(prefix + form.mask)
+                if form.masking == "window":
+                    weight = torch.where(mask, weight, 0)
+                destination[prefix + form.name] = weight
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for form in self._platon_forms:
+            _to_torch_form(state_dict, prefix, form)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _to_torch_form(state_dict: dict[str, Any], prefix: str, form: _Form) -> None:
+    """Bring a dense, a torch-pruned or one of our own state dicts to ``_orig`` and bool ``_mask``.
+
+    Without a mask in the dict, the zeros of the weight are one.
+    """
+    dense = state_dict.pop(prefix + form.name, None)
+    if dense is not None:
+        state_dict.setdefault(prefix + form.orig, dense)
+    weight = state_dict.get(prefix + form.orig)
+    if weight is None:
+        return
+    mask = state_dict.get(prefix + form.mask)
+    mask = weight.detach() != 0 if mask is None else mask != 0
+    state_dict[prefix + form.mask] = mask
+    if form.masking == "step" and mask.shape == weight.shape:
+        state_dict[prefix + form.orig] = torch.where(mask, weight.detach(), 0)
+
+
+def _new_instance(base: type[nn.Module], forms: tuple[_Form, ...]) -> nn.Module:
+    cls: type[nn.Module] = _pruned_class(base, forms)  # type: ignore[arg-type]
+    return cls.__new__(cls)
+
+
+@functools.cache
+def _pruned_class(base: type, forms: tuple[_Form, ...]) -> Any:
+    """The subclass of ``base`` with these tensors as properties; ``base`` if there are none."""
+    if not forms:
+        return base
+    body: dict[str, Any] = {form.name: _weight_property(form) for form in forms}
+    if issubclass(base, nn.RNNBase):
+        # Its forward reads this list of parameters, which otherwise goes stale.
+        body["_flat_weights"] = property(
+            lambda self: [getattr(self, name) for name in self._flat_weights_names],
+            lambda self, value: None,
+        )
+    body |= {
+        "_platon_base": base,
+        "_platon_forms": forms,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    return type(base)(base.__name__, (_PrunedModule, base), body)
+
+
+def _weight_property(form: _Form) -> property:
+    def get(module: nn.Module) -> Tensor:
+        if not torch.compiler.is_compiling():
+            _refuse_foreign_method(module, form)
+        weight: Tensor = getattr(module, form.orig)
+        if form.masking == "step" or module.training:
+            return weight
+        return torch.where(getattr(module, form.mask), weight, 0)
+
+    def set_(module: nn.Module, value: Any) -> None:
+        raise RuntimeError(
+            f"{form.name} of a pruned {type(module).__name__} can't be assigned: write to "
+            f'{form.orig}, or finalize with torch.nn.utils.prune.remove(module, "{form.name}")'
+        )
+
+    return property(get, set_, doc=f"The pruned ``{form.name}``.")
+
+
+def _refuse_foreign_method(module: nn.Module, form: _Form) -> None:
+    """Put our hook back and complain if a torch method is about to take its place.
+
+    torch's ``apply`` takes the hook of an earlier method out to wrap it in a container, then
+    reads the tensor: the one moment at which it can be stopped before it changes anything.
+    """
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, PlatonUnstructured) and hook._tensor_name == form.name:
+            return
+    method = PlatonUnstructured()
+    method._tensor_name = form.name
+    module.register_forward_pre_hook(method)
+    raise RuntimeError(
+        f"{form.name} of a {type(module).__name__} pruned by platon_prune can't take a second "
+        f'pruning method: finalize it first with torch.nn.utils.prune.remove(module, "{form.name}")'
+    )
+
+
+def _form_of(module: nn.Module, name: str) -> _Form:
+    forms: tuple[_Form, ...] = getattr(type(module), "_platon_forms", ())
+    return next(form for form in forms if form.name == name)
+
+
+def _rename(parameters: dict[str, Any], old: str, new: str) -> None:
+    """Rename a key without moving it: optimizers and their states go by the order."""
+    items: list[tuple[str, Any]] = [
+        (new if key == old else key, value) for key, value in parameters.items()
+    ]
+    parameters.clear()
+    parameters.update(items)

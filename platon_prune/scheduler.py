@@ -1,0 +1,363 @@
+"""`PlatonScheduler`: the one stateful object. Its `step` is the algorithm, top to bottom."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import prune
+from torch.utils.hooks import RemovableHandle
+
+from platon_prune.blocks import Scratch, blocks
+from platon_prune.criteria import Criterion
+from platon_prune.method import has_mask
+from platon_prune.schedule import CubicSchedule
+from platon_prune.selection import count_true, prune_smallest_
+from platon_prune.targets import Target
+from platon_prune.tracked import TrackedTensor
+
+STATE_VERSION = 1
+
+
+class PlatonScheduler:
+    r"""Scores the weights of a model at every step and chooses the masks by its schedule.
+
+    Made by :func:`platon_prune.global_unstructured`. With the window length :math:`\Delta T`,
+    the step number :math:`t` and :math:`I = |w\,\partial L/\partial w|`: at :math:`t` divisible by
+    :math:`\Delta T` the averages take in the mean of :math:`I` over the window that ended, and the
+    window restarts with this step; otherwise this step joins it. After the warm-up, at each
+    window's end and when the ramp and the run end, the weights with the smallest scores over all
+    tensors together are pruned, exactly ``round(amount * N)`` of them.
+
+    Args:
+        targets: The tensors to prune; masks are put on them.
+        schedule: The amount at each step.
+        criterion: How scores are made.
+        masking: "step" re-applies the masks at every step; "window" lets pruned weights train
+            until the next choice, except in the final phase.
+
+    Attributes:
+        last_step: How often :meth:`step` was called.
+        skipped_steps: How many of those had no finite gradients.
+        threshold: The largest score that the last choice pruned; None if it pruned nothing.
+
+    Source:
+        Zhang et al., PLATON, ICML 2022 (arXiv:2206.12562), algorithm 1.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        schedule: CubicSchedule,
+        criterion: Criterion,
+        masking: str = "step",
+    ) -> None:
+        self.schedule = schedule
+        self.criterion = criterion
+        self.masking = masking
+        self.last_step = 0
+        self.skipped_steps = 0
+        self.threshold: float | None = None
+        self._window_steps = 0  # steps whose samples are in the window
+        self._has_scores = False  # whether a window with samples has ended
+        self._warned: set[str] = set()  # tensors named in a warning, each once
+        self._tensors: list[TrackedTensor] = []
+        self._num_weights = 0
+        scratch = Scratch()
+        for target in targets:
+            tensor = TrackedTensor(target, criterion, masking, self._num_weights, scratch)
+            self._tensors.append(tensor)
+            self._num_weights += tensor.mask.numel()
+
+    # --- one step ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, skipped: bool = False) -> None:
+        """Take in the gradients of an optimizer step, and prune by the schedule.
+
+        Call it after ``optimizer.step()`` and before ``optimizer.zero_grad()``. A step whose
+        gradients are not finite counts as skipped. After ``total_steps`` only the masks are
+        re-applied.
+
+        Args:
+            skipped: Whether the optimizer did not step (a GradScaler found infinities): the
+                schedule advances, and nothing is added to the scores.
+
+        Raises:
+            RuntimeError: If no pruned tensor has a gradient, or a tensor is not pruned any more.
+        """
+        self._require_masks()
+        step = self.last_step + 1
+        if step > self.schedule.total_steps:
+            self._apply_masks()
+            self.last_step = step
+            return
+        gradients = None if skipped else self._finite_gradients()
+        choosing = self.schedule.is_choosing_step(step)
+        without_gradient = self._take_in(
+            step, gradients, apply_masks=not choosing and self._is_masking(step)
+        )
+        self.last_step = step
+        self.skipped_steps += gradients is None
+        no_choice = choosing and self._lacks_scores()
+        if choosing and not no_choice:
+            count = round(self.schedule.amount_at(step) * self._num_weights)
+            self.threshold = prune_smallest_([tensor.scored() for tensor in self._tensors], count)
+        if choosing:
+            self._apply_masks()
+        self._warn(without_gradient, no_choice)
+
+    def _finite_gradients(self) -> list[Tensor | None] | None:
+        """The gradient of each tensor; None instead of the list if one of them is not finite."""
+        if not self.criterion.windowed:
+            return [None] * len(self._tensors)
+        gradients = [tensor.gradient for tensor in self._tensors]
+        if all(gradient is None for gradient in gradients):
+            raise RuntimeError(
+                f"{self._tensors[0].name} and all other pruned tensors have no gradient: call "
+                "scheduler.step() after loss.backward() and before optimizer.zero_grad(), or "
+                "pass skipped=True if the optimizer did not step"
+            )
+        return gradients if _all_finite(gradients) else None
+
+    def _take_in(
+        self, step: int, gradients: list[Tensor | None] | None, apply_masks: bool
+    ) -> list[str]:
+        """Fold the window that ended, add this step's samples, re-apply the masks: one pass.
+
+        Returns the names of the tensors that had no gradient in the whole window that ended.
+        """
+        restart = self.criterion.windowed and self.schedule.ends_window(step)
+        # The first window starts from a zero sample, as the reference implementation's does.
+        num_samples = self._window_steps + (step <= self.schedule.window)
+        folds = restart and self._window_steps > 0
+        without_gradient = []
+        for tensor, gradient in zip(
+            self._tensors, gradients or [None] * len(self._tensors), strict=True
+        ):
+            tensor.take_in(gradient, num_samples if folds else 0, restart, apply_masks)
+            if folds and not tensor.has_gradient:
+                without_gradient.append(tensor.name)
+            tensor.has_gradient = gradient is not None or (tensor.has_gradient and not restart)
+        self._has_scores |= folds
+        self._window_steps = (gradients is not None) + (0 if restart else self._window_steps)
+        return without_gradient
+
+    def _is_masking(self, step: int) -> bool:
+        return self.masking == "step" or step > self.schedule.ramp_end
+
+    def _lacks_scores(self) -> bool:
+        """Whether there is nothing to choose by, because all steps so far were skipped."""
+        return self.criterion.windowed and not self._has_scores and self.skipped_steps > 0
+
+    def _apply_masks(self) -> None:
+        for tensor in self._tensors:
+            tensor.apply_mask()
+
+    def _require_masks(self) -> None:
+        for tensor in self._tensors:
+            if not all(has_mask(module, name) for module, name in tensor.target.sites):
+                raise RuntimeError(
+                    f"{tensor.name} must carry its mask, but it was finalized (remove): make a "
+                    "new scheduler to prune further"
+                )
+
+    def _warn(self, without_gradient: list[str], no_choice: bool) -> None:
+        """Say what went wrong in a step, once all of it is done."""
+        new = [name for name in without_gradient if name not in self._warned]
+        self._warned.update(new)
+        for name in new:
+            warnings.warn(
+                f"{name} had no gradient for a whole window, which counts as no importance: if "
+                "the model does not use it, exclude it from pruning",
+                stacklevel=4,
+            )
+        if no_choice:
+            warnings.warn(
+                f"no mask is chosen at step {self.last_step}: every step so far was skipped or "
+                "had gradients that were not finite, so there are no scores",
+                stacklevel=4,
+            )
+
+    def step_with(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call :meth:`step` by itself after every step of ``optimizer``.
+
+        Args:
+            optimizer: The optimizer of the pruned model. A step that a GradScaler skips never
+                reaches it, so it does not count in the schedule.
+
+        Returns:
+            A handle whose ``remove()`` ends it.
+
+        Raises:
+            ValueError: If the optimizer is known to train other weights than those it shows.
+        """
+        if type(optimizer).__module__.split(".")[0] == "schedulefree":
+            raise ValueError(
+                f"optimizer must leave gradients and weights as they are, got "
+                f"{type(optimizer).__name__}, which evaluates other weights than it trains: use a "
+                "torch optimizer with a learning-rate schedule"
+            )
+
+        def after_step(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            if getattr(stepped, "grad_scale", None) is not None:
+                raise RuntimeError(
+                    "gradients must be unscaled when scores are updated, got an optimizer that "
+                    "unscales inside its step (fused): call scaler.unscale_(optimizer) before "
+                    "scaler.step(optimizer)"
+                )
+            found_inf = getattr(stepped, "found_inf", None)
+            self.step(skipped=found_inf is not None and bool(found_inf))
+
+        return optimizer.register_step_post_hook(after_step)
+
+    # --- what can be read -------------------------------------------------------------------
+
+    @property
+    def amount(self) -> float:
+        """Fraction that the schedule prunes at the last step (0 before the first)."""
+        return self.schedule.amount_at(self.last_step) if self.last_step else 0.0
+
+    def sparsity(self) -> float:
+        """Measured fraction of zeros among the selected weights, as evaluation uses them."""
+        kept = sum(
+            count_true(block.ne(0).logical_and_(mask))
+            for tensor in self._tensors
+            for block, mask in blocks(tensor.weight, tensor.mask)
+        )
+        return 1 - kept / self._num_weights
+
+    @torch.no_grad()
+    def score(self, name: str) -> Tensor:
+        """The scores of a tensor now.
+
+        Args:
+            name: Its name before pruning, such as ``layer.0.weight``.
+
+        Returns:
+            A new float32 tensor of the weight's shape.
+
+        Raises:
+            KeyError: If no pruned tensor has that name.
+        """
+        for tensor in self._tensors:
+            if tensor.name == name:
+                return tensor.score()
+        raise KeyError(
+            f"name must be that of a pruned tensor before pruning, got {name!r}; there are: "
+            + ", ".join(tensor.name for tensor in self._tensors)
+        )
+
+    def masks(self) -> dict[str, Tensor]:
+        """A copy of every mask: name before pruning to bool tensor (True = kept)."""
+        return {tensor.name: tensor.mask.clone() for tensor in self._tensors}
+
+    def remove(self) -> None:
+        """Finalize every tensor: its zeros stay, its mask and hook go. Ends the scheduler.
+
+        Raises:
+            RuntimeError: If a tensor has been finalized already.
+        """
+        self._require_masks()
+        for tensor in self._tensors:
+            for module, name in tensor.target.sites:
+                prune.remove(module, name)  # type: ignore[no-untyped-call]
+
+    # --- saving -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit by bit: plain dicts of tensors, numbers and strings.
+
+        Loadable with ``torch.load(..., weights_only=True)``. Its tensors are copies.
+        """
+        return {
+            "version": STATE_VERSION,
+            "settings": self._settings(),
+            "last_step": self.last_step,
+            "skipped_steps": self.skipped_steps,
+            "threshold": self.threshold,
+            "window_steps": self._window_steps,
+            "has_scores": self._has_scores,
+            "tensors": {tensor.name: tensor.state_dict() for tensor in self._tensors},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state. Load the model first, then the optimizer, then this.
+
+        Args:
+            state: What :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: If it is of another version, model or configuration; names the difference.
+                Nothing is changed then.
+        """
+        self._require_masks()
+        shapes = {tensor.name: tuple(tensor.mask.shape) for tensor in self._tensors}
+        _check_state(state, self._settings(), shapes)
+        for tensor in self._tensors:
+            tensor.load_state_dict(state["tensors"][tensor.name])
+        self.last_step = state["last_step"]
+        self.skipped_steps = state["skipped_steps"]
+        self.threshold = state["threshold"]
+        self._window_steps = state["window_steps"]
+        self._has_scores = state["has_scores"]
+
+    def _settings(self) -> dict[str, Any]:
+        schedule = self.schedule
+        betas = [name for name in ("beta1", "beta2") if hasattr(self.criterion, name)]
+        return {
+            "criterion": self.criterion.name,
+            **{name: getattr(self.criterion, name) for name in betas},
+            "masking": self.masking,
+            "amount": schedule.amount,
+            "initial_amount": schedule.initial_amount,
+            "total_steps": schedule.total_steps,
+            "warmup_steps": schedule.warmup_steps,
+            "cooldown_steps": schedule.cooldown_steps,
+            "window": schedule.window,
+        }
+
+
+def _all_finite(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether every entry is finite, at the price of one sum over each gradient.
+
+    A sum is finite only if all its terms are; it may also overflow, so only then each is looked at.
+    """
+    present = [gradient for gradient in gradients if gradient is not None]
+    # Wait for each device once, not for each tensor.
+    sums: dict[torch.device, list[Tensor]] = {}
+    for gradient in present:
+        sums.setdefault(gradient.device, []).append(gradient.sum(dtype=torch.float32))
+    if all(math.isfinite(float(torch.stack(parts).sum())) for parts in sums.values()):
+        return True
+    return all(bool(gradient.isfinite().all()) for gradient in present)
+
+
+def _check_state(
+    state: dict[str, Any], settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """Raise a ValueError that names the first difference between a state and a scheduler."""
+    version = state.get("version")
+    if version != STATE_VERSION:
+        raise ValueError(
+            f"state must be a PlatonScheduler's, version {STATE_VERSION}, got version {version}: "
+            "load what scheduler.state_dict() returned with this release of platon_prune"
+        )
+    for name, value in settings.items():
+        if state["settings"].get(name) != value:
+            raise ValueError(
+                f"state must be of the same configuration: {name} is {value!r} here and "
+                f"{state['settings'].get(name)!r} in the state; set pruning up as it was saved"
+            )
+    saved = {name: tuple(tensor["shape"]) for name, tensor in state["tensors"].items()}
+    if saved != shapes:
+        name = next(name for name in [*shapes, *saved] if saved.get(name) != shapes.get(name))
+        raise ValueError(
+            f"state must be of the same model: {name} has shape {shapes.get(name, 'absent')} here "
+            f"and {saved.get(name, 'absent')} in the state; build the model that was saved"
+        )

@@ -1,0 +1,107 @@
+"""Numbers about a model: how much of each tensor is zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from platon_prune.blocks import blocks
+from platon_prune.method import mask_of, pruned_tensors, weight_of
+from platon_prune.selection import count_true
+from platon_prune.targets import default_tensors
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """One row: a tensor, its shape, and how many of its entries are not zero."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+
+    @property
+    def numel(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def sparsity(self) -> float:
+        """Measured fraction of zeros."""
+        return 1 - self.kept / self.numel
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rows for the tensors of a model; prints as a table."""
+
+    rows: tuple[TensorSummary, ...]
+
+    def __iter__(self) -> Iterator[TensorSummary]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def total(self) -> TensorSummary:
+        """All rows together, as one of shape ``(numel,)``."""
+        return TensorSummary(
+            "total", (sum(row.numel for row in self.rows),), sum(row.kept for row in self.rows)
+        )
+
+    def __str__(self) -> str:
+        lines = [("tensor", "shape", "kept", "sparsity")]
+        lines += [
+            (row.name, "x".join(map(str, row.shape)), f"{row.kept:,}", f"{row.sparsity:.2%}")
+            for row in (*self.rows, self.total)
+        ]
+        widths = [max(len(line[column]) for line in lines) for column in range(4)]
+        return "\n".join(
+            f"{name:<{widths[0]}}  {shape:>{widths[1]}}  {kept:>{widths[2]}}  {share:>{widths[3]}}"
+            for name, shape, kept, share in lines
+        )
+
+
+@torch.no_grad()
+def summary(model: nn.Module) -> Summary:
+    """Measure the zeros of a model's tensors, as evaluation uses them.
+
+    Args:
+        model: A model that is being pruned (its rows are the tensors with a mask), or any other
+            (its rows are the weights that would be pruned by default), such as a finalized one.
+
+    Returns:
+        One row per tensor, a shared one once.
+
+    Raises:
+        ValueError: If the model has no such tensor.
+    """
+    rows, seen = [], set()
+    for name, weight, mask in _tensors_of(model):
+        if id(weight) not in seen and weight.numel():
+            seen.add(id(weight))
+            rows.append(TensorSummary(name, tuple(weight.shape), _count_kept(weight, mask)))
+    if not rows:
+        raise ValueError("model must have weights that can be pruned, got none")
+    return Summary(tuple(rows))
+
+
+def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    masked = list(pruned_tensors(model))
+    for name, module, tensor_name in masked:
+        yield name, weight_of(module, tensor_name), mask_of(module, tensor_name)
+    if not masked:
+        for name, module, tensor_name in default_tensors(model):
+            yield name, getattr(module, tensor_name), None
+
+
+def _count_kept(weight: Tensor, mask: Tensor | None) -> int:
+    if mask is None:
+        return sum(count_true(block.ne(0)) for (block,) in blocks(weight.detach()))
+    return sum(
+        count_true(block.ne(0).logical_and_(kept)) for block, kept in blocks(weight.detach(), mask)
+    )

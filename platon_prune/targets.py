@@ -1,0 +1,293 @@
+"""Which tensors are pruned: the default selection, patterns of names, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize, prune
+
+Pairs = Iterable[tuple[nn.Module, str]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One tensor to prune.
+
+    Args:
+        name: Its name in the model before pruning, such as ``layer.0.weight``.
+        sites: Every (module, tensor name) that holds it; more than one if it is shared.
+        own_keys: Whether state dicts keep the model's own keys (``weight`` with its zeros, no
+            mask) instead of torch's ``weight_orig`` and ``weight_mask``.
+    """
+
+    name: str
+    sites: tuple[tuple[nn.Module, str], ...]
+    own_keys: bool = False
+
+
+def select(
+    model: nn.Module | Pairs,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+) -> list[Target]:
+    """Find the tensors to prune and check that each of them can be pruned.
+
+    Args:
+        model: A module, or (module, tensor name) pairs as torch's prune takes them.
+        include: Substrings of parameter names; whatever matches one is taken instead of the
+            default selection, biases too.
+        exclude: Substrings of the names of parameters to leave out.
+
+    Returns:
+        One target per tensor, in the order of the model; a shared tensor once.
+
+    Raises:
+        ValueError: If nothing is selected, a pattern matches nothing, or a tensor can't be pruned.
+        TypeError: If ``model`` is neither a module nor pairs.
+    """
+    if isinstance(model, nn.Module):
+        candidates, own_keys = _from_model(model, _patterns(include), _patterns(exclude))
+    else:
+        if include is not None or exclude is not None:
+            raise ValueError(
+                "include and exclude are patterns of a model's parameter names, got them with "
+                "(module, name) pairs: pass the model itself, or only the pairs to prune"
+            )
+        candidates, own_keys = _from_pairs(model), set()
+    if not candidates:
+        raise ValueError(
+            "model must have weights to prune, got none in the default selection (Linear, "
+            "convolutions, attention, experts): name parameters with include=[...]"
+        )
+    for name, module, tensor_name in candidates:
+        check_prunable(module, tensor_name, name)
+    return _merge_shared(candidates, own_keys)
+
+
+def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
+    """Raise a ValueError that says why ``module.tensor_name`` can't be pruned, if so.
+
+    Args:
+        module: The module that holds the tensor.
+        tensor_name: The tensor's name in it.
+        name: What to call it in the message.
+    """
+    if is_pruned(module, tensor_name):
+        raise ValueError(
+            f"{name} must not be pruned already, got a tensor with a mask: finalize it with "
+            f'torch.nn.utils.prune.remove(module, "{tensor_name}") first, or exclude it'
+        )
+    if parametrize.is_parametrized(module, tensor_name):
+        raise ValueError(
+            f"{name} must be an ordinary parameter, got a parametrized one: call "
+            f'torch.nn.utils.parametrize.remove_parametrizations(module, "{tensor_name}") first'
+        )
+    parameter = module._parameters.get(tensor_name)
+    if parameter is None:
+        own = ", ".join(key for key, value in module._parameters.items() if value is not None)
+        raise ValueError(
+            f"{name} must be a parameter, but {type(module).__name__} has no parameter "
+            f"{tensor_name!r}; it has: {own or 'none'}"
+        )
+    if isinstance(parameter, UninitializedParameter):
+        raise ValueError(
+            f"{name} must have a shape, got a lazily initialised parameter: run one batch "
+            "through the model first"
+        )
+    if parameter.is_meta:
+        raise ValueError(
+            f"{name} must have values, got a tensor on the meta device: materialise the model "
+            "(to_empty and load its weights) before pruning"
+        )
+    if not parameter.is_floating_point():
+        raise ValueError(
+            f"{name} must be floating point, got {parameter.dtype}: quantised weights can't be "
+            "pruned by training; prune the model before quantising it, or exclude them"
+        )
+    if not parameter.requires_grad:
+        raise ValueError(
+            f"{name} must require gradients, got a frozen parameter: unfreeze it before pruning, "
+            "or leave it out with exclude=[...]"
+        )
+    if type(parameter) is not nn.Parameter:
+        raise ValueError(
+            f"{name} must be a plain parameter, got {type(parameter).__name__}: prune the model "
+            "before it is sharded, quantised or wrapped"
+        )
+    if parameter.numel() == 0:
+        raise ValueError(
+            f"{name} must have entries, got shape {tuple(parameter.shape)}: leave it out with "
+            "exclude=[...]"
+        )
+
+
+def is_pruned(module: nn.Module, tensor_name: str) -> bool:
+    """Whether a method of torch's prune, ours included, holds a mask on this tensor."""
+    return any(
+        isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == tensor_name
+        for hook in module._forward_pre_hooks.values()
+    )
+
+
+def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Patterns as a tuple; a lone string is one pattern, not a sequence of letters."""
+    if patterns is None:
+        return None
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+_Candidate = tuple[str, nn.Module, str]  # name in the model, module, tensor name
+
+
+def _from_model(
+    model: nn.Module, include: tuple[str, ...] | None, exclude: tuple[str, ...] | None
+) -> tuple[list[_Candidate], set[int]]:
+    everything = list(_all_tensors(model))
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns or ():
+            if not any(pattern in name for name, _, _ in everything):
+                example = everything[0][0] if everything else "nothing: it has no parameters"
+                raise ValueError(
+                    f"{argument} must match parameter names, but {pattern!r} matches none; this "
+                    f"model's names look like {example}"
+                )
+    if include is None:
+        _refuse_wrapped_models(model)
+        chosen = list(_default_selection(model, everything))
+    else:
+        chosen = [entry for entry in everything if any(p in entry[0] for p in include)]
+    kept = [entry for entry in chosen if not any(p in entry[0] for p in exclude or ())]
+    if chosen and not kept:
+        raise ValueError(
+            f"exclude must leave something to prune, but {list(exclude or ())} leaves none of "
+            f"{len(chosen)} tensors"
+        )
+    own_keys = {
+        id(module)
+        for root in model.modules()
+        if hasattr(root, "save_pretrained")
+        for module in root.modules()
+    }
+    return kept, own_keys
+
+
+def _all_tensors(model: nn.Module) -> Iterable[_Candidate]:
+    """Every parameter of the model under the name that it has without pruning."""
+    for prefix, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            tensor_name = key.removesuffix("_orig")
+            if tensor_name == key or not is_pruned(module, tensor_name):
+                tensor_name = key
+            yield f"{prefix}.{tensor_name}" if prefix else tensor_name, module, tensor_name
+
+
+def _from_pairs(pairs: Pairs) -> list[_Candidate]:
+    try:
+        listed = [(module, name) for module, name in pairs]
+    except (TypeError, ValueError):
+        listed = []
+    if not listed or not all(
+        isinstance(module, nn.Module) and isinstance(name, str) for module, name in listed
+    ):
+        raise TypeError(
+            "model must be an nn.Module or an iterable of (module, tensor_name) pairs, got "
+            f"{type(pairs).__name__}"
+        )
+    return [(f"{i}.{name}", module, name) for i, (module, name) in enumerate(listed)]
+
+
+def _merge_shared(candidates: list[_Candidate], own_keys: set[int]) -> list[Target]:
+    """One target per tensor; the sites of a shared one are listed under its first name."""
+    merged: dict[int, tuple[str, list[tuple[nn.Module, str]]]] = {}
+    for name, module, tensor_name in candidates:
+        parameter = module._parameters[tensor_name]
+        _, sites = merged.setdefault(id(parameter), (name, []))
+        if (module, tensor_name) not in sites:
+            sites.append((module, tensor_name))
+    return [
+        Target(name, tuple(sites), own_keys=id(sites[0][0]) in own_keys)
+        for name, sites in merged.values()
+    ]
+
+
+# --- the default selection ----------------------------------------------------------------------
+
+_WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def default_tensors(model: nn.Module) -> Iterable[tuple[str, nn.Module, str]]:
+    """(name, module, tensor name) of what is pruned by default, whether or not it can be."""
+    return _default_selection(model, list(_all_tensors(model)))
+
+
+def _default_selection(model: nn.Module, everything: list[_Candidate]) -> Iterable[_Candidate]:
+    embeddings = _embedding_weights(model)
+    body = _body_of(model)
+    for name, module, tensor_name in everything:
+        if body is not None and (id(module) not in body or "pooler" in name):
+            continue
+        parameter = _current(module, tensor_name)
+        if _is_default(module, tensor_name, parameter) and id(parameter) not in embeddings:
+            yield name, module, tensor_name
+
+
+def _current(module: nn.Module, tensor_name: str) -> Tensor:
+    parameter = module._parameters.get(tensor_name)
+    return module._parameters[f"{tensor_name}_orig"] if parameter is None else parameter  # type: ignore[return-value]
+
+
+def _is_default(module: nn.Module, tensor_name: str, parameter: Tensor) -> bool:
+    if isinstance(module, nn.MultiheadAttention):
+        return tensor_name in _ATTENTION_WEIGHTS
+    if isinstance(module, _WEIGHT_LAYERS) or _is_named(module, "transformers", "Conv1D"):
+        return tensor_name == "weight"
+    return _is_named(module, "", "Experts") and parameter.ndim == 3
+
+
+def _is_named(module: nn.Module, package: str, suffix: str) -> bool:
+    """Whether a class of ``package`` whose name ends so is among the module's classes."""
+    return any(
+        cls.__module__.split(".")[0] == package if package else True
+        for cls in type(module).__mro__
+        if cls.__name__.endswith(suffix)
+    )
+
+
+def _embedding_weights(model: nn.Module) -> set[int]:
+    return {
+        id(_current(module, "weight"))
+        for module in model.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+    }
+
+
+def _body_of(model: nn.Module) -> set[int] | None:
+    """The modules of a transformers model without its task head; None for any other model."""
+    if not (hasattr(model, "save_pretrained") and hasattr(model, "base_model")):
+        return None
+    body = {id(module) for module in model.base_model.modules()}  # type: ignore[union-attr,operator]
+    get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = get_head()
+    if isinstance(head, nn.Module):
+        body -= {id(module) for module in head.modules()}
+    return body
+
+
+def _refuse_wrapped_models(model: nn.Module) -> None:
+    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "model must not carry adapters, got one with a PEFT config, whose base weights are "
+            "frozen: merge them first (merge_and_unload), or name what to prune with include=[...]"
+        )
+    if getattr(model, "is_quantized", False):
+        raise ValueError(
+            "model must not be quantised, got is_quantized=True: prune the full-precision model "
+            "and quantise the result, or name what to prune with include=[...]"
+        )
