@@ -178,7 +178,7 @@ def attach(
     if mask is None:
         mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
     module.register_buffer(form.mask, mask)
-    module.__class__ = _pruned_class(base, (*forms, form))
+    module.__class__ = _pruned_class(base, (*forms, form))  # type: ignore[arg-type]
     module.register_forward_pre_hook(method)
     return method
 
