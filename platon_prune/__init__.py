@@ -6,5 +6,6 @@ from platon_prune.api import global_unstructured as global_unstructured
 from platon_prune.api import remove as remove
 from platon_prune.method import PlatonUnstructured as PlatonUnstructured
 from platon_prune.scheduler import PlatonScheduler as PlatonScheduler
+from platon_prune.scheduler import PruningWarning as PruningWarning
 from platon_prune.summary import summary as summary
 from platon_prune.version import __version__ as __version__

@@ -23,6 +23,10 @@ from platon_prune.tracked import TrackedTensor
 STATE_VERSION = 1
 
 
+class PruningWarning(UserWarning):
+    """Something that pruning can live with but its user should know."""
+
+
 class PlatonScheduler:
     r"""Scores the weights of a model at every step and chooses the masks by its schedule.
 
@@ -174,12 +178,14 @@ class PlatonScheduler:
             warnings.warn(
                 f"{name} had no gradient for a whole window, which counts as no importance: if "
                 "the model does not use it, exclude it from pruning",
+                PruningWarning,
                 stacklevel=4,
             )
         if no_choice:
             warnings.warn(
                 f"no mask is chosen at step {self.last_step}: every step so far was skipped or "
                 "had gradients that were not finite, so there are no scores",
+                PruningWarning,
                 stacklevel=4,
             )
 

@@ -1,0 +1,304 @@
+"""Bad input is a clear error that names the value and the remedy and leaves the model untouched."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import platon_prune
+
+GOOD = dict(amount=0.5, total_steps=100)
+
+
+def _model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def _fingerprint(model):
+    return (
+        [(type(m), list(m._forward_pre_hooks), list(m._parameters), list(m._buffers))
+         for m in model.modules()],
+        [id(parameter) for parameter in model.parameters()],
+    )  # fmt: skip
+
+
+def _refused(model, error, message, **settings):
+    """Assert the error, and that the model is as it was."""
+    before = _fingerprint(model)
+    values = [None if p.is_meta else p.detach().clone() for p in model.parameters()]
+    with pytest.raises(error, match=message):
+        platon_prune.global_unstructured(model, **GOOD | settings)
+    assert _fingerprint(model) == before
+    for parameter, value in zip(model.parameters(), values, strict=True):
+        assert value is None or torch.equal(parameter, value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (dict(amount=1.0), ValueError, r"amount must be in \[0, 1\), got 1.0"),
+        (dict(amount=-0.1), ValueError, r"amount must be in \[0, 1\), got -0.1"),
+        (dict(amount=float("nan")), ValueError, "amount must be .* got nan"),
+        (dict(amount=41), ValueError, "at most the 40 selected weights.* got 41"),
+        (dict(amount=-1), ValueError, "amount must be at most .* got -1"),
+        (dict(amount="0.9"), TypeError, "amount must be .* got '0.9'"),
+        (dict(amount=True), TypeError, "amount must be .* got True"),
+        (dict(initial_amount=0.6), ValueError, "initial_amount must not exceed amount"),
+        (dict(initial_amount=-0.5), ValueError, "initial_amount must be in .* got -0.5"),
+        (dict(warmup_steps=60, cooldown_steps=40), ValueError, r"60 \+ 40 >= 100: shorten"),
+        (dict(window=0), ValueError, "window must be at least 1, got 0"),
+        (dict(window=2.5), TypeError, "window must be a whole number .* got 2.5"),
+        (dict(total_steps=1000.0), TypeError, "total_steps must be a whole number"),
+        (dict(beta1=1.0), ValueError, r"beta1 must be in \[0, 1\), got 1.0"),
+        (dict(beta2=-0.1), ValueError, r"beta2 must be in \[0, 1\), got -0.1"),
+        (dict(beta2=float("nan")), ValueError, "beta2 must be .* got nan"),
+        (dict(criterion="taylor"), ValueError, "criterion must be one of platon.*'taylor'"),
+        (dict(masking="soft"), ValueError, "masking must be .* got 'soft'"),
+        (dict(include=["encoder"]), ValueError, "include must match .*'encoder' matches none.*0.w"),
+        (dict(exclude="bert"), ValueError, "exclude must match .*'bert' matches none"),
+        (dict(exclude=["weight"]), ValueError, "exclude must leave something.* none of 2"),
+        (dict(window=101), ValueError, "choice at step 100 with window=101: use a shorter window"),
+        (dict(window=60, cooldown_steps=50), ValueError, "choice at step 50 with window=60"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, error, message):
+    _refused(_model(), error, message, **settings)
+
+
+def test_a_lone_string_is_one_pattern():
+    model = _model()
+    scheduler = platon_prune.global_unstructured(model, include="2.", **GOOD)
+    assert set(scheduler.masks()) == {"2.weight", "2.bias"}
+
+
+def test_criteria_without_windows_may_choose_before_one_ends():
+    scheduler = platon_prune.global_unstructured(
+        _model(), amount=0.5, total_steps=5, window=10, criterion="magnitude"
+    )
+    for _ in range(5):
+        scheduler.step()
+    assert scheduler.sparsity() == 0.5
+
+
+def test_a_frozen_parameter_is_refused_by_name():
+    model = _model()
+    model[2].weight.requires_grad_(False)
+    _refused(model, ValueError, "2.weight must require gradients.* exclude")
+
+
+def test_an_integer_parameter_is_refused():
+    model = _model()
+    model[0].weight = nn.Parameter(torch.ones(5, 6, dtype=torch.int8), requires_grad=False)
+    _refused(model, ValueError, "0.weight must be floating point, got torch.int8")
+
+
+def test_pruning_twice_is_refused():
+    model = _model()
+    platon_prune.global_unstructured(model, **GOOD)
+    _refused(model, ValueError, "0.weight must not be pruned already.*remove")
+
+
+def test_pruning_over_a_torch_method_is_refused():
+    model = _model()
+    prune.l1_unstructured(model[2], "weight", 0.3)
+    _refused(model, ValueError, "2.weight must not be pruned already")
+
+
+def test_a_parametrized_tensor_is_refused():
+    model = _model()
+    nn.utils.parametrizations.orthogonal(model[0], "weight")
+    pairs = [(model[0], "weight")]
+    with pytest.raises(ValueError, match="ordinary parameter.*remove_parametrizations"):
+        platon_prune.global_unstructured(pairs, **GOOD)
+
+
+def test_a_lazily_initialised_module_is_refused():
+    model = nn.Sequential(nn.LazyLinear(5))
+    with pytest.raises(ValueError, match="0.weight must have a shape.*run one batch"):
+        platon_prune.global_unstructured(model, **GOOD)
+
+
+def _linear_without_inputs():
+    layer = nn.Linear(1, 3, bias=False)
+    layer.weight = nn.Parameter(torch.empty(3, 0))
+    return layer
+
+
+def test_a_zero_size_tensor_is_refused():
+    _refused(
+        nn.Sequential(nn.Linear(3, 3), _linear_without_inputs()),
+        ValueError,
+        r"1.weight must have entries, got shape \(3, 0\)",
+    )
+
+
+def test_a_model_on_the_meta_device_is_refused():
+    with torch.device("meta"):
+        model = _model()
+    _refused(model, ValueError, "0.weight must have values.*materialise")
+
+
+def test_a_model_without_weights_is_refused():
+    _refused(nn.Sequential(nn.ReLU(), nn.LayerNorm(4)), ValueError, "model must have weights")
+
+
+@pytest.mark.parametrize("subject", [None, 3, "model", [1, 2], [(nn.ReLU(), 3)], []])
+def test_something_that_is_no_model_is_refused(subject):
+    with pytest.raises(TypeError, match="model must be an nn.Module or an iterable"):
+        platon_prune.global_unstructured(subject, **GOOD)
+
+
+def test_a_pair_that_names_no_parameter_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="no parameter 'kernel'; it has: weight, bias"):
+        platon_prune.global_unstructured([(nn.Linear(2, 2), "kernel")], **GOOD)
+
+
+def test_patterns_with_pairs_are_refused():
+    model = _model()
+    with pytest.raises(ValueError, match="include and exclude are patterns"):
+        platon_prune.global_unstructured([(model[0], "weight")], include=["0"], **GOOD)
+
+
+def test_adapters_are_refused_with_what_to_do():
+    model = _model()
+    model.peft_config = {"default": None}
+    _refused(model, ValueError, "must not carry adapters.*merge_and_unload")
+
+
+def test_quantised_models_are_refused_with_what_to_do():
+    model = _model()
+    model.is_quantized = True
+    _refused(model, ValueError, "must not be quantised")
+
+
+# --- steps --------------------------------------------------------------------------------------
+
+
+def _pruned(**settings):
+    model = _model()
+    return model, platon_prune.global_unstructured(
+        model, **dict(amount=0.5, total_steps=20, window=5) | settings
+    )
+
+
+def _set_gradients(model, make=torch.randn_like):
+    for parameter in model.parameters():
+        parameter.grad = make(parameter)
+
+
+def test_a_step_without_any_gradient_is_an_error_and_changes_nothing():
+    model, scheduler = _pruned()
+    _set_gradients(model)
+    scheduler.step()
+    model.zero_grad()
+    before = copy.deepcopy(scheduler.state_dict())
+    with pytest.raises(RuntimeError, match=r"0.weight.*no gradient: call scheduler.step\(\) after"):
+        scheduler.step()
+    after = scheduler.state_dict()
+    assert after["last_step"] == before["last_step"] == 1
+    assert torch.equal(
+        after["tensors"]["0.weight"]["window"], before["tensors"]["0.weight"]["window"]
+    )
+
+
+def test_one_missing_gradient_is_a_zero_sample_and_a_warning_after_a_whole_window():
+    model, scheduler = _pruned()
+    message = re.escape("2.weight had no gradient for a whole window")
+    for step in range(1, 6):
+        _set_gradients(model)
+        model[2].weight_orig.grad = None
+        if step < 5:
+            scheduler.step()
+        else:
+            with pytest.warns(platon_prune.PruningWarning, match=message + ".*exclude"):
+                scheduler.step()
+    assert not scheduler.score("2.weight").any()
+    assert scheduler.score("0.weight").all()
+    for _ in range(5):  # named once only: a warning would be an error here
+        _set_gradients(model)
+        model[2].weight_orig.grad = None
+        scheduler.step()
+
+
+def test_a_gradient_that_is_missing_only_sometimes_is_a_zero_sample():
+    model, scheduler = _pruned(warmup_steps=6)
+    for step in range(1, 6):
+        _set_gradients(model, torch.ones_like)
+        if step != 2:
+            model[2].weight_orig.grad = None
+        scheduler.step()
+    # One sample |w * 1| among the window's 5 (the phantom zero and steps 1 to 4): mean |w| / 5.
+    expected = 0.15 * model[2].weight_orig.abs() / 5
+    sensitivity = scheduler.state_dict()["tensors"]["2.weight"]["sensitivity"]
+    torch.testing.assert_close(sensitivity, expected.detach())
+
+
+def test_a_step_after_finalizing_is_an_error():
+    model, scheduler = _pruned()
+    prune.remove(model[2], "weight")
+    _set_gradients(model)
+    with pytest.raises(RuntimeError, match="2.weight must carry its mask, but it was finalized"):
+        scheduler.step()
+    assert scheduler.last_step == 0
+
+
+def test_removing_twice_is_an_error():
+    model, scheduler = _pruned()
+    scheduler.remove()
+    with pytest.raises(RuntimeError, match="finalized"):
+        scheduler.remove()
+    with pytest.raises(ValueError, match="model must carry masks of platon_prune"):
+        platon_prune.remove(model)
+    with pytest.raises(ValueError, match="model must carry masks of platon_prune"):
+        platon_prune.apply_masks(model)
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
+    _, scheduler = _pruned()
+    with pytest.raises(KeyError, match="'0.weight_orig'; there are: 0.weight, 2.weight"):
+        scheduler.score("0.weight_orig")
+
+
+# --- states -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.update(version=99), "version 1, got version 99"),
+        (lambda state: state.pop("version"), "version 1, got version None"),
+        (lambda state: state["settings"].update(total_steps=7), "total_steps is 20 here and 7"),
+        (lambda state: state["settings"].update(criterion="movement"), "criterion is 'platon'"),
+        (lambda state: state["settings"].update(beta2=0.5), "beta2 is 0.95 here and 0.5"),
+        (lambda state: state["tensors"].pop("2.weight"), "same model: 2.weight .* absent in the"),
+        (
+            lambda state: state["tensors"]["0.weight"].update(shape=[6, 5]),
+            r"0.weight has shape \(5, 6\) here and \(6, 5\)",
+        ),
+    ],
+)
+def test_a_state_of_something_else_is_refused_and_changes_nothing(change, message):
+    model, scheduler = _pruned()
+    _set_gradients(model)
+    scheduler.step()
+    state = copy.deepcopy(scheduler.state_dict())
+    state["last_step"] = 13
+    change(state)
+    before = copy.deepcopy(scheduler.state_dict())
+    with pytest.raises(ValueError, match=message):
+        scheduler.load_state_dict(state)
+    assert scheduler.last_step == 1
+    after = scheduler.state_dict()["tensors"]["0.weight"]
+    assert torch.equal(after["window"], before["tensors"]["0.weight"]["window"])
+
+
+def test_a_state_of_another_number_of_steps_or_masking_is_refused():
+    _, scheduler = _pruned()
+    for other in (dict(total_steps=21), dict(masking="window"), dict(amount=0.4)):
+        _, another = _pruned(**other)
+        with pytest.raises(ValueError, match=next(iter(other))):
+            scheduler.load_state_dict(another.state_dict())

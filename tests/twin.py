@@ -1,0 +1,81 @@
+"""PLATON and its rivals written down plainly from the formulas, in float64, to test against."""
+
+import torch
+
+
+class PlainTwin:
+    """Same rules as `PlatonScheduler`, one expression per formula; no ties are broken."""
+
+    def __init__(
+        self, parameters, *, amount, total_steps, warmup_steps, cooldown_steps, initial_amount=0.0,
+        beta1=0.85, beta2=0.95, window=10, criterion="platon", masking="step",
+    ):  # fmt: skip
+        self.parameters = parameters
+        self.amount, self.initial_amount = amount, initial_amount
+        self.total, self.warmup, self.cooldown = total_steps, warmup_steps, cooldown_steps
+        self.beta1, self.beta2, self.window = beta1, beta2, window
+        self.criterion, self.masking = criterion, masking
+        self.step_number = 0
+        zeros = {n: torch.zeros(p.shape, dtype=torch.float64) for n, p in parameters.items()}
+        self.samples = {n: [zero] for n, zero in zeros.items()}  # the phantom zero
+        self.mean_sensitivity = dict(zeros)
+        self.mean_uncertainty = dict(zeros)
+        self.movement = dict(zeros)
+        self.masks = {n: torch.ones(p.shape, dtype=torch.bool) for n, p in parameters.items()}
+
+    @torch.no_grad()
+    def step(self):
+        self.step_number += 1
+        t = self.step_number
+        if t % self.window == 0:
+            for name in self.parameters:
+                self._end_window(name)
+        for name, parameter in self.parameters.items():
+            product = parameter.double() * parameter.grad.double()
+            self.samples[name].append(-product if self.criterion == "movement" else product.abs())
+        ramp_end = self.total - self.cooldown
+        chooses = t > self.warmup and (t % self.window == 0 or t in (ramp_end, self.total))
+        if chooses:
+            self._choose(t, ramp_end)
+        if self.masking == "step" or chooses or t > ramp_end:
+            for name, parameter in self.parameters.items():
+                parameter[~self.masks[name]] = 0
+
+    def _end_window(self, name):
+        mean = torch.stack(self.samples[name]).mean(0)
+        self.samples[name] = []
+        sensitivity = self.beta1 * self.mean_sensitivity[name] + (1 - self.beta1) * mean
+        deviation = (mean - sensitivity).abs()
+        self.mean_sensitivity[name] = sensitivity
+        self.mean_uncertainty[name] = (
+            self.beta2 * self.mean_uncertainty[name] + (1 - self.beta2) * deviation
+        )
+        self.movement[name] = self.movement[name] + mean
+
+    def scores(self, name):
+        return {
+            "platon": lambda: self.mean_sensitivity[name] * self.mean_uncertainty[name],
+            "sensitivity": lambda: self.mean_sensitivity[name],
+            "movement": lambda: self.movement[name],
+            "magnitude": lambda: self.parameters[name].detach().double().abs(),
+        }[self.criterion]()
+
+    def target(self, t):
+        ramp_end = self.total - self.cooldown
+        if t >= ramp_end:
+            return self.amount
+        left = 1 - (t - self.warmup) / (ramp_end - self.warmup)
+        density = (1 - self.amount) + (self.amount - self.initial_amount) * left**3
+        return 1 - density
+
+    def _choose(self, t, ramp_end):
+        scores = {name: self.scores(name) for name in self.parameters}
+        everything = torch.cat([score.flatten() for score in scores.values()])
+        count = round(self.target(t) * everything.numel())
+        assert count == 0 or everything.sort().values[: count + 1].diff()[-1] > 0, "a tie"
+        kept = torch.ones(everything.numel(), dtype=torch.bool)
+        kept[everything.argsort()[:count]] = False
+        for name, part in zip(
+            scores, kept.split([score.numel() for score in scores.values()]), strict=True
+        ):
+            self.masks[name] = part.view(scores[name].shape)
