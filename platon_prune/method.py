@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -136,8 +136,8 @@ class PlatonUnstructured(prune.BasePruningMethod):
         name = self._tensor_name
         form = _form_of(module, name)
         apply_mask_(module, name, Scratch())
-        forms = tuple(other for other in type(module)._platon_forms if other is not form)  # type: ignore[attr-defined]
-        module.__class__ = _pruned_class(type(module)._platon_base, forms)  # type: ignore
+        forms = tuple(other for other in _forms_of(module) if other is not form)
+        module.__class__ = _class_with(type(module), forms)
         _rename(module._parameters, form.orig, name)
         del module._buffers[form.mask]
         module._non_persistent_buffers_set.discard(form.mask)
@@ -172,13 +172,15 @@ def attach(
     method = PlatonUnstructured(amount)
     method._tensor_name = name
     form = _Form(name, masking, own_keys)
-    forms: tuple[_Form, ...] = getattr(type(module), "_platon_forms", ())
-    base = getattr(type(module), "_platon_base", type(module))
-    _rename(module._parameters, name, form.orig)
+    pruned_class = _class_with(type(module), (*_forms_of(module), form))
     if mask is None:
         mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+    _rename(module._parameters, name, form.orig)
     module.register_buffer(form.mask, mask)
-    module.__class__ = _pruned_class(base, (*forms, form))  # type: ignore[arg-type]
+    module.__class__ = pruned_class
+    if isinstance(module, nn.RNNBase):
+        # A property from here on; the list would keep parameters alive that have been replaced.
+        module.__dict__.pop("_flat_weights", None)
     module.register_forward_pre_hook(method)
     return method
 
@@ -205,27 +207,46 @@ def apply_mask_(module: nn.Module, name: str, scratch: Scratch) -> None:
 def pruned_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """(full name, module, tensor name) of every tensor with a mask of ours, shared ones again."""
     for prefix, module in model.named_modules():
-        for form in getattr(type(module), "_platon_forms", ()):
+        for form in _forms_of(module):
             yield f"{prefix}.{form.name}" if prefix else form.name, module, form.name
 
 
 def has_mask(module: nn.Module, name: str) -> bool:
     """Whether ``module.name`` carries a mask of ours."""
-    return any(form.name == name for form in getattr(type(module), "_platon_forms", ()))
+    return any(form.name == name for form in _forms_of(module))
 
 
 # --- the subclass -------------------------------------------------------------------------------
 
 
 class _PrunedModule(nn.Module):
-    """What pruned modules of every class share: how they are copied, saved and loaded."""
+    """What pruned modules of every class share: how they are copied, moved, saved and loaded."""
 
     _platon_base: type[nn.Module]
     _platon_forms: tuple[_Form, ...]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # Not passed on: a class that registers its subclasses, or wants arguments for each, must
+        # not take ours for one of them.
+        pass
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class can't be found by its name, which is its base's; it is made again instead.
         return _new_instance, (self._platon_base, self._platon_forms), self.__getstate__()  # type: ignore[no-untyped-call]
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        for form in self._platon_forms:
+            if form.name == name:
+                _refuse_assignment(self, form)
+        super().register_parameter(name, param)
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        for form in self._platon_forms:
+            # type(dtype) and to(memory_format=...) change buffers too.
+            mask = mask_of(self, form.name)
+            self._buffers[form.mask] = mask.to(torch.bool).contiguous()
+        return self
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -258,16 +279,39 @@ def _to_torch_form(state_dict: dict[str, Any], prefix: str, form: _Form) -> None
     weight = state_dict.get(prefix + form.orig)
     if weight is None:
         return
-    mask = state_dict.get(prefix + form.mask)
-    mask = weight.detach() != 0 if mask is None else mask != 0
-    state_dict[prefix + form.mask] = mask
+    mask = state_dict.get(prefix + form.mask, weight).detach()
+    if mask.dtype != torch.bool:
+        mask = mask != 0
+    state_dict[prefix + form.mask] = mask.contiguous()
     if form.masking == "step" and mask.shape == weight.shape:
-        state_dict[prefix + form.orig] = torch.where(mask, weight.detach(), 0)
+        zeroed = torch.where(mask, weight.detach(), 0)
+        # The same tensor where nothing changes: a copy would untie shared weights (assign=True).
+        if weight.is_meta or not _is_local(weight) or not torch.equal(zeroed, weight):
+            state_dict[prefix + form.orig] = zeroed
+
+
+def _is_local(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter)
 
 
 def _new_instance(base: type[nn.Module], forms: tuple[_Form, ...]) -> nn.Module:
     cls: type[nn.Module] = _pruned_class(base, forms)  # type: ignore[arg-type]
     return cls.__new__(cls)
+
+
+def _class_with(cls: Any, forms: tuple[_Form, ...]) -> Any:
+    """The class of a module with these tensors masked instead of those of ``cls``."""
+    if not hasattr(cls, "_platon_forms"):
+        return _pruned_class(cls, forms)
+    if "_platon_base" in cls.__dict__:
+        return _pruned_class(cls._platon_base, forms)
+    # Something has derived from our class since (a parametrization of another tensor).
+    bases = tuple(
+        _class_with(base, forms) if hasattr(base, "_platon_forms") else base
+        for base in cls.__bases__
+    )
+    body = {key: cls.__dict__[key] for key in cls.__dict__.keys() - {"__dict__", "__weakref__"}}
+    return type(cls)(cls.__name__, bases, body)
 
 
 @functools.cache
@@ -302,12 +346,16 @@ def _weight_property(form: _Form) -> property:
         return torch.where(getattr(module, form.mask), weight, 0)
 
     def set_(module: nn.Module, value: Any) -> None:
-        raise RuntimeError(
-            f"{form.name} of a pruned {type(module).__name__} can't be assigned: write to "
-            f'{form.orig}, or finalize with torch.nn.utils.prune.remove(module, "{form.name}")'
-        )
+        _refuse_assignment(module, form)
 
     return property(get, set_, doc=f"The pruned ``{form.name}``.")
+
+
+def _refuse_assignment(module: nn.Module, form: _Form) -> NoReturn:
+    raise RuntimeError(
+        f"{form.name} of a pruned {type(module).__name__} can't be assigned: write to "
+        f'{form.orig}, or finalize with torch.nn.utils.prune.remove(module, "{form.name}")'
+    )
 
 
 def _refuse_foreign_method(module: nn.Module, form: _Form) -> None:
@@ -328,9 +376,13 @@ def _refuse_foreign_method(module: nn.Module, form: _Form) -> None:
     )
 
 
-def _form_of(module: nn.Module, name: str) -> _Form:
+def _forms_of(module: nn.Module) -> tuple[_Form, ...]:
     forms: tuple[_Form, ...] = getattr(type(module), "_platon_forms", ())
-    return next(form for form in forms if form.name == name)
+    return forms
+
+
+def _form_of(module: nn.Module, name: str) -> _Form:
+    return next(form for form in _forms_of(module) if form.name == name)
 
 
 def _rename(parameters: dict[str, Any], old: str, new: str) -> None:

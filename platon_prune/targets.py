@@ -93,6 +93,13 @@ def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
             f"{name} must be a parameter, but {type(module).__name__} has no parameter "
             f"{tensor_name!r}; it has: {own or 'none'}"
         )
+    taken = [key for key in (f"{tensor_name}_orig", f"{tensor_name}_mask") if hasattr(module, key)]
+    if taken:
+        raise ValueError(
+            f"{name} must leave the names {tensor_name}_orig and {tensor_name}_mask free, but "
+            f"{type(module).__name__} has {' and '.join(taken)}: rename that, or leave the tensor "
+            "out with exclude=[...]"
+        )
     if isinstance(parameter, UninitializedParameter):
         raise ValueError(
             f"{name} must have a shape, got a lazily initialised parameter: run one batch "
@@ -169,7 +176,7 @@ def _from_model(
     own_keys = {
         id(module)
         for root in model.modules()
-        if hasattr(root, "save_pretrained")
+        if hasattr(root, "save_pretrained") or _is_named(root, "transformers", "")
         for module in root.modules()
     }
     return kept, own_keys
@@ -229,9 +236,9 @@ def default_tensors(model: nn.Module) -> Iterable[tuple[str, nn.Module, str]]:
 
 def _default_selection(model: nn.Module, everything: list[_Candidate]) -> Iterable[_Candidate]:
     embeddings = _embedding_weights(model)
-    body = _body_of(model)
+    outside = _heads_and_poolers(model)
     for name, module, tensor_name in everything:
-        if body is not None and (id(module) not in body or "pooler" in name):
+        if id(module) in outside:
             continue
         parameter = _current(module, tensor_name)
         if _is_default(module, tensor_name, parameter) and id(parameter) not in embeddings:
@@ -262,31 +269,44 @@ def _is_named(module: nn.Module, package: str, suffix: str) -> bool:
 
 def _embedding_weights(model: nn.Module) -> set[int]:
     return {
-        id(_current(module, "weight"))
+        id(parameter)
         for module in model.modules()
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        for parameter in module._parameters.values()
     }
 
 
-def _body_of(model: nn.Module) -> set[int] | None:
-    """The modules of a transformers model without its task head; None for any other model."""
-    if not (hasattr(model, "save_pretrained") and hasattr(model, "base_model")):
-        return None
-    body = {id(module) for module in model.base_model.modules()}  # type: ignore[union-attr,operator]
-    get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
-    head = get_head()
-    if isinstance(head, nn.Module):
-        body -= {id(module) for module in head.modules()}
-    return body
+def _heads_and_poolers(model: nn.Module) -> set[int]:
+    """What the transformers models in ``model`` (itself, or wrapped) have around their body."""
+    outside: set[int] = set()
+    for root in model.modules():
+        if not (hasattr(root, "save_pretrained") and hasattr(root, "base_model")):
+            continue
+        body = {id(module) for module in root.base_model.modules()}  # type: ignore[union-attr,operator]
+        get_head: Any = getattr(root, "get_output_embeddings", lambda: None)
+        head = get_head()
+        if isinstance(head, nn.Module):
+            body -= {id(module) for module in head.modules()}
+        outside |= {
+            id(module)
+            for name, module in root.named_modules()
+            if id(module) not in body or "pooler" in name
+        }
+    return outside
 
 
 def _refuse_wrapped_models(model: nn.Module) -> None:
+    for part in model.modules():
+        _refuse_adapters_and_quantised(part)
+
+
+def _refuse_adapters_and_quantised(model: nn.Module) -> None:
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
             "model must not carry adapters, got one with a PEFT config, whose base weights are "
             "frozen: merge them first (merge_and_unload), or name what to prune with include=[...]"
         )
-    if getattr(model, "is_quantized", False):
+    if hasattr(model, "save_pretrained") and getattr(model, "is_quantized", False):
         raise ValueError(
             "model must not be quantised, got is_quantized=True: prune the full-precision model "
             "and quantise the result, or name what to prune with include=[...]"
