@@ -189,7 +189,7 @@ def test_autocast_with_a_grad_scaler_that_skips_steps():
         skipped += was_skipped
         scheduler.step(skipped=was_skipped)
         optimizer.zero_grad()
-    assert 0 < skipped < 5
+    assert 0 < skipped < 10
     assert scheduler.skipped_steps == skipped
     assert scheduler.last_step == 30
     assert sum(int((~mask).sum()) for mask in scheduler.masks().values()) == round(0.75 * 208)

@@ -1,0 +1,1 @@
+"""Training programs: fine-tune and prune by the task's usual settings."""
