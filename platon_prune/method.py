@@ -141,8 +141,8 @@ class PlatonUnstructured(prune.BasePruningMethod):
         _rename(module._parameters, form.orig, name)
         del module._buffers[form.mask]
         module._non_persistent_buffers_set.discard(form.mask)
-        if isinstance(module, nn.RNNBase) and not forms:
-            module._flat_weights = [getattr(module, key) for key in module._flat_weights_names]
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
 
 
 def attach(
@@ -179,7 +179,7 @@ def attach(
     module.register_buffer(form.mask, mask)
     module.__class__ = pruned_class
     if isinstance(module, nn.RNNBase):
-        # A property from here on; the list would keep parameters alive that have been replaced.
+        # A property from here on; the list would keep parameters alive that are replaced.
         module.__dict__.pop("_flat_weights", None)
     module.register_forward_pre_hook(method)
     return method
@@ -246,6 +246,8 @@ class _PrunedModule(nn.Module):
             # type(dtype) and to(memory_format=...) change buffers too.
             mask = mask_of(self, form.name)
             self._buffers[form.mask] = mask.to(torch.bool).contiguous()
+        if isinstance(self, nn.RNNBase):
+            self.flatten_parameters()
         return self
 
     def _save_to_state_dict(
@@ -321,11 +323,7 @@ def _pruned_class(base: type, forms: tuple[_Form, ...]) -> Any:
         return base
     body: dict[str, Any] = {form.name: _weight_property(form) for form in forms}
     if issubclass(base, nn.RNNBase):
-        # Its forward reads this list of parameters, which otherwise goes stale.
-        body["_flat_weights"] = property(
-            lambda self: [getattr(self, name) for name in self._flat_weights_names],
-            lambda self, value: None,
-        )
+        body |= _RECURRENT
     body |= {
         "_platon_base": base,
         "_platon_forms": forms,
@@ -334,6 +332,21 @@ def _pruned_class(base: type, forms: tuple[_Form, ...]) -> Any:
         "__doc__": base.__doc__,
     }
     return type(base)(base.__name__, (_PrunedModule, base), body)
+
+
+# The forward of a recurrent module reads a list of its parameters that it keeps beside them. While
+# pruned it is made at each reading, for the list would go stale, and never in between: half-way
+# through a move or a load the masks and the weights do not fit each other.
+_RECURRENT: dict[str, Any] = {
+    "_flat_weights": property(
+        lambda self: [getattr(self, name) for name in self._flat_weights_names],
+        lambda self, value: None,
+    ),
+    "_init_flat_weights": lambda self: setattr(
+        self, "_flat_weight_refs", [None] * len(self._flat_weights_names)
+    ),
+    "__setattr__": nn.Module.__setattr__,
+}
 
 
 def _weight_property(form: _Form) -> property:

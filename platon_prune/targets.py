@@ -176,10 +176,16 @@ def _from_model(
     own_keys = {
         id(module)
         for root in model.modules()
-        if hasattr(root, "save_pretrained") or _is_named(root, "transformers", "")
+        if _is_saved_by_transformers(root)
         for module in root.modules()
     }
     return kept, own_keys
+
+
+def _is_saved_by_transformers(module: nn.Module) -> bool:
+    """Whether it is a model with ``save_pretrained``, or a part of one, such as its encoder."""
+    is_part = _is_named(module, "transformers", "") and any(True for _ in module.children())
+    return hasattr(module, "save_pretrained") or is_part
 
 
 def _all_tensors(model: nn.Module) -> Iterable[_Candidate]:
