@@ -89,12 +89,8 @@ def global_unstructured(
         initial_amount=_fraction("initial_amount", initial_amount, num_weights),
         window=window,
     )
-    if chosen.windowed and schedule.first_choosing_step < schedule.window:
-        raise ValueError(
-            "the first window must end before the first mask is chosen, got a choice at step "
-            f"{schedule.first_choosing_step} with window={schedule.window}: use a shorter window "
-            "or fewer cooldown_steps, or train longer"
-        )
+    if chosen.windowed:
+        schedule.require_scores()
     return PlatonScheduler(targets, schedule, chosen, masking)
 
 

@@ -98,3 +98,12 @@ class CubicSchedule:
         """The first step at which a mask is chosen."""
         after_warmup = (self.warmup_steps // self.window + 1) * self.window
         return min(after_warmup, self.ramp_end)
+
+    def require_scores(self) -> None:
+        """Raise a ValueError if a mask would be chosen before a window of scores has ended."""
+        if self.first_choosing_step < self.window:
+            raise ValueError(
+                "the first window must end before the first mask is chosen, got a choice at step "
+                f"{self.first_choosing_step} with window={self.window}: use a shorter window or "
+                "fewer cooldown_steps, or train longer"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
@@ -188,6 +189,35 @@ class PlatonScheduler:
                 PruningWarning,
                 stacklevel=4,
             )
+
+    def reschedule(
+        self, *, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
+    ) -> None:
+        """Set the lengths anew before the first step, for who learns them only when a run begins.
+
+        Args:
+            total_steps: Length of the run in optimizer steps.
+            warmup_steps: Steps before pruning starts.
+            cooldown_steps: Steps at the end with the final amount.
+
+        Raises:
+            ValueError: If the steps leave no room for the ramp or for a window before it.
+            RuntimeError: If a step has been taken.
+        """
+        if self.last_step:
+            raise RuntimeError(
+                f"the schedule must be set before the first step, got {self.last_step} steps: set "
+                "pruning up again for another run"
+            )
+        schedule = dataclasses.replace(
+            self.schedule,
+            total_steps=total_steps,
+            warmup_steps=warmup_steps,
+            cooldown_steps=cooldown_steps,
+        )
+        if self.criterion.windowed:
+            schedule.require_scores()
+        self.schedule = schedule
 
     def step_with(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Call :meth:`step` by itself after every step of ``optimizer``.

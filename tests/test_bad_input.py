@@ -302,3 +302,20 @@ def test_a_state_of_another_number_of_steps_or_masking_is_refused():
         _, another = _pruned(**other)
         with pytest.raises(ValueError, match=next(iter(other))):
             scheduler.load_state_dict(another.state_dict())
+
+
+def test_the_lengths_of_a_run_can_be_set_before_its_first_step_only():
+    model, scheduler = _pruned()
+    scheduler.reschedule(total_steps=12, warmup_steps=2, cooldown_steps=3)
+    assert scheduler.schedule.ramp_end == 9
+    with pytest.raises(ValueError, match="choice at step 4 with window=5"):
+        scheduler.reschedule(total_steps=12, cooldown_steps=8)
+    with pytest.raises(ValueError, match=r"8 \+ 4 >= 12"):
+        scheduler.reschedule(total_steps=12, warmup_steps=8, cooldown_steps=4)
+    assert scheduler.schedule.ramp_end == 9
+    for _ in range(12):
+        _set_gradients(model)
+        scheduler.step()
+    assert scheduler.sparsity() == 0.5
+    with pytest.raises(RuntimeError, match="before the first step, got 12 steps"):
+        scheduler.reschedule(total_steps=20)

@@ -1,0 +1,397 @@
+"""`PlatonCallback`: pruning for transformers' `Trainer`, checkpoints and resuming included."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
+
+import platon_prune
+from platon_prune import PlatonScheduler, PruningWarning
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "platon_scheduler.pt"
+# A run's length is known only when training begins; until then any length will do.
+_UNKNOWN_STEPS = 2**40
+
+
+class PlatonCallback(TrainerCallback, ExportableState):
+    """Prunes the trainer's model while it is fine-tuned, and finalizes it at the end.
+
+    ``Trainer(..., callbacks=[PlatonCallback(amount=0.9)])`` is all it takes. The masks are put on
+    when the trainer is made, before anything wraps the model or loads a checkpoint; the schedule
+    starts when training begins, with the trainer's number of steps. Every ``checkpoint-N`` can be
+    resumed bit by bit, and is an ordinary sparse model for ``from_pretrained``.
+    ``PlatonCallback(...).install(trainer)`` does the same and also reaches what a callback alone
+    can't: reporters such as TensorBoard, the progress bar, the model card.
+
+    Args:
+        amount: Fraction pruned in the end, in [0, 1), or a count of weights.
+        warmup_steps: Steps before pruning starts: a count, or a fraction of the run in [0, 1).
+        cooldown_steps: Steps at the end with the final amount: a count, or a fraction of the run.
+        finalize: Whether masks are removed when training ends (their zeros stay).
+        settings: ``initial_amount``, ``beta1``, ``beta2``, ``window``, ``criterion``, ``masking``,
+            ``include`` and ``exclude``, as in :func:`platon_prune.global_unstructured`.
+
+    Attributes:
+        scheduler: The scheduler while pruning is set up; None after it is finalized.
+        history: A dict with ``step``, ``amount``, ``sparsity`` and ``threshold`` for each log.
+
+    Raises:
+        ValueError: If the trainer uses something that hides or changes gradients (DeepSpeed, FSDP,
+            layer-wise optimizers), or a setting is out of range; when the trainer is made.
+    """
+
+    def __init__(
+        self,
+        amount: float | int,
+        *,
+        warmup_steps: int | float = 0,
+        cooldown_steps: int | float = 0,
+        finalize: bool = True,
+        **settings: Any,
+    ) -> None:
+        self.amount = amount
+        self.warmup_steps = warmup_steps
+        self.cooldown_steps = cooldown_steps
+        self.finalize = finalize
+        self.settings = settings
+        self.scheduler: PlatonScheduler | None = None
+        self.history: list[dict[str, Any]] = []
+        self._model: nn.Module | None = None
+        self._trainer: Trainer | None = None
+        self._resume_from: str | None = None
+        self._running: tuple[TrainingArguments, TrainerState] | None = None
+        self._run_id = uuid.uuid4().hex
+
+    def install(self, trainer: Trainer) -> PlatonCallback:
+        """Join a trainer in front of its reporters, so that they log the pruning too.
+
+        Args:
+            trainer: A trainer that has been made, with this callback among its own or not.
+
+        Returns:
+            This callback.
+        """
+        handler = trainer.callback_handler
+        if self not in handler.callbacks:
+            handler.callbacks.append(self)
+            self.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+        handler.callbacks.remove(self)
+        handler.callbacks.insert(0, self)
+        self._trainer = trainer
+        self._follow(trainer)
+        return self
+
+    # --- the trainer's events ---------------------------------------------------------------
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the masks on the bare model."""
+        _refuse_unsupported(args)
+        self._set_up(kwargs["model"])
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the schedule, or go on with that of the checkpoint."""
+        model = _bare(kwargs["model"])
+        if self._model is not model or self.scheduler is None or self.scheduler.last_step:
+            # A second run, a retry with a smaller batch, or a model that the trainer made anew.
+            self._set_up(model)
+        assert self.scheduler is not None
+        self.history = []
+        self._running = args, state
+        self._start(state)
+        if state.global_step:
+            self._resume(args, state)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Update scores and masks: after the optimizer's step, before the gradients are zeroed."""
+        assert self.scheduler is not None
+        skipped = bool(getattr(kwargs.get("optimizer"), "step_was_skipped", False))
+        self.scheduler.step(skipped=skipped)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the target, the measured sparsity and the threshold to the training logs."""
+        if self.scheduler is None or logs is None or not logs.keys() & {"loss", "train_loss"}:
+            return
+        measured = self._measure()
+        self.history.append({"step": state.global_step, **measured})
+        named = {f"pruning_{name}": value for name, value in measured.items() if value is not None}
+        logs.update(named)
+        if state.log_history:
+            state.log_history[-1].update(named)
+        self._show(measured["sparsity"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Finalize, and write settings and measured sparsity into the model's config."""
+        assert self.scheduler is not None
+        self._running = None
+        measured = self._measure()
+        wanted = self.scheduler.schedule.amount
+        if measured["sparsity"] < wanted - 0.001:
+            warnings.warn(
+                f"the model is {measured['sparsity']:.1%} sparse, less than the {wanted:.1%} asked "
+                "for: training ended, or the best model was saved, before the schedule did",
+                PruningWarning,
+                stacklevel=2,
+            )
+        config = getattr(self._model, "config", None)
+        if config is not None:
+            config.platon_prune = self.description()
+        if self.finalize:
+            self.scheduler.remove()
+            self.scheduler = self._model = None
+
+    def state(self) -> dict[str, Any]:
+        """Write the scheduler beside a checkpoint; the trainer asks for this as it saves one.
+
+        It asks after the weights are written and before older checkpoints are rotated away, so
+        there is always a complete one to resume from.
+        """
+        folder = self._checkpoint_folder()
+        if folder is not None:
+            assert self.scheduler is not None
+            _save_atomically(
+                {"run": self._run_id, "scheduler": self.scheduler.state_dict()}, folder / STATE_FILE
+            )
+        settings = {name: value for name, value in self.settings.items() if name != "criterion"}
+        if isinstance(self.settings.get("criterion"), str):
+            settings["criterion"] = self.settings["criterion"]
+        return {
+            "args": {
+                "amount": self.amount,
+                "warmup_steps": self.warmup_steps,
+                "cooldown_steps": self.cooldown_steps,
+                "finalize": self.finalize,
+                **settings,
+            },
+            "attributes": {"checkpoint": {"run": self._run_id, "folder": str(folder or "")}},
+        }
+
+    def description(self) -> dict[str, Any]:
+        """Settings and measured sparsity, as they go into ``config.json`` and the model card."""
+        assert self.scheduler is not None
+        return {
+            "method": "PLATON",
+            "version": platon_prune.__version__,
+            "sparsity": self._measure()["sparsity"],
+            **self.scheduler.state_dict()["settings"],
+        }
+
+    # --- setting up -------------------------------------------------------------------------
+
+    def _set_up(self, model: nn.Module) -> None:
+        self._model = _bare(model)
+        if any(True for _ in _masked_modules(self._model)):
+            platon_prune.remove(self._model)
+        self.scheduler = platon_prune.global_unstructured(
+            self._model, amount=self.amount, total_steps=_UNKNOWN_STEPS, **self.settings
+        )
+
+    def _start(self, state: TrainerState) -> None:
+        assert self.scheduler is not None
+        if state.max_steps <= 0:
+            raise ValueError(
+                "the trainer must know its number of steps when training begins, got "
+                f"max_steps={state.max_steps}: set max_steps or num_train_epochs in its arguments"
+            )
+        self.scheduler.reschedule(
+            total_steps=state.max_steps,
+            warmup_steps=_steps("warmup_steps", self.warmup_steps, state.max_steps),
+            cooldown_steps=_steps("cooldown_steps", self.cooldown_steps, state.max_steps),
+        )
+
+    def _measure(self) -> dict[str, Any]:
+        assert self.scheduler is not None
+        return {
+            "amount": self.scheduler.amount,
+            "sparsity": self.scheduler.sparsity(),
+            "threshold": self.scheduler.threshold,
+        }
+
+    # --- checkpoints ------------------------------------------------------------------------
+
+    def _checkpoint_folder(self) -> Path | None:
+        """The folder that the trainer is writing a checkpoint into right now, if it is."""
+        if self._running is None or self.scheduler is None:
+            return None
+        args, state = self._running
+        if args.save_only_model or state.global_step != self.scheduler.last_step:
+            return None
+        # Trials of a hyperparameter search write one folder deeper.
+        name = f"checkpoint-{state.global_step}"
+        root = Path(args.output_dir or ".")
+        folders = [folder for folder in (root / name, *root.glob(f"*/{name}")) if folder.is_dir()]
+        return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+
+    def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Load the scheduler's file from the checkpoint that the trainer has just loaded."""
+        assert self.scheduler is not None
+        exported: Any = state.stateful_callbacks.get(type(self).__name__)  # type: ignore[union-attr]
+        if exported is None:
+            raise ValueError(
+                f"the checkpoint of step {state.global_step} must be of a run with PlatonCallback, "
+                "got one without: it was trained dense; load its weights with from_pretrained and "
+                "start a new run instead of resuming"
+            )
+        exported = exported[0] if isinstance(exported, list) else exported
+        recorded = exported["attributes"]["checkpoint"]
+        name = f"checkpoint-{state.global_step}"
+        candidates = [
+            self._resume_from,
+            args.resume_from_checkpoint,
+            os.path.join(args.output_dir or ".", name),
+            recorded["folder"],
+        ]
+        for candidate in candidates:
+            path = Path(candidate or "", STATE_FILE)
+            if candidate and path.is_file():
+                saved = torch.load(path, weights_only=True, map_location="cpu")
+                if (
+                    saved["run"] == recorded["run"]
+                    and saved["scheduler"]["last_step"] == state.global_step
+                ):
+                    self.scheduler.load_state_dict(saved["scheduler"])
+                    return
+        raise ValueError(
+            f"the checkpoint of step {state.global_step} must hold {STATE_FILE}, found none of "
+            f"this run in {[str(c) for c in candidates if c]}: if it was moved, call "
+            "PlatonCallback.install(trainer) before trainer.train(resume_from_checkpoint=...)"
+        )
+
+    # --- what needs the trainer itself ------------------------------------------------------
+
+    def _follow(self, trainer: Trainer) -> None:
+        """Learn where the trainer resumes from, and add to the model card that it writes."""
+        train, create_model_card = trainer.train, trainer.create_model_card
+
+        def followed_train(
+            resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+        ) -> Any:
+            path = resume_from_checkpoint
+            self._resume_from = os.fspath(path) if path and not isinstance(path, bool) else None
+            return train(resume_from_checkpoint, *args, **kwargs)
+
+        def extended_model_card(*args: Any, **kwargs: Any) -> None:
+            create_model_card(*args, **kwargs)
+            card = Path(trainer.args.output_dir or ".", "README.md")
+            if card.is_file():
+                card.write_text(card.read_text() + self._model_card_section(trainer))
+
+        trainer.train = followed_train  # type: ignore[method-assign]
+        trainer.create_model_card = extended_model_card  # type: ignore[method-assign]
+
+    def _model_card_section(self, trainer: Trainer) -> str:
+        if self.scheduler is not None:
+            pruning = self.description()
+        else:
+            pruning = getattr(getattr(trainer.model, "config", None), "platon_prune", {})
+        rows = "".join(f"| {name} | {value} |\n" for name, value in pruning.items())
+        return f"\n## Pruning\n\n| | |\n|---|---|\n{rows}"
+
+    def _show(self, sparsity: float) -> None:
+        """Put the sparsity beside the progress bar."""
+        for callback in self._trainer.callback_handler.callbacks if self._trainer else ():
+            bar = getattr(callback, "training_bar", None)
+            if isinstance(callback, ProgressCallback) and bar is not None:
+                bar.set_postfix(sparsity=f"{sparsity:.1%}")
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model under torch.compile's and a parallel wrapper."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _masked_modules(model: nn.Module) -> Any:
+    return (
+        module
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, platon_prune.PlatonUnstructured)
+    )
+
+
+def _steps(name: str, value: int | float, total: int) -> int:
+    """A count as it is, a fraction as a share of the run."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a count or a fraction of the run, got {value!r}")
+    if isinstance(value, int):
+        return value
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1) if it is a fraction of the run, got {value}")
+    return round(value * total)
+
+
+def _save_atomically(content: dict[str, Any], path: Path) -> None:
+    """Write beside, then replace: a kill leaves a complete file or none."""
+    partial = path.with_suffix(".new")
+    with open(partial, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+_OPTIMIZERS = {
+    "layerwise": "updates each layer during the backward pass",
+    "lomo": "updates weights during the backward pass and keeps no gradients",
+    "schedule_free": "evaluates other weights than it trains",
+}
+
+
+def _refuse_unsupported(args: TrainingArguments) -> None:
+    """Raise a ValueError for what hides or changes the gradients that the scores need."""
+    if args.deepspeed:
+        raise ValueError(
+            "the trainer must leave each parameter its own gradient, got DeepSpeed, which flattens "
+            "them: use DDP (torchrun) instead"
+        )
+    if args.fsdp:
+        raise ValueError(
+            "the trainer must leave each parameter its own gradient, got fsdp, which shards or "
+            "flattens them: use DDP (torchrun) instead"
+        )
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    for kind, what in _OPTIMIZERS.items():
+        if kind in optimizer:
+            raise ValueError(
+                f"optim must keep gradients and weights as they are, got {optimizer!r}, which "
+                f'{what}: use optim="adamw_torch"'
+            )
+    if "fused" in optimizer and args.fp16 and not args.max_grad_norm:
+        raise ValueError(
+            f"gradients must be unscaled when scores are updated, got optim={optimizer!r} with "
+            'fp16 and no clipping, which unscales inside its step: use optim="adamw_torch", or '
+            "set max_grad_norm"
+        )
