@@ -1,0 +1,169 @@
+"""The flags that all recipes share: the model, the pruning, the teacher, and the training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+ADAMAX = "adamax"
+
+
+def _flag(help: str, default: Any = None, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class ModelArguments:
+    """Which model is fine-tuned."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = _flag(
+        "Model to fine-tune: a folder that save_pretrained wrote, or a name on the Hub (required)."
+    )
+    config_name: str | None = _flag("Config, if it is not the model's.")
+    tokenizer_name: str | None = _flag(
+        "Tokenizer (image: image processor), if it is not the model's."
+    )
+    cache_dir: str | None = _flag("Where downloads are kept.")
+    model_revision: str = _flag("Branch, tag or commit of a model on the Hub.", "main")
+    trust_remote_code: bool = _flag("Whether code that comes with a model may be run.", False)
+    ignore_mismatched_sizes: bool = _flag(
+        "Give the model a new head if its own has another number of labels.", False
+    )
+
+    def loading(self) -> dict[str, Any]:
+        """Arguments for ``from_pretrained``."""
+        return {
+            "cache_dir": self.cache_dir,
+            "revision": self.model_revision,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+@dataclass
+class PruningArguments:
+    """How the model is pruned while it is fine-tuned; no name of TrainingArguments is taken."""
+
+    _argument_group_name = "pruning"
+
+    preset: str | None = _flag(
+        "The authors' settings for a task and a density in percent, such as mnli-10; flags that "
+        "are given win. The docs have the table, and an unknown name lists them."
+    )
+    amount: float = _flag(
+        "What is pruned in the end: a fraction of the selected weights below 1, or a count; 0 "
+        "trains a dense model.",
+        0.9,
+        aliases=["--pruning_amount"],
+    )
+    criterion: Literal["platon", "sensitivity", "magnitude", "movement", "random"] = _flag(
+        "How weights are scored.", "platon", aliases=["--pruning_criterion"]
+    )
+    pruning_warmup_steps: float = _flag(
+        "Optimizer steps before pruning starts, t_i: a count, or a fraction of the run below 1.",
+        0.1,
+    )
+    pruning_cooldown_steps: float = _flag(
+        "Optimizer steps at the end with the final amount, t_f: a count, or a fraction below 1.",
+        0.3,
+    )
+    pruning_initial_amount: float = _flag("What is pruned when the ramp starts.", 0.0)
+    pruning_beta1: float = _flag("Share of the old sensitivity that a window keeps.", 0.85)
+    pruning_beta2: float = _flag("Share of the old uncertainty that a window keeps.", 0.95)
+    pruning_window: int = _flag("Optimizer steps between two choices of the mask.", 10)
+    pruning_masking: Literal["step", "window"] = _flag(
+        "step: pruned weights stay zero between choices; window: they train until the next one.",
+        "step",
+    )
+    pruning_include: list[str] | None = _flag(
+        "Parts of parameter names: what has one of them is pruned, biases too, instead of the "
+        "weights of linear and convolution layers of the body."
+    )
+    pruning_exclude: list[str] | None = _flag("Parts of parameter names that are left alone.")
+
+    def __post_init__(self) -> None:
+        for name in ("amount", "pruning_initial_amount"):
+            setattr(self, name, _count_or_fraction(name, getattr(self, name), "of the weights"))
+        for name in ("pruning_warmup_steps", "pruning_cooldown_steps"):
+            setattr(self, name, _count_or_fraction(name, getattr(self, name), "of the run"))
+        if self.pruning_window < 1:
+            raise ValueError(f"--pruning_window must be at least 1, got {self.pruning_window}")
+        for name in ("pruning_beta1", "pruning_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing is pruned."""
+        return self.amount == 0
+
+    def callback(self) -> dict[str, Any]:
+        """Arguments for ``PlatonCallback``."""
+        names = [
+            "initial_amount", "warmup_steps", "cooldown_steps", "beta1", "beta2", "window",
+            "masking", "include", "exclude",
+        ]  # fmt: skip
+        settings = {name: getattr(self, f"pruning_{name}") for name in names}
+        return {"amount": self.amount, "criterion": self.criterion, **settings}
+
+
+@dataclass
+class DistillationArguments:
+    """The dense model that the pruned one learns from, if there is one."""
+
+    _argument_group_name = "distillation"
+
+    teacher_name_or_path: str | None = _flag(
+        "Fine-tuned dense model of the same task and vocabulary to learn from: a folder or a name."
+    )
+    distillation_temperature: float = _flag(
+        "Divides the logits of both models before they are compared; above 0.", 2.0
+    )
+    distillation_weight: float = _flag(
+        "Share of the teacher in the loss, in [0, 1]; the rest is the loss of the labels.", 0.5
+    )
+
+    def __post_init__(self) -> None:
+        if not self.distillation_temperature > 0:
+            raise ValueError(
+                "--distillation_temperature must be above 0, got "
+                f"{self.distillation_temperature}: 1 compares plain probabilities"
+            )
+        if not 0 <= self.distillation_weight <= 1:
+            raise ValueError(
+                f"--distillation_weight must be in [0, 1], got {self.distillation_weight}: 1 "
+                "learns from the teacher alone"
+            )
+
+
+@dataclass
+class RecipeTrainingArguments(TrainingArguments):
+    """transformers' own arguments, with one more optimizer for ``--optim``: adamax."""
+
+    _argument_group_name = "training (transformers' TrainingArguments)"
+
+    optim: str = _flag(
+        "Optimizer: adamw_torch, adamw_torch_fused, adafactor, sgd, ... (transformers' "
+        "OptimizerNames), or adamax.",
+        "adamw_torch_fused",
+    )
+
+    def __post_init__(self) -> None:
+        uses_adamax = self.optim == ADAMAX
+        if uses_adamax:
+            self.optim = "adamw_torch"  # a name that the check below knows
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        if uses_adamax:
+            self.optim = ADAMAX
+
+
+def _count_or_fraction(name: str, value: float, of: str) -> int | float:
+    """A whole number from 1 on is a count, anything from 0 to below 1 a fraction."""
+    if value < 0 or (value >= 1 and value != int(value)):
+        raise ValueError(
+            f"--{name} must be a fraction {of} in [0, 1) or a whole number, got {value}"
+        )
+    return int(value) if value >= 1 or value == 0 else float(value)

@@ -1,0 +1,265 @@
+"""What all recipes do alike: load models, train with pruning, evaluate, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from platon_prune.integrations.hf_trainer import PlatonCallback
+from platon_prune.integrations.recipes.distillation import RecipeTrainer
+from platon_prune.integrations.recipes.figure import can_draw, save_report
+from platon_prune.integrations.recipes.parsing import Arguments
+from platon_prune.integrations.recipes.report import (
+    measure,
+    results_of,
+    selected_names,
+    write_json,
+)
+
+Evaluate = Callable[[], Mapping[str, float]]
+
+
+def begin(arguments: Arguments[Any]) -> None:
+    """Check what needs no data, print the settings that were chosen, and set the seed.
+
+    Raises:
+        ValueError: If the run would do nothing, or lacks a model or the checkpoint to resume from.
+    """
+    training = arguments.training
+    if not (training.do_train or training.do_eval or training.do_predict):
+        raise ValueError(
+            "there is nothing to do: give --do_train, --do_eval or --do_predict (or several)"
+        )
+    if arguments.model.model_name_or_path is None:
+        raise ValueError(
+            "--model_name_or_path must name a model, got nothing: give the folder of a saved "
+            "model or a name on the Hub"
+        )
+    if training.resume_from_checkpoint is not None:
+        training.resume_from_checkpoint = _checkpoint(arguments)
+    _print_settings(arguments)
+    if not can_draw():
+        _say(arguments, "report.png will not be drawn: pip install 'platon-prune[plots]'")
+    set_seed(training.seed)
+
+
+def load(what: str, from_pretrained: Callable[..., Any], name: str, **settings: Any) -> Any:
+    """Call a ``from_pretrained``, with an error that says which flag was wrong.
+
+    Args:
+        what: What the flag names, such as ``--model_name_or_path must be a model``.
+        from_pretrained: Of an Auto class.
+        name: Folder or name on the Hub.
+        **settings: Further arguments.
+
+    Raises:
+        ValueError: If there is no such thing, or it can't be loaded as one.
+    """
+    try:
+        return from_pretrained(name, **settings)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(
+            f"{what} that can be loaded, got {name!r}: check the name, or give the folder that "
+            f"save_pretrained wrote ({_first_line(error)})"
+        ) from error
+    except RuntimeError as error:
+        if "mismatch" not in str(error) and "shape" not in str(error):
+            raise
+        raise ValueError(
+            f"{what} with as many labels as the data, got {name!r} with another number: add "
+            f"--ignore_mismatched_sizes to give it a new head ({_first_line(error)})"
+        ) from error
+
+
+def load_model(arguments: Arguments[Any], auto_class: Any, **config_settings: Any) -> Any:
+    """Load config and model of ``--model_name_or_path``.
+
+    Args:
+        arguments: Settings of the run.
+        auto_class: Such as ``AutoModelForSequenceClassification``.
+        **config_settings: What the config must say, such as ``num_labels``.
+    """
+    model = arguments.model
+    name = model.model_name_or_path or ""
+    config = load(
+        "--config_name must be a config" if model.config_name else _MODEL,
+        AutoConfig.from_pretrained,
+        model.config_name or name,
+        **model.loading(),
+        **config_settings,
+    )
+    return load(
+        _MODEL,
+        auto_class.from_pretrained,
+        name,
+        config=config,
+        ignore_mismatched_sizes=model.ignore_mismatched_sizes,
+        **model.loading(),
+    )
+
+
+_MODEL = "--model_name_or_path must be a model"
+
+
+def load_teacher(
+    arguments: Arguments[Any], auto_class: Any, student: PreTrainedModel
+) -> PreTrainedModel | None:
+    """Load the teacher, if there is one to learn from, and check that it fits the student.
+
+    Raises:
+        ValueError: If its labels or its vocabulary are not the student's.
+    """
+    name = arguments.distillation.teacher_name_or_path
+    if name is None or not arguments.training.do_train:
+        return None
+    teacher: PreTrainedModel = load(
+        "--teacher_name_or_path must be a model",
+        auto_class.from_pretrained,
+        name,
+        cache_dir=arguments.model.cache_dir,
+        trust_remote_code=arguments.model.trust_remote_code,
+    )
+    for what in ("num_labels", "vocab_size", "image_size"):
+        own, other = (getattr(model.config, what, None) for model in (student, teacher))
+        if own != other:
+            raise ValueError(
+                f"the teacher's {what} must be the model's, got {other} and {own}: use a teacher "
+                "that was fine-tuned for the same task with the same inputs"
+            )
+    own, other = student.config.label2id, teacher.config.label2id
+    if own and other and set(own) == set(other) and own != other:
+        raise ValueError(
+            f"the teacher must number its labels as the data does, got {other} and {own}: use a "
+            "teacher that was fine-tuned with this recipe, or correct label2id in its config"
+        )
+    return teacher
+
+
+def run(
+    trainer: RecipeTrainer,
+    arguments: Arguments[Any],
+    evaluate: Evaluate | None = None,
+    *,
+    title: str,
+    metric: str,
+) -> dict[str, Any]:
+    """Train with pruning, evaluate, and write the report into ``--output_dir``.
+
+    Args:
+        trainer: With its model not yet pruned.
+        arguments: Settings of the run.
+        evaluate: Returns metrics, of ``--do_eval`` and ``--do_predict`` both.
+        title: Of the figure.
+        metric: Which metric the figure shows over the steps, such as ``eval_accuracy``.
+
+    Returns:
+        What was written to ``results.json``.
+    """
+    training, pruning = arguments.training, arguments.pruning
+    names = selected_names(_model(trainer), pruning)
+    metrics: dict[str, float] = {}
+    callback = None
+    if training.do_train:
+        if not pruning.is_dense:
+            callback = PlatonCallback(**pruning.callback()).install(trainer)
+        started = time.perf_counter()
+        output = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        metrics["train_loss"] = output.training_loss
+        metrics["train_seconds"] = time.perf_counter() - started
+        metrics["train_steps"] = trainer.state.global_step
+        trainer.save_model()
+    if evaluate is not None and (training.do_eval or training.do_predict):
+        metrics |= evaluate()
+    table = measure(_model(trainer), names)
+    history = [] if callback is None else callback.history
+    results: dict[str, Any] = results_of(
+        arguments, metrics, table, history, trainer.state.log_history
+    )
+    if trainer.is_world_process_zero():
+        folder = Path(training.output_dir or ".")
+        write_json(results, folder / "results.json")
+        if can_draw():
+            log = trainer.state.log_history
+            save_report(title, table, history, log, metric, folder / "report.png")
+        _print_results(metrics, table, folder, trained=training.do_train)
+    return results
+
+
+def _model(trainer: RecipeTrainer) -> nn.Module:
+    model: nn.Module = trainer.accelerator.unwrap_model(trainer.model)
+    return model
+
+
+def _checkpoint(arguments: Arguments[Any]) -> str:
+    """The folder to resume from; true stands for the last one in ``--output_dir``."""
+    wanted = arguments.training.resume_from_checkpoint or ""
+    if wanted.lower() in ("true", "last"):
+        folder = arguments.training.output_dir or "."
+        found = get_last_checkpoint(folder) if Path(folder).is_dir() else None  # type: ignore[no-untyped-call]
+        if found is None:
+            raise ValueError(
+                f"--resume_from_checkpoint {wanted} needs a checkpoint in --output_dir, found "
+                f"none in {folder}: give its folder, or leave the flag out to start anew"
+            )
+        return str(found)
+    if not Path(wanted).is_dir():
+        raise ValueError(
+            f"--resume_from_checkpoint must be the folder of a checkpoint, or true for the last "
+            f"one in --output_dir, got {wanted!r}, which is no folder"
+        )
+    return wanted
+
+
+def _print_settings(arguments: Arguments[Any]) -> None:
+    """Print what decides the run, and who chose it."""
+    pruning = arguments.pruning
+    chosen: dict[str, Any] = {}
+    for part in (arguments.model, arguments.data, pruning, arguments.distillation):
+        chosen |= vars(part)
+    training = arguments.training
+    chosen |= {
+        name: getattr(training, name)
+        for name in ("learning_rate", "per_device_train_batch_size", "num_train_epochs", "seed")
+    }
+    for name in (*arguments.from_preset, *sorted(arguments.given)):
+        chosen.setdefault(name, getattr(training, name, None))
+    width = max(map(len, chosen))
+    for name, value in chosen.items():
+        source = "default"
+        if name in arguments.given:
+            source = "given"
+        elif name in arguments.from_preset:
+            source = f"preset {pruning.preset}"
+        if source != "default" or value is not None:
+            _say(arguments, f"{name:<{width}}  {value}  ({source})")
+    unused = sorted(
+        name for name in arguments.given if name.startswith("pruning_") or name == "criterion"
+    )
+    if pruning.is_dense and unused:
+        _say(arguments, f"--amount 0 trains a dense model: {', '.join(unused)} will not be used")
+
+
+def _print_results(
+    metrics: Mapping[str, float], table: Any, folder: Path, *, trained: bool
+) -> None:
+    print(f"\n{table}\n")
+    for name, value in metrics.items():
+        print(f"{name} = {value:.4f}" if isinstance(value, float) else f"{name} = {value}")
+    print(f"sparsity = {table.total.sparsity:.6f} (measured, of {table.total.numel:,} weights)")
+    print(f"\nresults.json{' and the model are' if trained else ' is'} in {folder}")
+
+
+def _say(arguments: Arguments[Any], text: str) -> None:
+    if arguments.training.process_index == 0:
+        print(text)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,94 @@
+"""``report.png``: the schedule, the training and the layers of a run; needs matplotlib."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from platon_prune.summary import Summary
+
+INK, BLUE, ORANGE = "#222222", "#0072B2", "#D55E00"
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def save_report(
+    title: str,
+    table: Summary,
+    history: Sequence[dict[str, Any]],
+    log: Sequence[dict[str, Any]],
+    metric: str,
+    path: Path,
+) -> None:
+    """Draw loss, metric and sparsity over the steps, and the sparsity of each layer.
+
+    Args:
+        title: Shown on top.
+        table: The layers.
+        history: Target and measured sparsity by step; empty for a dense run.
+        log: The trainer's log, which has the losses and the metrics by step.
+        metric: Name of the metric in the log, such as ``eval_accuracy``.
+        path: File to write.
+    """
+    from matplotlib.figure import Figure
+
+    height = max(6.0, 1.5 + 0.2 * len(table))
+    figure = Figure(figsize=(13, height), layout="constrained", facecolor="white")
+    grid = figure.add_gridspec(3, 2, width_ratios=(1, 1.1))
+    _draw_curve(figure.add_subplot(grid[0, 0]), "training loss", log, "loss", ORANGE)
+    _draw_curve(figure.add_subplot(grid[1, 0]), metric.replace("_", " "), log, metric, BLUE)
+    _draw_sparsity(figure.add_subplot(grid[2, 0]), history)
+    _draw_layers(figure.add_subplot(grid[:, 1]), table)
+    figure.suptitle(title, fontweight="bold", color=INK)
+    figure.savefig(path, dpi=120, format="png")
+
+
+def _draw_curve(
+    axes: Any, title: str, log: Sequence[dict[str, Any]], name: str, colour: str
+) -> None:
+    points = [(entry["step"], entry[name]) for entry in log if name in entry and "step" in entry]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3)
+    else:
+        _say_nothing_to_show(axes)
+    _style(axes, title)
+
+
+def _draw_sparsity(axes: Any, history: Sequence[dict[str, Any]]) -> None:
+    if history:
+        steps = [entry["step"] for entry in history]
+        target = [100 * entry["amount"] for entry in history]
+        measured = [100 * entry["sparsity"] for entry in history]
+        axes.plot(steps, target, color=INK, linewidth=1, linestyle="--", label="target")
+        axes.plot(steps, measured, color=BLUE, marker="o", markersize=3, label="measured")
+        axes.legend(frameon=False)
+    else:
+        _say_nothing_to_show(axes)
+    axes.set_xlabel("step")
+    _style(axes, "sparsity (%)")
+
+
+def _draw_layers(axes: Any, table: Summary) -> None:
+    rows = list(table)
+    axes.barh(range(len(rows)), [100 * row.sparsity for row in rows], color=BLUE, height=0.7)
+    axes.axvline(100 * table.total.sparsity, color=INK, linewidth=1, linestyle=":")
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=7)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    _style(axes, f"sparsity per layer (%), {table.total.sparsity:.2%} over all")
+
+
+def _say_nothing_to_show(axes: Any) -> None:
+    axes.text(0.5, 0.5, "nothing was logged", ha="center", va="center", transform=axes.transAxes)
+
+
+def _style(axes: Any, title: str) -> None:
+    axes.set_title(title, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
