@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib")
 
 from platon_prune import cli  # noqa: E402
 from platon_prune.commands import demo  # noqa: E402
+from platon_prune.commands._compiled import check_compiled  # noqa: E402
 from platon_prune.commands._digits import Digits, Settings  # noqa: E402
 from platon_prune.plots import Comparison, save_demo_report  # noqa: E402
 
@@ -37,7 +38,7 @@ def rows_of(printed):
 
 @pytest.fixture
 def without_compiling(monkeypatch):
-    monkeypatch.setattr(demo, "_check_compiled", lambda *arguments: 0)
+    monkeypatch.setattr(demo, "check_compiled", lambda *arguments: 0)
 
 
 def test_the_table_shows_the_exact_sparsity_and_the_compiled_model_is_equal(tmp_path, capsys):
@@ -163,14 +164,14 @@ def test_without_a_compiler_the_check_is_skipped_and_says_so(monkeypatch, capsys
     torch._dynamo.reset()
     monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
     monkeypatch.setattr(inductor, "force_disable_caches", True)
-    assert demo._check_compiled(Classifier(), some_digits(), Settings()) == 0
+    assert check_compiled(Classifier(), some_digits(), Settings()) == 0
     assert capsys.readouterr().out == "compile check skipped: no compiler\n"
 
 
 def test_a_compiled_model_with_other_outputs_fails(monkeypatch, capsys):
     other = Classifier()
     monkeypatch.setattr(torch, "compile", lambda model, **options: other)
-    assert demo._check_compiled(Classifier(), some_digits(), Settings()) == 1
+    assert check_compiled(Classifier(), some_digits(), Settings()) == 1
     assert "DIFFERENT" in capsys.readouterr().out
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
+from platon_prune.commands._compiled import check_compiled
 from platon_prune.commands._digits import (
     Digits,
     Run,
@@ -20,7 +20,6 @@ from platon_prune.commands._digits import (
     fine_tune_pruned,
     label_of,
     load_digits,
-    logits,
     prune_one_shot,
     train_dense,
 )
@@ -115,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         save_demo_report(_comparisons(results), results.dense.accuracy, report)
         print(f"\npicture: {report}")
         finalized = results.by_amount[max(settings.amounts)][0]
-        return _check_compiled(finalized.model, digits, settings)
+        return check_compiled(finalized.model, digits, settings)
     finally:
         torch.set_num_threads(num_threads)
 
@@ -241,41 +240,3 @@ def _comparisons(results: Results) -> list[Comparison]:
         )
         for amount, runs in results.by_amount.items()
     ]
-
-
-# --- torch.compile ------------------------------------------------------------------------------
-
-
-def _check_compiled(model: nn.Module, digits: Digits, settings: Settings) -> int:
-    """Compare a finalized model with its compiled self; 0 if equal or if nothing can compile."""
-    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
-
-    expected = logits(model, digits)
-    try:
-        compiled = logits(torch.compile(model, fullgraph=True), digits)  # type: ignore[arg-type]
-    except Exception as error:
-        causes = _causes(error)
-        if any(isinstance(cause, InvalidCxxCompiler) for cause in causes):
-            print("compile check skipped: no compiler")
-            return 0
-        if any(isinstance(cause, CppCompileError) for cause in causes):
-            print("compile check skipped: the C++ compiler failed (are Python's headers there?)")
-            return 0
-        raise
-    difference = float((compiled - expected).abs().max())
-    equal = difference <= settings.tolerance
-    print(
-        f"torch.compile of the finalized model: {'equal' if equal else 'DIFFERENT'} outputs "
-        f"(largest difference of a logit {difference:.1g}, allowed {settings.tolerance:.0e})"
-    )
-    return 0 if equal else 1
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """An error and everything that it was raised from."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain += [cause, *filter(None, [getattr(cause, "inner_exception", None)])]
-        cause = cause.__cause__ or cause.__context__
-    return chain
