@@ -16,12 +16,11 @@ from transformers.trainer_callback import ExportableState, TrainerControl, Train
 
 import platon_prune
 from platon_prune import PlatonScheduler, PruningWarning
+from platon_prune.integrations.lengths import UNKNOWN_STEPS, steps_of
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "platon_scheduler.pt"
-# A run's length is known only when training begins; until then any length will do.
-_UNKNOWN_STEPS = 2**40
 
 
 class PlatonCallback(TrainerCallback, ExportableState):
@@ -208,7 +207,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         if any(True for _ in _masked_modules(self._model)):
             platon_prune.remove(self._model)
         self.scheduler = platon_prune.global_unstructured(
-            self._model, amount=self.amount, total_steps=_UNKNOWN_STEPS, **self.settings
+            self._model, amount=self.amount, total_steps=UNKNOWN_STEPS, **self.settings
         )
 
     def _start(self, state: TrainerState) -> None:
@@ -220,8 +219,8 @@ class PlatonCallback(TrainerCallback, ExportableState):
             )
         self.scheduler.reschedule(
             total_steps=state.max_steps,
-            warmup_steps=_steps("warmup_steps", self.warmup_steps, state.max_steps),
-            cooldown_steps=_steps("cooldown_steps", self.cooldown_steps, state.max_steps),
+            warmup_steps=steps_of("warmup_steps", self.warmup_steps, state.max_steps),
+            cooldown_steps=steps_of("cooldown_steps", self.cooldown_steps, state.max_steps),
         )
 
     def _measure(self) -> dict[str, Any]:
@@ -340,17 +339,6 @@ def _masked_modules(model: nn.Module) -> Any:
         for hook in module._forward_pre_hooks.values()
         if isinstance(hook, platon_prune.PlatonUnstructured)
     )
-
-
-def _steps(name: str, value: int | float, total: int) -> int:
-    """A count as it is, a fraction as a share of the run."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a count or a fraction of the run, got {value!r}")
-    if isinstance(value, int):
-        return value
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be in [0, 1) if it is a fraction of the run, got {value}")
-    return round(value * total)
 
 
 def _save_atomically(content: dict[str, Any], path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Lengths of a run, for trainers that learn its number of steps only when training begins."""
+
+from __future__ import annotations
+
+# Masks are put on before the length is known; until then any length will do.
+UNKNOWN_STEPS = 2**40
+
+
+def steps_of(name: str, value: int | float, total_steps: int) -> int:
+    """A count as it is, a fraction as a share of the run.
+
+    Args:
+        name: The argument's name, for the message.
+        value: A count of steps, or a fraction of the run in [0, 1).
+        total_steps: Length of the run in optimizer steps.
+
+    Returns:
+        A count of steps.
+
+    Raises:
+        TypeError: If ``value`` is not a number.
+        ValueError: If it is a fraction outside [0, 1).
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a count or a fraction of the run, got {value!r}")
+    if isinstance(value, int):
+        return value
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1) if it is a fraction of the run, got {value}")
+    return round(value * total_steps)

@@ -1,0 +1,135 @@
+"""`PlatonLightningCallback`: pruning for Lightning's `Trainer`, with checkpoints and resuming."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+import platon_prune
+from platon_prune import PlatonScheduler, PruningWarning
+from platon_prune.integrations.lengths import UNKNOWN_STEPS, steps_of
+
+
+class PlatonLightningCallback(Callback):
+    """Prunes a LightningModule while it is trained, and finalizes it at the end.
+
+    Masks are put on in ``setup``, before the strategy wraps the module or a checkpoint is loaded;
+    the schedule starts with the trainer's number of optimizer steps. Checkpoints hold the module's
+    own keys, so ``load_from_checkpoint`` returns an ordinary sparse module, and this callback's
+    state, so ``fit(ckpt_path=...)`` goes on bit by bit.
+
+    Args:
+        amount: Fraction pruned in the end, in [0, 1), or a count of weights.
+        warmup_steps: Steps before pruning starts: a count, or a fraction of the run in [0, 1).
+        cooldown_steps: Steps at the end with the final amount: a count, or a fraction of the run.
+        settings: The other settings of :func:`platon_prune.global_unstructured`.
+
+    Attributes:
+        scheduler: The scheduler while pruning is set up; None after it is finalized.
+
+    Raises:
+        ValueError: If the trainer has several optimizers, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        amount: float | int,
+        *,
+        warmup_steps: int | float = 0,
+        cooldown_steps: int | float = 0,
+        **settings: Any,
+    ) -> None:
+        self.amount = amount
+        self.warmup_steps = warmup_steps
+        self.cooldown_steps = cooldown_steps
+        self.settings = settings
+        self.scheduler: PlatonScheduler | None = None
+        self._saved: dict[str, Any] | None = None
+        self._handle: torch.utils.hooks.RemovableHandle | None = None
+        self._sparsity = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the masks on."""
+        if stage == "fit" and self.scheduler is None:
+            self.scheduler = platon_prune.global_unstructured(
+                pl_module, amount=self.amount, total_steps=UNKNOWN_STEPS, **self.settings
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the schedule, or go on with that of the checkpoint, and follow the optimizer."""
+        assert self.scheduler is not None
+        if len(trainer.optimizers) != 1:
+            raise ValueError(
+                f"the trainer must have one optimizer, got {len(trainer.optimizers)}: drive the "
+                "scheduler of platon_prune.global_unstructured from your own training step"
+            )
+        total = trainer.estimated_stepping_batches
+        if total in (float("inf"), -1):
+            raise ValueError(
+                f"the trainer must know its number of steps when training begins, got {total}: set "
+                "max_steps or max_epochs"
+            )
+        total = int(total)
+        self.scheduler.reschedule(
+            total_steps=total,
+            warmup_steps=steps_of("warmup_steps", self.warmup_steps, total),
+            cooldown_steps=steps_of("cooldown_steps", self.cooldown_steps, total),
+        )
+        if self._saved is not None:
+            self.scheduler.load_state_dict(self._saved)
+            self._saved = None
+        elif trainer.global_step:
+            raise ValueError(
+                f"the checkpoint of step {trainer.global_step} must be of a run with "
+                "PlatonLightningCallback, got one without: load its weights and start a new run"
+            )
+        self._handle = self.scheduler.step_with(trainer.optimizers[0])
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Count steps that a gradient scaler skipped, and log."""
+        assert self.scheduler is not None
+        while self.scheduler.last_step < trainer.global_step:
+            self.scheduler.step(skipped=True)
+        if self.scheduler.schedule.is_choosing_step(self.scheduler.last_step):
+            self._sparsity = self.scheduler.sparsity()
+        pl_module.log("pruning_amount", self.scheduler.amount)
+        pl_module.log("pruning_sparsity", self._sparsity, prog_bar=True)
+        if self.scheduler.threshold is not None:
+            pl_module.log("pruning_threshold", self.scheduler.threshold)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finalize."""
+        assert self.scheduler is not None
+        if self._handle is not None:
+            self._handle.remove()
+        wanted = self.scheduler.schedule.amount
+        if (measured := self.scheduler.sparsity()) < wanted - 0.001:
+            warnings.warn(
+                f"the model is {measured:.1%} sparse, less than the {wanted:.1%} asked for: "
+                "training ended before the schedule did",
+                PruningWarning,
+                stacklevel=2,
+            )
+        self.scheduler.remove()
+        self.scheduler = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scheduler's state, which Lightning keeps in its checkpoints."""
+        return {} if self.scheduler is None else self.scheduler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the schedule starts."""
+        self._saved = state_dict or None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the module's own keys: each weight with its zeros, and no mask."""
+        weights = checkpoint["state_dict"]
+        for name in self.scheduler.masks() if self.scheduler is not None else ():
+            if f"{name}_orig" in weights:
+                mask = weights.pop(f"{name}_mask")
+                weights[name] = torch.where(mask, weights.pop(f"{name}_orig"), 0)

@@ -1,0 +1,159 @@
+"""`PlatonLightningCallback`: pruning, checkpoints and resuming through Lightning's Trainer."""
+
+import logging
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+import platon_prune
+from platon_prune.integrations.lightning_callback import PlatonLightningCallback
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*pin_memory.*")
+
+SELECTED = 12 * 16 + 16 * 2
+
+
+class Classifier(LightningModule):
+    def __init__(self, num_optimizers=1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
+        self.num_optimizers = num_optimizers
+        self.automatic_optimization = num_optimizers == 1
+
+    def training_step(self, batch, batch_index):
+        inputs, labels = batch
+        return nn.functional.cross_entropy(self.net(inputs), labels)
+
+    def configure_optimizers(self):
+        optimizers = [
+            torch.optim.AdamW(self.parameters(), lr=1e-2) for _ in range(self.num_optimizers)
+        ]
+        return optimizers[0] if len(optimizers) == 1 else optimizers
+
+
+def _loader():
+    inputs = torch.randn(64, 12, generator=torch.Generator().manual_seed(1))
+    return torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(inputs, (inputs[:, 0] > 0).long()), batch_size=8
+    )
+
+
+def _trainer(folder, *callbacks, **changes):
+    settings = dict(
+        max_steps=20, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, enable_checkpointing=False,
+    )  # fmt: skip
+    return Trainer(callbacks=list(callbacks), **settings | changes)
+
+
+def _callback(**changes):
+    return PlatonLightningCallback(
+        **dict(amount=0.8, warmup_steps=3, cooldown_steps=5, window=4) | changes
+    )
+
+
+def _zeros(module):
+    return sum(int((module.net[i].weight == 0).sum()) for i in (0, 3))
+
+
+def test_it_prunes_to_the_exact_count_logs_and_finalizes(tmp_path):
+    callback, module = _callback(), Classifier()
+    trainer = _trainer(tmp_path, callback)
+    trainer.fit(module, _loader())
+    assert _zeros(module) == round(0.8 * SELECTED)
+    assert callback.scheduler is None
+    assert not module.net[0]._forward_pre_hooks
+    assert float(trainer.logged_metrics["pruning_amount"]) == pytest.approx(0.8)
+    assert float(trainer.logged_metrics["pruning_sparsity"]) == pytest.approx(
+        round(0.8 * SELECTED) / SELECTED
+    )
+
+
+def test_accumulated_gradients_are_one_step_and_epochs_give_the_steps(tmp_path):
+    callback, module = _callback(warmup_steps=0.25, cooldown_steps=0.25, window=2), Classifier()
+    # 8 batches, 2 of them a step, 4 epochs: 16 steps.
+    trainer = _trainer(tmp_path, callback, max_steps=-1, max_epochs=4, accumulate_grad_batches=2)
+    seen = []
+    callback.on_train_epoch_end = lambda *_: seen.append(
+        (callback.scheduler.last_step, callback.scheduler.schedule.warmup_steps)
+    )
+    trainer.fit(module, _loader())
+    assert seen == [(4, 4), (8, 4), (12, 4), (16, 4)]
+    assert _zeros(module) == round(0.8 * SELECTED)
+
+
+@pytest.mark.parametrize("masking", ["step", "window"])
+def test_a_resumed_run_is_bit_identical_and_its_checkpoint_an_ordinary_sparse_module(
+    tmp_path, masking
+):
+    whole = Classifier()
+    checkpoints = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=8, save_top_k=-1)
+    trainer = _trainer(tmp_path, _callback(masking=masking), checkpoints, enable_checkpointing=True)
+    trainer.fit(whole, _loader())
+    path = tmp_path / "step=8.ckpt"
+
+    sparse = Classifier.load_from_checkpoint(path)
+    left = 1 - (8 - 3) / 12
+    assert _zeros(sparse) == round((0.8 - 0.8 * left**3) * SELECTED)
+
+    torch.manual_seed(5)
+    resumed, again = Classifier(), Classifier()
+    for module in (resumed, again):
+        torch.manual_seed(5)  # dropout: Lightning's checkpoints hold no random state
+        _trainer(tmp_path, _callback(masking=masking)).fit(module, _loader(), ckpt_path=path)
+    assert _zeros(resumed) == round(0.8 * SELECTED)
+    for one, other in zip(resumed.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_without_dropout_resuming_equals_an_uninterrupted_run(tmp_path):
+    def module():
+        classifier = Classifier()
+        classifier.net[2].p = 0.0
+        return classifier
+
+    whole, resumed = module(), module()
+    checkpoints = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=8, save_top_k=-1)
+    _trainer(tmp_path, _callback(), checkpoints, enable_checkpointing=True).fit(whole, _loader())
+    _trainer(tmp_path, _callback()).fit(resumed, _loader(), ckpt_path=tmp_path / "step=8.ckpt")
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_checkpoint_of_a_dense_run_is_refused(tmp_path):
+    checkpoints = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=8, save_top_k=-1)
+    _trainer(tmp_path, checkpoints, enable_checkpointing=True).fit(Classifier(), _loader())
+    with pytest.raises(ValueError, match="must be of a run with PlatonLightningCallback"):
+        _trainer(tmp_path, _callback()).fit(
+            Classifier(), _loader(), ckpt_path=tmp_path / "step=8.ckpt"
+        )
+
+
+def test_several_optimizers_are_refused_with_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="must have one optimizer, got 2: drive the scheduler"):
+        _trainer(tmp_path, _callback()).fit(Classifier(num_optimizers=2), _loader())
+
+
+def test_a_run_without_an_end_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must know its number of steps"):
+        _trainer(tmp_path, _callback(), max_steps=-1, max_epochs=-1).fit(Classifier(), _loader())
+
+
+def test_a_run_that_ends_early_is_warned_about(tmp_path):
+    callback = _callback()
+
+    def stop(trainer, *_):
+        trainer.should_stop = trainer.global_step >= 6
+
+    callback.on_before_zero_grad = stop
+    with pytest.warns(platon_prune.PruningWarning, match="training ended before the schedule"):
+        _trainer(tmp_path, callback, min_steps=1).fit(Classifier(), _loader())
