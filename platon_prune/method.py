@@ -50,7 +50,7 @@ class PlatonUnstructured(prune.BasePruningMethod):
     torch then attaches with its own, frozen ``CustomFromMask``.
 
     Args:
-        amount: What to prune of a tensor given to :meth:`compute_mask`: a fraction in [0, 1), or
+        amount: What to prune of a tensor given to :meth:`compute_mask`: a fraction in [0, 1], or
             a count.
 
     Raises:
@@ -104,7 +104,7 @@ class PlatonUnstructured(prune.BasePruningMethod):
         Args:
             module: The module that holds the tensor.
             name: The tensor's name in it.
-            amount: What to prune: a fraction in [0, 1), or a count.
+            amount: What to prune: a fraction in [0, 1], or a count.
             importance_scores: Same shape as the tensor.
 
         Returns:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize, prune
@@ -85,6 +86,11 @@ def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
         raise ValueError(
             f"{name} must be an ordinary parameter, got a parametrized one: call "
             f'torch.nn.utils.parametrize.remove_parametrizations(module, "{tensor_name}") first'
+        )
+    if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+        raise ValueError(
+            f"{name} must be held by a module written in Python, got a {type(module).__name__}: "
+            "prune the model before it is scripted or traced"
         )
     parameter = module._parameters.get(tensor_name)
     if parameter is None:
@@ -312,7 +318,7 @@ def _refuse_adapters_and_quantised(model: nn.Module) -> None:
             "model must not carry adapters, got one with a PEFT config, whose base weights are "
             "frozen: merge them first (merge_and_unload), or name what to prune with include=[...]"
         )
-    if hasattr(model, "save_pretrained") and getattr(model, "is_quantized", False):
+    if getattr(model, "is_quantized", False):
         raise ValueError(
             "model must not be quantised, got is_quantized=True: prune the full-precision model "
             "and quantise the result, or name what to prune with include=[...]"

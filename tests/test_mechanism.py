@@ -233,3 +233,33 @@ def test_names_that_pruning_needs_and_a_module_has_are_refused() -> None:
     with pytest.raises(ValueError, match="Linear has weight_mask: rename that"):
         platon_prune.global_unstructured(layer, amount=0.5, total_steps=20)
     assert torch.equal(layer.weight_mask, torch.arange(3)) and type(layer) is nn.Linear
+
+
+class Scaled(nn.Module):
+    """Holds a parameter at its root."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * self.scale
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("convert", [torch.jit.script, torch.fx.symbolic_trace])
+def test_a_tensor_of_a_scripted_or_traced_root_is_refused(convert: Callable) -> None:
+    model = convert(Scaled())
+    with pytest.raises(ValueError, match="prune the model before it is scripted or traced"):
+        platon_prune.global_unstructured([(model, "scale")], amount=0.5, total_steps=20)
+    assert torch.equal(model.scale, torch.ones(3)) and "scale" in model.state_dict()
+
+
+def test_layers_called_by_a_traced_model_can_be_pruned() -> None:
+    model = torch.fx.symbolic_trace(two_layers())
+    train(model, run)
+    assert not model.get_submodule("0").weight_mask.all()
+    expected = run(model)
+    platon_prune.remove(model)
+    assert torch.equal(run(model), expected)
