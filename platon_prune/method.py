@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -18,27 +17,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from platon_prune.blocks import Scratch, blocks, zero_pruned_
+from platon_prune.forms import TensorForm, to_own_keys, to_torch_form
 from platon_prune.selection import ScoredTensor, prune_smallest_
 from platon_prune.targets import check_prunable
 
 MASKINGS = ("step", "window")
-
-
-@dataclass(frozen=True)
-class _Form:
-    """How one tensor of a class is masked and saved."""
-
-    name: str
-    masking: str = "step"
-    own_keys: bool = False
-
-    @property
-    def orig(self) -> str:
-        return f"{self.name}_orig"
-
-    @property
-    def mask(self) -> str:
-        return f"{self.name}_mask"
 
 
 class PlatonUnstructured(prune.BasePruningMethod):
@@ -171,7 +154,7 @@ def attach(
     assert weight is not None
     method = PlatonUnstructured(amount)
     method._tensor_name = name
-    form = _Form(name, masking, own_keys)
+    form = TensorForm(name, masking, own_keys)
     pruned_class = _class_with(type(module), (*_forms_of(module), form))
     if mask is None:
         mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
@@ -223,7 +206,7 @@ class _PrunedModule(nn.Module):
     """What pruned modules of every class share: how they are copied, moved, saved and loaded."""
 
     _platon_base: type[nn.Module]
-    _platon_forms: tuple[_Form, ...]
+    _platon_forms: tuple[TensorForm, ...]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # Not passed on: a class that registers its subclasses, or wants arguments for each, must
@@ -256,52 +239,22 @@ class _PrunedModule(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for form in self._platon_forms:
             if form.own_keys:
-                weight = destination.pop(prefix + form.orig)
-                mask = destination.pop(prefix + form.mask)
-                if form.masking == "window":
-                    weight = torch.where(mask, weight, 0)
-                destination[prefix + form.name] = weight
+                to_own_keys(destination, prefix, form)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         for form in self._platon_forms:
-            _to_torch_form(state_dict, prefix, form)
+            to_torch_form(state_dict, prefix, form)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _to_torch_form(state_dict: dict[str, Any], prefix: str, form: _Form) -> None:
-    """Bring a dense, a torch-pruned or one of our own state dicts to ``_orig`` and bool ``_mask``.
-
-    Without a mask in the dict, the zeros of the weight are one.
-    """
-    dense = state_dict.pop(prefix + form.name, None)
-    if dense is not None:
-        state_dict.setdefault(prefix + form.orig, dense)
-    weight = state_dict.get(prefix + form.orig)
-    if weight is None:
-        return
-    mask = state_dict.get(prefix + form.mask, weight).detach()
-    if mask.dtype != torch.bool:
-        mask = mask != 0
-    state_dict[prefix + form.mask] = mask.contiguous()
-    if form.masking == "step" and mask.shape == weight.shape:
-        zeroed = torch.where(mask, weight.detach(), 0)
-        # The same tensor where nothing changes: a copy would untie shared weights (assign=True).
-        if weight.is_meta or not _is_local(weight) or not torch.equal(zeroed, weight):
-            state_dict[prefix + form.orig] = zeroed
-
-
-def _is_local(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter)
-
-
-def _new_instance(base: type[nn.Module], forms: tuple[_Form, ...]) -> nn.Module:
+def _new_instance(base: type[nn.Module], forms: tuple[TensorForm, ...]) -> nn.Module:
     cls: type[nn.Module] = _pruned_class(base, forms)  # type: ignore[arg-type]
     return cls.__new__(cls)
 
 
-def _class_with(cls: Any, forms: tuple[_Form, ...]) -> Any:
+def _class_with(cls: Any, forms: tuple[TensorForm, ...]) -> Any:
     """The class of a module with these tensors masked instead of those of ``cls``."""
     if not hasattr(cls, "_platon_forms"):
         return _pruned_class(cls, forms)
@@ -317,7 +270,7 @@ def _class_with(cls: Any, forms: tuple[_Form, ...]) -> Any:
 
 
 @functools.cache
-def _pruned_class(base: type, forms: tuple[_Form, ...]) -> Any:
+def _pruned_class(base: type, forms: tuple[TensorForm, ...]) -> Any:
     """The subclass of ``base`` with these tensors as properties; ``base`` if there are none."""
     if not forms:
         return base
@@ -349,7 +302,7 @@ _RECURRENT: dict[str, Any] = {
 }
 
 
-def _weight_property(form: _Form) -> property:
+def _weight_property(form: TensorForm) -> property:
     def get(module: nn.Module) -> Tensor:
         if not torch.compiler.is_compiling():
             _refuse_foreign_method(module, form)
@@ -364,14 +317,14 @@ def _weight_property(form: _Form) -> property:
     return property(get, set_, doc=f"The pruned ``{form.name}``.")
 
 
-def _refuse_assignment(module: nn.Module, form: _Form) -> NoReturn:
+def _refuse_assignment(module: nn.Module, form: TensorForm) -> NoReturn:
     raise RuntimeError(
         f"{form.name} of a pruned {type(module).__name__} can't be assigned: write to "
         f'{form.orig}, or finalize with torch.nn.utils.prune.remove(module, "{form.name}")'
     )
 
 
-def _refuse_foreign_method(module: nn.Module, form: _Form) -> None:
+def _refuse_foreign_method(module: nn.Module, form: TensorForm) -> None:
     """Put our hook back and complain if a torch method is about to take its place.
 
     torch's ``apply`` takes the hook of an earlier method out to wrap it in a container, then
@@ -389,12 +342,12 @@ def _refuse_foreign_method(module: nn.Module, form: _Form) -> None:
     )
 
 
-def _forms_of(module: nn.Module) -> tuple[_Form, ...]:
-    forms: tuple[_Form, ...] = getattr(type(module), "_platon_forms", ())
+def _forms_of(module: nn.Module) -> tuple[TensorForm, ...]:
+    forms: tuple[TensorForm, ...] = getattr(type(module), "_platon_forms", ())
     return forms
 
 
-def _form_of(module: nn.Module, name: str) -> _Form:
+def _form_of(module: nn.Module, name: str) -> TensorForm:
     return next(form for form in _forms_of(module) if form.name == name)
 
 

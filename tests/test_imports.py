@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # Every file of the package, by level; docs/contributing.md says what lives in each.
 LEVELS = [
-    {"version", "schedule", "criteria", "blocks", "targets"},
+    {"version", "schedule", "criteria", "blocks", "forms", "targets"},
     {"bitmask", "selection"},
     {"method"},
     {"tracked"},

@@ -1,0 +1,63 @@
+"""How a pruned tensor is named in its module, and the forms that state dicts keep it in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TensorForm:
+    """How one tensor of a class is masked and saved."""
+
+    name: str
+    masking: str = "step"
+    own_keys: bool = False
+
+    @property
+    def orig(self) -> str:
+        """Key of the parameter."""
+        return f"{self.name}_orig"
+
+    @property
+    def mask(self) -> str:
+        """Key of the mask buffer."""
+        return f"{self.name}_mask"
+
+
+def to_own_keys(state_dict: dict[str, Any], prefix: str, form: TensorForm) -> None:
+    """Bring a module's own entries from ``_orig`` and ``_mask`` to the weight with its zeros."""
+    weight = state_dict.pop(prefix + form.orig)
+    mask = state_dict.pop(prefix + form.mask)
+    if form.masking == "window":
+        weight = torch.where(mask, weight, 0)
+    state_dict[prefix + form.name] = weight
+
+
+def to_torch_form(state_dict: dict[str, Any], prefix: str, form: TensorForm) -> None:
+    """Bring a dense, a torch-pruned or one of our own state dicts to ``_orig`` and bool ``_mask``.
+
+    Without a mask in the dict, the zeros of the weight are one.
+    """
+    dense = state_dict.pop(prefix + form.name, None)
+    if dense is not None:
+        state_dict.setdefault(prefix + form.orig, dense)
+    weight = state_dict.get(prefix + form.orig)
+    if weight is None:
+        return
+    mask = state_dict.get(prefix + form.mask, weight).detach()
+    if mask.dtype != torch.bool:
+        mask = mask != 0
+    state_dict[prefix + form.mask] = mask.contiguous()
+    if form.masking == "step" and mask.shape == weight.shape:
+        zeroed = torch.where(mask, weight.detach(), 0)
+        # The same tensor where nothing changes: a copy would untie shared weights (assign=True).
+        if weight.is_meta or not _is_local(weight) or not torch.equal(zeroed, weight):
+            state_dict[prefix + form.orig] = zeroed
+
+
+def _is_local(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter)
