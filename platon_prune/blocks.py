@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 # Large enough that starting an operation costs little, small enough that a piece of each operand
-# is still in the last-level cache when the next operation reads it. A GPU only wants few launches.
+# is still in the last-level cache when the next operation reads it. A GPU only wants few launches,
+# but each temporary is of this size. Counting in float32 is exact up to 2^24.
 CPU_BLOCK = 1 << 19
-GPU_BLOCK = 1 << 24
+GPU_BLOCK = 1 << 22
 
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -21,10 +22,15 @@ def block_size(device: torch.device) -> int:
 
 
 def slices(numel: int, device: torch.device) -> Iterator[slice]:
-    """Cover ``range(numel)`` with slices of one block each."""
-    size = block_size(device)
-    for start in range(0, numel, size):
-        yield slice(start, min(start + size, numel))
+    """Cover ``range(numel)`` with slices of equal length, of one block at most."""
+    if numel:
+        size = -(-numel // _num_pieces(numel, device))
+        for start in range(0, numel, size):
+            yield slice(start, min(start + size, numel))
+
+
+def _num_pieces(numel: int, device: torch.device) -> int:
+    return -(-numel // block_size(device))
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -34,33 +40,49 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     all are walked by rows, which any strides allow.
     """
     first = tensors[0]
+    num_pieces = _num_pieces(first.numel(), first.device)
     if all(tensor.is_contiguous() for tensor in tensors):
-        tensors = tuple(tensor.view(-1) for tensor in tensors)
-        rows_per_block = block_size(first.device)
-    else:
-        row = max(1, first[0].numel())
-        rows_per_block = max(1, block_size(first.device) // row)
-    pieces = (torch.split(tensor, rows_per_block) for tensor in tensors)
-    yield from zip(*pieces, strict=True)
+        tensors = tuple(_flat(tensor) for tensor in tensors)
+    if num_pieces > 1:
+        # chunk, not split: pieces of equal length, and no detour through Python.
+        yield from zip(*(tensor.chunk(num_pieces) for tensor in tensors), strict=True)
+    elif num_pieces:
+        yield tensors
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 1 else tensor.view(-1)
 
 
 class Scratch:
     """Temporary tensors that are handed out again and again instead of being allocated.
 
-    A tensor is valid until the next call with the same ``role``.
+    A tensor is valid until the next call with the same ``role``, whatever its dtype.
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+        self._buffers: dict[tuple[str, torch.device], Tensor] = {}
+        self._views: dict[tuple[str, torch.device, torch.dtype, torch.Size], Tensor] = {}
 
     def like(self, block: Tensor, dtype: torch.dtype, role: str = "") -> Tensor:
-        """Uninitialised tensor with the shape and device of ``block``."""
-        key = (role, block.device, dtype)
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.numel() < block.numel():
-            buffer = torch.empty(block.numel(), dtype=dtype, device=block.device)
-            self._buffers[key] = buffer
-        return buffer[: block.numel()].view(block.shape)
+        """Uninitialised contiguous tensor with the shape and device of ``block``."""
+        # Making a view costs as much as an operation on a small tensor, so views are kept too.
+        key = (role, block.device, dtype, block.shape)
+        view = self._views.get(key)
+        if view is None:
+            view = self._views[key] = self._view(*key)
+        return view
+
+    def _view(
+        self, role: str, device: torch.device, dtype: torch.dtype, shape: torch.Size
+    ) -> Tensor:
+        num_bytes = shape.numel() * dtype.itemsize
+        buffer = self._buffers.get((role, device))
+        if buffer is None or buffer.numel() < num_bytes:
+            self._views.clear()  # they would keep the smaller buffer alive
+            buffer = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+            self._buffers[role, device] = buffer
+        return buffer[:num_bytes].view(dtype).view(shape)
 
 
 def zero_pruned_(block: Tensor, mask: Tensor, scratch: Scratch) -> None:
@@ -72,6 +94,6 @@ def zero_pruned_(block: Tensor, mask: Tensor, scratch: Scratch) -> None:
     if block.device.type != "cpu":
         block.masked_fill_(torch.logical_not(mask, out=scratch.like(mask, torch.bool)), 0)
         return
-    integer = _INTEGER_OF_SIZE[block.element_size()]
-    keep = scratch.like(mask, integer, role="keep").copy_(mask)
+    integer = _INTEGER_OF_SIZE[block.dtype.itemsize]
+    keep = scratch.like(mask, integer).copy_(mask)
     block.view(integer).mul_(keep)

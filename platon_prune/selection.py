@@ -8,14 +8,14 @@ answer. The bracket is only a guess: a wrong one costs another sweep, never a wr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from platon_prune.blocks import slices
+from platon_prune.blocks import Scratch, slices
 
 # The scores that a sweep may collect; beyond it the bracket is narrowed first (memory, not speed).
 MAX_CANDIDATES = 1 << 21
@@ -85,15 +85,14 @@ def prune_smallest_(tensors: Sequence[ScoredTensor], count: int) -> float | None
     tie_break = None
     if below + equal > count:
         tie_break = _tie_break(tensors, threshold, equal, count - below)
+    scratch = Scratch()
     for tensor in tensors:
-        flat_mask = tensor.flat_mask
         for piece, scores in tensor.pieces():
-            if tie_break is None:
-                torch.gt(scores, threshold, out=flat_mask[piece])
-            else:
-                survivors = tie_break.survivors(tensor, piece, scores)
-                torch.gt(scores, threshold, out=flat_mask[piece])
-                flat_mask[piece][survivors] = True
+            mask = tensor.flat_mask[piece]
+            survivors = None if tie_break is None else tie_break.survivors(tensor, piece, scores)
+            mask.copy_(torch.gt(scores, threshold, out=scratch.like(scores, scores.dtype)))
+            if survivors is not None:
+                mask[survivors] = True
     return float(threshold)
 
 
@@ -114,8 +113,9 @@ def kth_smallest(
         The value with the numbers of smaller and of equal ones.
     """
     low, high = bracket
+    scratch = Scratch()
     while True:
-        sweep = _sweep(blocks(), low, high)
+        sweep = _sweep(blocks(), low, high, scratch)
         if k <= sweep.up_to_low:
             below = sum(count_true(block < low) for block in blocks())
             if k > below:
@@ -140,27 +140,46 @@ class _Sweep(NamedTuple):
     candidates: Tensor | None  # those strictly between; None if they are too many
 
 
-def _sweep(blocks: Iterator[Tensor], low: float, high: float) -> _Sweep:
-    up_to_low = below_high = num_candidates = 0
+def _sweep(blocks: Iterator[Tensor], low: float, high: float, scratch: Scratch) -> _Sweep:
+    up_to_low = num_inside = num_candidates = 0
     candidates: list[Tensor] = []
     for block in blocks:
-        above = block > low
-        inside = block < high
-        up_to_low += block.numel() - count_true(above)
-        below_high += count_true(inside)
-        inside.logical_and_(above)
+        # As numbers of the block's own type: torch vectorises a comparison on the CPU only if it
+        # does not write bool. Blocks are small enough to count them in float32.
+        above = torch.gt(block, low, out=scratch.like(block, block.dtype, role="above"))
+        inside = torch.lt(block, high, out=scratch.like(block, block.dtype, role="inside"))
+        up_to_low += block.numel() - int(above.sum())
+        inside.mul_(above)
         if num_candidates <= MAX_CANDIDATES:
-            found = block[inside.nonzero().squeeze(1)]
+            found = block[_positions(inside)]
             num_candidates += found.numel()
             candidates.append(found)
+            num_inside += found.numel()
+        else:
+            num_inside += int(inside.sum())
     if num_candidates > MAX_CANDIDATES:
-        return _Sweep(up_to_low, below_high, None)
-    return _Sweep(up_to_low, below_high, torch.cat(candidates))
+        return _Sweep(up_to_low, up_to_low + num_inside, None)
+    return _Sweep(up_to_low, up_to_low + num_inside, torch.cat(candidates))
+
+
+def _positions(flags: Tensor) -> Tensor:
+    """Positions of the entries of a one-dimensional tensor that are not zero, in order."""
+    if flags.device.type != "cpu":
+        return flags.nonzero().squeeze(1)
+    # They are few, and nonzero is slow: it runs on words of eight flags, then on the words found.
+    is_set = flags.to(torch.bool)
+    num_words = is_set.numel() // 8
+    words = is_set[: 8 * num_words].view(torch.int64)
+    found_words = words.nonzero().squeeze(1)
+    in_words = words[found_words].view(torch.bool).nonzero().squeeze(1)
+    positions = 8 * found_words[in_words >> 3] + (in_words & 7)
+    rest = is_set[8 * num_words :].nonzero().squeeze(1)
+    return torch.cat([positions, rest + 8 * num_words]) if rest.numel() else positions
 
 
 def count_true(flags: Tensor) -> int:
-    """Number of True entries of a contiguous bool tensor."""
-    flat = flags.view(-1)
+    """Number of True entries of a bool tensor."""
+    flat = flags.reshape(-1)
     lanes = flat.numel() // 1024 * 1024
     if flags.device.type != "cpu" or lanes == 0:
         return int(flat.sum())
@@ -236,45 +255,52 @@ class _TieBreak:
     threshold: float
     kept: bool  # the state whose entries are split; pruned entries are all pruned if it is True
     cutoff: int | float  # largest tie key that is pruned
+    starts: Set[int]  # global positions at which the pieces with ties start
 
-    def split(self, tensor: ScoredTensor, piece: slice, scores: Tensor) -> Tensor:
-        """Positions within ``piece`` of the tied entries that the cut-off decides on."""
-        mask = tensor.flat_mask[piece]
-        return ((scores == self.threshold) & (mask == self.kept)).nonzero().squeeze(1)
-
-    def survivors(self, tensor: ScoredTensor, piece: slice, scores: Tensor) -> Tensor:
-        """Positions within ``piece`` of the tied entries that stay."""
-        split = self.split(tensor, piece, scores)
-        stay = split[tie_keys(split + (tensor.offset + piece.start)) > self.cutoff]
-        if self.kept:
-            return stay
-        tied_and_kept = (scores == self.threshold) & tensor.flat_mask[piece]
-        return torch.cat([stay, tied_and_kept.nonzero().squeeze(1)])
+    def survivors(self, tensor: ScoredTensor, piece: slice, scores: Tensor) -> Tensor | None:
+        """Positions within ``piece`` of the tied entries that stay; None if it has no ties."""
+        start = tensor.offset + piece.start
+        if start not in self.starts:
+            return None
+        tied = _tied(scores, self.threshold)
+        is_kept = tensor.flat_mask[piece][tied]
+        stay = (is_kept == self.kept) & (tie_keys(tied + start) > self.cutoff)
+        return tied[stay if self.kept else stay | is_kept]
 
 
 def _tie_break(
     tensors: Sequence[ScoredTensor], threshold: float, num_tied: int, num_pruned: int
 ) -> _TieBreak:
     """Decide which ``num_pruned`` of the ``num_tied`` entries at the threshold are pruned."""
-    num_pruned_already = sum(
-        count_true((scores == threshold) & ~tensor.flat_mask[piece])
-        for tensor in tensors
-        for piece, scores in tensor.pieces()
-    )
+    pieces: list[tuple[ScoredTensor, slice]] = []  # those with ties: mostly one or two
+    num_kept = 0
+    for tensor in tensors:
+        for piece, scores in tensor.pieces():
+            tied = _tied(scores, threshold)
+            if tied.numel():
+                pieces.append((tensor, piece))
+                num_kept += count_true(tensor.flat_mask[piece][tied])
+    num_pruned_already = num_tied - num_kept
     kept = num_pruned > num_pruned_already
-    undecided = _TieBreak(threshold, kept, cutoff=-math.inf)
 
     def keys() -> Iterator[Tensor]:
-        for tensor in tensors:
-            for piece, scores in tensor.pieces():
-                split = undecided.split(tensor, piece, scores)
-                yield tie_keys(split + (tensor.offset + piece.start))
+        for tensor, piece in pieces:
+            tied = _tied(tensor.score(piece), threshold)
+            split = tied[tensor.flat_mask[piece][tied] == kept]
+            yield tie_keys(split + (tensor.offset + piece.start))
 
     if kept:
-        rank, among = num_pruned - num_pruned_already, num_tied - num_pruned_already
+        rank, among = num_pruned - num_pruned_already, num_kept
     else:
         rank, among = num_pruned, num_pruned_already
-    return _TieBreak(threshold, kept, kth_smallest(keys, rank, _even_bracket(rank, among)).value)
+    cutoff = kth_smallest(keys, rank, _even_bracket(rank, among)).value
+    starts = frozenset(tensor.offset + piece.start for tensor, piece in pieces)
+    return _TieBreak(threshold, kept, cutoff, starts)
+
+
+def _tied(scores: Tensor, threshold: float) -> Tensor:
+    """Positions of the scores that equal the threshold."""
+    return _positions(torch.eq(scores, threshold, out=torch.empty_like(scores)))
 
 
 def _even_bracket(rank: int, among: int) -> tuple[float, float]:

@@ -72,7 +72,7 @@ class TrackedTensor:
     @property
     def averages(self) -> tuple[Tensor, ...]:
         """The criterion's averages, on the weight's device."""
-        self._follow_weight()
+        self._follow(self.weight.device)
         return self._averages
 
     def take_in(
@@ -86,9 +86,10 @@ class TrackedTensor:
             restart: Whether to empty the window before this step joins it.
             apply_mask: Whether to zero what the mask prunes, after the weight has been read.
         """
-        self._follow_weight()
+        weight = self.weight
+        self._follow(weight.device)
         state = () if self._window is None else (self._window, *self._averages)
-        operands = (self.weight, self.mask, *state)
+        operands = (weight, self.mask, *state)
         if gradient is not None:
             operands += (gradient,)
         for weight, mask, *rest in blocks(*operands):
@@ -171,14 +172,13 @@ class TrackedTensor:
             self.apply_mask()
 
     def _named_state(self) -> Iterable[tuple[str, Tensor]]:
-        self._follow_weight()
+        self._follow(self.weight.device)
         if self._window is not None:
             yield "window", self._window
         yield from zip(self.criterion.averages, self._averages, strict=True)
 
-    def _follow_weight(self) -> None:
+    def _follow(self, device: torch.device) -> None:
         """Move what is remembered to the weight's device, if the model has been moved."""
-        device = self.weight.device
         if self._window is not None and self._window.device != device:
             self._window = self._window.to(device)
             self._averages = tuple(average.to(device) for average in self._averages)
