@@ -28,6 +28,7 @@ SQUAD = CubicSchedule(
 # One that has a step of each kind early. Its first window touches new memory and is not counted,
 # and its last step is not taken: a choice between two windows, which SQUAD does not have.
 SHORT = CubicSchedule(amount=0.9, total_steps=45, warmup_steps=20, cooldown_steps=5, window=10)
+_LINEARS_PER_LAYER = 6  # query, key, value, output, and two of the feed-forward block
 KINDS = ("ordinary step", "window's end", "choosing step", "final-phase step")
 
 
@@ -134,6 +135,21 @@ def average(times: dict[str, Spread]) -> Spread:
     )
 
 
+def encoder_shapes(scale: float) -> list[tuple[int, int]]:
+    """Inputs and outputs of the linear layers of BERT-base's encoder, or of a fraction of it."""
+    num_layers = max(1, round(12 * scale))
+    hidden = max(8, round(768 * math.sqrt(min(1, 12 * scale))))
+    attention, up, down = (hidden, hidden), (hidden, 4 * hidden), (4 * hidden, hidden)
+    return [attention, attention, attention, attention, up, down] * num_layers
+
+
+def tensor_sizes(scale: float) -> list[int]:
+    """Entries of each weight and bias."""
+    return [
+        size for inputs, outputs in encoder_shapes(scale) for size in (inputs * outputs, outputs)
+    ]
+
+
 class Workload:
     """Linear layers in the shapes of an encoder, with random gradients.
 
@@ -146,15 +162,7 @@ class Workload:
         import torch
         from torch import nn
 
-        num_layers = max(1, round(12 * scale))
-        hidden = max(8, round(768 * math.sqrt(min(1, 12 * scale))))
-        attention, up, down = (hidden, hidden), (hidden, 4 * hidden), (4 * hidden, hidden)
-        self.modules = [
-            nn.Linear(*shape, device=device)
-            for _ in range(num_layers)
-            for shape in (*[attention] * 4, up, down)
-        ]
-        self._tensors_per_layer = 2 * len(self.modules) // num_layers
+        self.modules = [nn.Linear(*shape, device=device) for shape in encoder_shapes(scale)]
         self._gradients = [torch.randn_like(parameter) for parameter in self.parameters]
 
     @property
@@ -174,7 +182,7 @@ class Workload:
 
     def gradients(self, step: int) -> list[Tensor]:
         """The gradients of a step: each layer gets those of another one at the next step."""
-        first = step * self._tensors_per_layer % len(self._gradients)
+        first = step * 2 * _LINEARS_PER_LAYER % len(self._gradients)
         return self._gradients[first:] + self._gradients[:first]
 
 
@@ -284,10 +292,10 @@ def _selection_figure(scale: float, device: str, repeats: int) -> Figure:
 
     from platon_prune.selection import ScoredTensor, prune_smallest_
 
-    shapes = [parameter.numel() for parameter in Workload(scale, device).parameters]
-    joined = torch.randn(sum(shapes), device=device).square_()
+    sizes = tensor_sizes(scale)
+    joined = torch.randn(sum(sizes), device=device).square_()
     tensors, offset = [], 0
-    for scores in torch.split(joined, shapes):
+    for scores in torch.split(joined, sizes):
         mask = torch.ones(scores.numel(), dtype=torch.bool, device=device)
         tensors.append(ScoredTensor(scores.__getitem__, mask, offset))
         offset += scores.numel()
@@ -362,7 +370,7 @@ def print_table(scale: float, device: str, figures: Sequence[Figure]) -> None:
     """Print one device's figures."""
     import torch
 
-    sizes = [parameter.numel() for parameter in Workload(scale, "meta").parameters]
+    sizes = tensor_sizes(scale)
     where = f"{torch.get_num_threads()} threads"
     if torch.device(device).type == "cuda":
         where = torch.cuda.get_device_name(device)
