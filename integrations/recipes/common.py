@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -43,6 +44,8 @@ def begin(arguments: Arguments[Any]) -> None:
         )
     if training.resume_from_checkpoint is not None:
         training.resume_from_checkpoint = _checkpoint(arguments)
+    if not torch.accelerator.is_available():
+        training.dataloader_pin_memory = False  # it would only warn
     _print_settings(arguments)
     if not can_draw():
         _say(arguments, "report.png will not be drawn: pip install 'platon-prune[plots]'")
@@ -92,8 +95,9 @@ def load_model(arguments: Arguments[Any], auto_class: Any, **config_settings: An
         AutoConfig.from_pretrained,
         model.config_name or name,
         **model.loading(),
-        **config_settings,
     )
+    _check_label_order(arguments, config.label2id, config_settings.get("label2id"))
+    config.update(config_settings)
     return load(
         _MODEL,
         auto_class.from_pretrained,
@@ -105,6 +109,20 @@ def load_model(arguments: Arguments[Any], auto_class: Any, **config_settings: An
 
 
 _MODEL = "--model_name_or_path must be a model"
+
+
+def _check_label_order(
+    arguments: Arguments[Any], own: dict[str, int], wanted: dict[str, int] | None
+) -> None:
+    """Refuse to evaluate a model that numbers the classes in another order than the data."""
+    own = {str(name).lower(): number for name, number in own.items()}
+    wanted = {name.lower(): number for name, number in (wanted or {}).items()}
+    if not arguments.training.do_train and own != wanted and set(own) == set(wanted):
+        raise ValueError(
+            f"the model must number its labels as the data does, got {own} and {wanted}: evaluate "
+            "a model that was fine-tuned with this recipe, or correct label2id in its config and "
+            "reorder its head"
+        )
 
 
 def load_teacher(
@@ -263,3 +281,11 @@ def _say(arguments: Arguments[Any], text: str) -> None:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def title_of(arguments: Arguments[Any], task: str) -> str:
+    """One line that says what was run, for the figure."""
+    pruning = arguments.pruning
+    name = Path(arguments.model.model_name_or_path or "").name
+    how = "dense" if pruning.is_dense else f"{pruning.criterion}, amount {pruning.amount:g}"
+    return f"{name} on {task}: {how}"

@@ -40,9 +40,12 @@ def save_report(
     height = max(6.0, 1.5 + 0.2 * len(table))
     figure = Figure(figsize=(13, height), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(3, 2, width_ratios=(1, 1.1))
-    _draw_curve(figure.add_subplot(grid[0, 0]), "training loss", log, "loss", ORANGE)
-    _draw_curve(figure.add_subplot(grid[1, 0]), metric.replace("_", " "), log, metric, BLUE)
-    _draw_sparsity(figure.add_subplot(grid[2, 0]), history)
+    below = figure.add_subplot(grid[2, 0])
+    _draw_sparsity(below, history)
+    for row, name, colour in ((0, "loss", ORANGE), (1, metric, BLUE)):
+        axes = figure.add_subplot(grid[row, 0], sharex=below)
+        _draw_curve(axes, name.replace("_", " "), log, name, colour)
+    below.set_xlim(left=0)
     _draw_layers(figure.add_subplot(grid[:, 1]), table)
     figure.suptitle(title, fontweight="bold", color=INK)
     figure.savefig(path, dpi=120, format="png")
@@ -66,7 +69,8 @@ def _draw_sparsity(axes: Any, history: Sequence[dict[str, Any]]) -> None:
         measured = [100 * entry["sparsity"] for entry in history]
         axes.plot(steps, target, color=INK, linewidth=1, linestyle="--", label="target")
         axes.plot(steps, measured, color=BLUE, marker="o", markersize=3, label="measured")
-        axes.legend(frameon=False)
+        axes.set_ylim(0, 100)
+        axes.legend(frameon=False, loc="lower right")
     else:
         _say_nothing_to_show(axes)
     axes.set_xlabel("step")

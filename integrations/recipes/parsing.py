@@ -92,13 +92,19 @@ def parse_arguments(
         if name not in given
     }
     chosen = {**from_preset, **given}
-    model, data, pruning, distillation, training = (
-        cls(**{f.name: chosen[f.name] for f in dataclasses.fields(cls) if f.name in chosen})  # type: ignore[arg-type]
-        for cls in classes
-    )
+    model, data, pruning, distillation, training = (_make(cls, chosen) for cls in classes)
     return Arguments(
         recipe, model, data, pruning, distillation, training, frozenset(given), from_preset
     )  # type: ignore[arg-type]
+
+
+def _make(cls: Any, chosen: Mapping[str, Any]) -> Any:
+    """A dataclass from the settings that are its own."""
+    own = {f.name: chosen[f.name] for f in dataclasses.fields(cls) if f.name in chosen}
+    try:
+        return cls(**own)
+    except (TypeError, ValueError, OSError) as error:
+        raise ValueError(str(error)) from error
 
 
 class _Parser(HfArgumentParser):
