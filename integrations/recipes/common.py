@@ -247,6 +247,8 @@ def _print_settings(arguments: Arguments[Any]) -> None:
     }
     for name in (*arguments.from_preset, *sorted(arguments.given)):
         chosen.setdefault(name, getattr(training, name, None))
+    # What is left at its default is worth a line only where it decides the numbers.
+    quiet = {*vars(arguments.model), *vars(arguments.data), *vars(arguments.distillation)}
     width = max(map(len, chosen))
     for name, value in chosen.items():
         source = "default"
@@ -254,7 +256,7 @@ def _print_settings(arguments: Arguments[Any]) -> None:
             source = "given"
         elif name in arguments.from_preset:
             source = f"preset {pruning.preset}"
-        if source != "default" or value is not None:
+        if source != "default" or (value is not None and name not in quiet):
             _say(arguments, f"{name:<{width}}  {value}  ({source})")
     unused = sorted(
         name for name in arguments.given if name.startswith("pruning_") or name == "criterion"
