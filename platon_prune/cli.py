@@ -15,9 +15,9 @@ COMMANDS = ("demo", "bench")
 # Each is a module of platon_prune.integrations.recipes with main(argv), which reads its own flags.
 # It is imported only when it is chosen, since it needs transformers.
 RECIPES = {
-    "glue": "fine-tune and prune a model on a task of GLUE, or on local files like it",
-    "squad": "fine-tune and prune a model that answers questions (SQuAD)",
-    "image": "fine-tune and prune a model that classifies images",
+    "glue": "Fine-tune and prune a model on a task of GLUE, by name or from local files.",
+    "squad": "Fine-tune and prune a model that answers questions, on SQuAD.",
+    "image": "Fine-tune and prune a model that classifies images.",
 }
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -229,6 +230,19 @@ def test_a_preset_fills_in_the_authors_settings(name):
     is_squad = name.startswith("squad")
     assert training.optim == ("adamw_torch" if is_squad else "adamax")
     assert arguments.data.task_name == (None if is_squad else name.split("-")[0])
+
+
+def test_the_docs_have_the_same_table():
+    text = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    table = {row[0]: [float(cell) for cell in row[1:9]] for row in rows if row and "-" in row[0]
+             and row[0] in AUTHORS_SETTINGS}  # fmt: skip
+    assert table == {
+        name: [pytest.approx(1 - density), beta2, t_i, t_f, warmup, rate, batch, epochs]
+        for name, (density, beta2, warmup, t_i, t_f, rate, batch, epochs) in (
+            AUTHORS_SETTINGS.items()
+        )
+    }
 
 
 def test_flags_win_over_the_preset_even_when_they_equal_the_default():

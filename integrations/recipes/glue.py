@@ -31,7 +31,6 @@ from platon_prune.integrations.recipes.parsing import Arguments, parse_arguments
 from platon_prune.integrations.recipes.presets import GLUE_PRESETS
 from platon_prune.integrations.recipes.text import check_length, prepare_padding
 
-HELP = "fine-tune and prune a model on a task of GLUE"
 DESCRIPTION = """Fine-tune a model for sentences or pairs of them and prune it meanwhile (PLATON).
 
 Needs a model, a task, and what to do. The data come from the Hub by the task's name, or from

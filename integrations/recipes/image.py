@@ -30,7 +30,6 @@ from platon_prune.integrations.recipes.image_data import (
 )
 from platon_prune.integrations.recipes.parsing import Arguments, parse_arguments
 
-HELP = "fine-tune and prune a model that classifies images"
 DESCRIPTION = """Fine-tune a model that classifies images and prune it meanwhile (PLATON).
 
 Needs a model and images: folders with one folder per class, or a data set by name. The pruned
