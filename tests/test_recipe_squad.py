@@ -142,22 +142,23 @@ def test_version_2_distilled_by_name_with_predictions_for_questions_without_answ
 
 def test_a_dense_model_is_evaluated_alike_whatever_the_batches(tmp_path, model, validation_file):
     found = []
-    for name, size, pad in (("a", 1, False), ("b", 3, True)):
+    for name, size, pad, order in (("a", 1, False, "random"), ("b", 3, True, "group_by_length")):
         flags = _flags(
             model,
             tmp_path / name,
             validation_file=validation_file,
             per_device_eval_batch_size=size,
             pad_to_max_length=pad,
+            train_sampling_strategy=order,
             max_seq_length=30,
             doc_stride=8,
             amount=0,
-            max_eval_samples=3,
+            max_eval_samples=4,
         )
         assert main([*flags, "--do_eval"]) == 0
         found.append(_read(tmp_path / name, "nbest_predictions.json"))
         assert _read(tmp_path / name)["sparsity"] == 0
-    assert list(found[0]) == ["q0", "q1", "q2"]
+    assert list(found[0]) == ["q0", "q1", "q2", "q3"]
     for name, entries in found[0].items():
         for one, other in zip(entries, found[1][name], strict=True):
             assert one["start_logit"] == pytest.approx(other["start_logit"], abs=1e-4)
