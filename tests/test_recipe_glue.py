@@ -143,6 +143,22 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(bert, files, tmp_path):
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_accumulated_micro_batches_train_as_one_batch(files, tmp_path):
+    no_dropout = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    model = save_bert(tmp_path / "model", **no_dropout)
+    more = ("--do_train", "--max_steps", 3, "--amount", 0, "--optim", "sgd")
+    found = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        folder = tmp_path / str(batch)
+        sizes = ("--per_device_train_batch_size", batch)
+        steps = ("--gradient_accumulation_steps", accumulation)
+        assert run("glue", *flags(model, files, folder, *more, *sizes, *steps)) == 0
+        trained = AutoModelForSequenceClassification.from_pretrained(folder)
+        found.append(trained.classifier.bias.detach())
+    assert found[0].abs().max() > 1e-4  # it began at zero
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-7)
+
+
 def test_predictions_of_a_test_file_are_written_and_measured(bert, files, tmp_path):
     test = tmp_path / "test.csv"
     test.write_text('sentence,label\n"good, fine",positive\nbad,0\n')

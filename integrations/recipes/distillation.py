@@ -95,8 +95,10 @@ class RecipeTrainer(Trainer):
         self.teacher = teacher
         if teacher is not None:
             self.teacher = teacher.to(args.device).eval().requires_grad_(False)
-            # Both parts are means over a micro-batch then, and are accumulated alike.
-            self.model_accepts_loss_kwargs = False
+        # The loss of a micro-batch is its mean, labels and teacher alike. Otherwise the Trainer
+        # would rely on the model to divide by the examples of the whole batch, on all devices;
+        # BERT's classifier takes that number and ignores it, so its gradients would be too large.
+        self.model_accepts_loss_kwargs = False
 
     def compute_loss(
         self,
