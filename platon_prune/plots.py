@@ -81,8 +81,11 @@ def save_demo_report(
 
 
 def _draw_accuracies(axes: Axes, comparison: Comparison, dense_accuracy: float) -> None:
-    axes.axhline(dense_accuracy, color=INK, linewidth=1, linestyle=":", label="dense model")
     last_step = max(comparison.schedule)
+    axes.plot(
+        [0, last_step], [dense_accuracy] * 2, color=INK, linewidth=1.2, linestyle=":",
+        label="dense model",
+    )  # fmt: skip
     for (label, points), colour, marker in _styled(comparison.accuracies):
         final = points[max(points)]
         if len(points) > 1:

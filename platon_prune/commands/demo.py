@@ -58,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="+",
         default=list(default.amounts),
-        help="fraction of the weights to prune, one or several (default: 0.9 0.99)",
+        help="fraction of the weights to prune, one or several "
+        f"(default: {' '.join(map(str, default.amounts))})",
     )
     parser.add_argument(
         "--criterion",
@@ -139,7 +140,8 @@ def _check(settings: Settings) -> None:
     if settings.steps < 2 * settings.window:
         raise ValueError(
             f"--steps must be at least {2 * settings.window}, two windows of "
-            f"{settings.window} steps, got {settings.steps}: train longer (default 400)"
+            f"{settings.window} steps, got {settings.steps}: train longer, the default is "
+            f"{Settings.steps}"
         )
 
 
