@@ -13,7 +13,8 @@ from recipe_models import SELECTED, results, run, save_bert, save_sst2, save_tok
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from platon_prune.integrations.recipes import tables
-from platon_prune.integrations.recipes.glue import GlueArguments, main, read_splits
+from platon_prune.integrations.recipes.glue import main
+from platon_prune.integrations.recipes.glue_data import GlueArguments, read_splits
 from platon_prune.integrations.recipes.glue_tasks import TASKS, find_task
 from platon_prune.integrations.recipes.parsing import parse_arguments
 

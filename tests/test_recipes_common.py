@@ -26,10 +26,10 @@ from platon_prune.integrations.recipes.arguments import (
     PruningArguments,
     RecipeTrainingArguments,
 )
-from platon_prune.integrations.recipes.common import load_teacher
 from platon_prune.integrations.recipes.distillation import RecipeTrainer, distillation_loss
-from platon_prune.integrations.recipes.glue import GlueArguments
+from platon_prune.integrations.recipes.glue_data import GlueArguments
 from platon_prune.integrations.recipes.image import ImageArguments
+from platon_prune.integrations.recipes.loading import load_teacher
 from platon_prune.integrations.recipes.parsing import parse_arguments
 from platon_prune.integrations.recipes.presets import GLUE_PRESETS, SQUAD_PRESETS
 

@@ -1,4 +1,4 @@
-"""What all recipes do alike: load models, train with pruning, evaluate, report."""
+"""What all recipes do alike: begin, train with pruning, evaluate, report."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from platon_prune.integrations.hf_trainer import PlatonCallback
 from platon_prune.integrations.recipes.distillation import RecipeTrainer
 from platon_prune.integrations.recipes.figure import can_draw, save_report
+from platon_prune.integrations.recipes.loading import load as load
+from platon_prune.integrations.recipes.loading import load_model as load_model
+from platon_prune.integrations.recipes.loading import load_teacher as load_teacher
 from platon_prune.integrations.recipes.parsing import Arguments
 from platon_prune.integrations.recipes.report import (
     measure,
@@ -50,113 +53,6 @@ def begin(arguments: Arguments[Any]) -> None:
     if not can_draw():
         _say(arguments, "report.png will not be drawn: pip install 'platon-prune[plots]'")
     set_seed(training.seed)
-
-
-def load(what: str, from_pretrained: Callable[..., Any], name: str, **settings: Any) -> Any:
-    """Call a ``from_pretrained``, with an error that says which flag was wrong.
-
-    Args:
-        what: What the flag names, such as ``--model_name_or_path must be a model``.
-        from_pretrained: Of an Auto class.
-        name: Folder or name on the Hub.
-        **settings: Further arguments.
-
-    Raises:
-        ValueError: If there is no such thing, or it can't be loaded as one.
-    """
-    try:
-        return from_pretrained(name, **settings)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(
-            f"{what} that can be loaded, got {name!r}: check the name, or give the folder that "
-            f"save_pretrained wrote ({_first_line(error)})"
-        ) from error
-    except RuntimeError as error:
-        if "mismatch" not in str(error) and "shape" not in str(error):
-            raise
-        raise ValueError(
-            f"{what} with as many labels as the data, got {name!r} with another number: add "
-            f"--ignore_mismatched_sizes to give it a new head ({_first_line(error)})"
-        ) from error
-
-
-def load_model(arguments: Arguments[Any], auto_class: Any, **config_settings: Any) -> Any:
-    """Load config and model of ``--model_name_or_path``.
-
-    Args:
-        arguments: Settings of the run.
-        auto_class: Such as ``AutoModelForSequenceClassification``.
-        **config_settings: What the config must say, such as ``num_labels``.
-    """
-    model = arguments.model
-    name = model.model_name_or_path or ""
-    config = load(
-        "--config_name must be a config" if model.config_name else _MODEL,
-        AutoConfig.from_pretrained,
-        model.config_name or name,
-        **model.loading(),
-    )
-    _check_label_order(arguments, config.label2id, config_settings.get("label2id"))
-    config.update(config_settings)
-    return load(
-        _MODEL,
-        auto_class.from_pretrained,
-        name,
-        config=config,
-        ignore_mismatched_sizes=model.ignore_mismatched_sizes,
-        **model.loading(),
-    )
-
-
-_MODEL = "--model_name_or_path must be a model"
-
-
-def _check_label_order(
-    arguments: Arguments[Any], own: dict[str, int], wanted: dict[str, int] | None
-) -> None:
-    """Refuse to evaluate a model that numbers the classes in another order than the data."""
-    own = {str(name).lower(): number for name, number in own.items()}
-    wanted = {name.lower(): number for name, number in (wanted or {}).items()}
-    if not arguments.training.do_train and own != wanted and set(own) == set(wanted):
-        raise ValueError(
-            f"the model must number its labels as the data does, got {own} and {wanted}: evaluate "
-            "a model that was fine-tuned with this recipe, or correct label2id in its config and "
-            "reorder its head"
-        )
-
-
-def load_teacher(
-    arguments: Arguments[Any], auto_class: Any, student: PreTrainedModel
-) -> PreTrainedModel | None:
-    """Load the teacher, if there is one to learn from, and check that it fits the student.
-
-    Raises:
-        ValueError: If its labels or its vocabulary are not the student's.
-    """
-    name = arguments.distillation.teacher_name_or_path
-    if name is None or not arguments.training.do_train:
-        return None
-    teacher: PreTrainedModel = load(
-        "--teacher_name_or_path must be a model",
-        auto_class.from_pretrained,
-        name,
-        cache_dir=arguments.model.cache_dir,
-        trust_remote_code=arguments.model.trust_remote_code,
-    )
-    for what in ("num_labels", "vocab_size", "image_size"):
-        own, other = (getattr(model.config, what, None) for model in (student, teacher))
-        if own != other:
-            raise ValueError(
-                f"the teacher's {what} must be the model's, got {other} and {own}: use a teacher "
-                "that was fine-tuned for the same task with the same inputs"
-            )
-    own, other = student.config.label2id, teacher.config.label2id
-    if own and other and set(own) == set(other) and own != other:
-        raise ValueError(
-            f"the teacher must number its labels as the data does, got {other} and {own}: use a "
-            "teacher that was fine-tuned with this recipe, or correct label2id in its config"
-        )
-    return teacher
 
 
 def run(
@@ -279,11 +175,6 @@ def _print_results(
 def _say(arguments: Arguments[Any], text: str) -> None:
     if arguments.training.process_index == 0:
         print(text)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def title_of(arguments: Arguments[Any], task: str) -> str:
