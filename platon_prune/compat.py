@@ -7,6 +7,7 @@ train freely between choices, and every step of the final phase prunes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -152,12 +153,21 @@ class Pruner:
         if rank == 0:
             self._threshold = None
             return
-        found = kth_smallest(
-            lambda: (score.view(-1) for score in scores.values()), rank, (-torch.inf, torch.inf)
+        # Not-a-number ranks as the largest and compares as not below, as in the reference: a score
+        # that one infinite gradient has spoilt is never pruned.
+        ranked = [
+            score.view(-1).nan_to_num(nan=torch.inf, posinf=torch.inf) for score in scores.values()
+        ]
+        self._threshold = float(
+            kth_smallest(lambda: iter(ranked), rank, (-torch.inf, torch.inf)).value
         )
-        self._threshold = float(found.value)
+        if math.isinf(self._threshold):
+            self._kept = {
+                name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()
+            }
+            return
         # As the reference does: strictly below, so the entry that defines the threshold stays.
-        self._kept = {name: score >= self._threshold for name, score in scores.items()}
+        self._kept = {name: ~(score < self._threshold) for name, score in scores.items()}
 
     def _selected(self, model: nn.Module) -> dict[str, nn.Parameter]:
         return {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -171,8 +172,11 @@ def make_criterion(criterion: str | Criterion, beta1: float, beta2: float) -> Cr
 
     Raises:
         ValueError: If the name is unknown, or a beta is outside [0, 1).
+        TypeError: If a beta is not a number.
     """
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
+        if isinstance(beta, bool) or not isinstance(beta, Real):
+            raise TypeError(f"{name} must be a number in [0, 1), got {beta!r}")
         if not 0 <= beta < 1:
             raise ValueError(
                 f"{name} must be in [0, 1), got {beta}: it is the share of the old average "
@@ -182,4 +186,4 @@ def make_criterion(criterion: str | Criterion, beta1: float, beta2: float) -> Cr
         return criterion
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
-    return CRITERIA[criterion](beta1, beta2)
+    return CRITERIA[criterion](float(beta1), float(beta2))

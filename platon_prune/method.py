@@ -124,6 +124,9 @@ class PlatonUnstructured(prune.BasePruningMethod):
         _rename(module._parameters, form.orig, name)
         del module._buffers[form.mask]
         module._non_persistent_buffers_set.discard(form.mask)
+        del module.__dict__["_platon_methods"][name]
+        if not forms:
+            del module.__dict__["_platon_methods"]
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
 
@@ -164,6 +167,7 @@ def attach(
     if isinstance(module, nn.RNNBase):
         # A property from here on; the list would keep parameters alive that are replaced.
         module.__dict__.pop("_flat_weights", None)
+    module.__dict__.setdefault("_platon_methods", {})[name] = method
     module.register_forward_pre_hook(method)
     return method
 
@@ -194,9 +198,10 @@ def pruned_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
             yield f"{prefix}.{form.name}" if prefix else form.name, module, form.name
 
 
-def has_mask(module: nn.Module, name: str) -> bool:
-    """Whether ``module.name`` carries a mask of ours."""
-    return any(form.name == name for form in _forms_of(module))
+def method_of(module: nn.Module, name: str) -> PlatonUnstructured | None:
+    """Our method on ``module.name``, or None if it carries no mask of ours."""
+    methods: dict[str, PlatonUnstructured] = module.__dict__.get("_platon_methods", {})
+    return methods.get(name)
 
 
 # --- the subclass -------------------------------------------------------------------------------
@@ -299,6 +304,7 @@ _RECURRENT: dict[str, Any] = {
         self, "_flat_weight_refs", [None] * len(self._flat_weights_names)
     ),
     "__setattr__": nn.Module.__setattr__,
+    "_replicate_for_data_parallel": nn.Module._replicate_for_data_parallel,
 }
 
 
@@ -330,11 +336,10 @@ def _refuse_foreign_method(module: nn.Module, form: TensorForm) -> None:
     torch's ``apply`` takes the hook of an earlier method out to wrap it in a container, then
     reads the tensor: the one moment at which it can be stopped before it changes anything.
     """
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, PlatonUnstructured) and hook._tensor_name == form.name:
-            return
-    method = PlatonUnstructured()
-    method._tensor_name = form.name
+    method = method_of(module, form.name)
+    assert method is not None
+    if any(hook is method for hook in module._forward_pre_hooks.values()):
+        return
     module.register_forward_pre_hook(method)
     raise RuntimeError(
         f"{form.name} of a {type(module).__name__} pruned by platon_prune can't take a second "

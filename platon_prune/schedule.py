@@ -59,6 +59,9 @@ class CubicSchedule:
                 f"{self.warmup_steps} + {self.cooldown_steps} >= {self.total_steps}: "
                 "shorten them or train longer"
             )
+        for name in ("amount", "initial_amount"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.initial_amount > self.amount:
             raise ValueError(
                 "initial_amount must not exceed amount, got "
@@ -100,8 +103,9 @@ class CubicSchedule:
         return min(after_warmup, self.ramp_end)
 
     def require_scores(self) -> None:
-        """Raise a ValueError if a mask would be chosen before a window of scores has ended."""
-        if self.first_choosing_step < self.window:
+        """Raise a ValueError if the final amount is due before a window of gradients has ended."""
+        # The first window of length 1 ends before it has seen a gradient.
+        if self.first_choosing_step < self.window or self.ramp_end < 2:
             raise ValueError(
                 "the first window must end before the first mask is chosen, got a choice at step "
                 f"{self.first_choosing_step} with window={self.window}: use a shorter window or "

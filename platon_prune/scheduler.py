@@ -15,13 +15,11 @@ from torch.utils.hooks import RemovableHandle
 
 from platon_prune.blocks import Scratch, blocks
 from platon_prune.criteria import Criterion
-from platon_prune.method import has_mask
 from platon_prune.schedule import CubicSchedule
 from platon_prune.selection import count_true, prune_smallest_
+from platon_prune.states import STATE_VERSION, check_state
 from platon_prune.targets import Target
 from platon_prune.tracked import TrackedTensor
-
-STATE_VERSION = 1
 
 
 class PruningWarning(UserWarning):
@@ -70,13 +68,19 @@ class PlatonScheduler:
         self._window_steps = 0  # steps whose samples are in the window
         self._has_scores = False  # whether a window with samples has ended
         self._warned: set[str] = set()  # tensors named in a warning, each once
+        self._handle: RemovableHandle | None = None
         self._tensors: list[TrackedTensor] = []
         self._num_weights = 0
         scratch = Scratch()
-        for target in targets:
-            tensor = TrackedTensor(target, criterion, masking, self._num_weights, scratch)
-            self._tensors.append(tensor)
-            self._num_weights += tensor.mask.numel()
+        try:
+            with torch.inference_mode(False):
+                for target in targets:
+                    tensor = TrackedTensor(target, criterion, masking, self._num_weights, scratch)
+                    self._tensors.append(tensor)
+                    self._num_weights += tensor.mask.numel()
+        except BaseException:
+            self._detach()  # all or nothing
+            raise
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -93,7 +97,8 @@ class PlatonScheduler:
                 schedule advances, and nothing is added to the scores.
 
         Raises:
-            RuntimeError: If no pruned tensor has a gradient, or a tensor is not pruned any more.
+            RuntimeError: If no pruned tensor has a gradient (unless the criterion needs none), or a
+                tensor is not pruned any more.
         """
         self._require_masks()
         step = self.last_step + 1
@@ -108,20 +113,18 @@ class PlatonScheduler:
         )
         self.last_step = step
         self.skipped_steps += gradients is None
-        no_choice = choosing and self._lacks_scores()
-        if choosing and not no_choice:
-            count = round(self.schedule.amount_at(step) * self._num_weights)
-            self.threshold = prune_smallest_([tensor.scored() for tensor in self._tensors], count)
         if choosing:
+            if self._has_scores or not self.criterion.windowed:
+                count = round(self.schedule.amount_at(step) * self._num_weights)
+                scored = [tensor.scored() for tensor in self._tensors]
+                self.threshold = prune_smallest_(scored, count)
             self._apply_masks()
-        self._warn(without_gradient, no_choice)
+        self._warn(without_gradient, choosing)
 
     def _finite_gradients(self) -> list[Tensor | None] | None:
         """The gradient of each tensor; None instead of the list if one of them is not finite."""
-        if not self.criterion.windowed:
-            return [None] * len(self._tensors)
         gradients = [tensor.gradient for tensor in self._tensors]
-        if all(gradient is None for gradient in gradients):
+        if self.criterion.windowed and all(gradient is None for gradient in gradients):
             raise RuntimeError(
                 f"{self._tensors[0].name} and all other pruned tensors have no gradient: call "
                 "scheduler.step() after loss.backward() and before optimizer.zero_grad(), or "
@@ -137,27 +140,25 @@ class PlatonScheduler:
         Returns the names of the tensors that had no gradient in the whole window that ended.
         """
         restart = self.criterion.windowed and self.schedule.ends_window(step)
-        # The first window starts from a zero sample, as the reference implementation's does.
-        num_samples = self._window_steps + (step <= self.schedule.window)
-        folds = restart and self._window_steps > 0
-        without_gradient = []
-        for tensor, gradient in zip(
-            self._tensors, gradients or [None] * len(self._tensors), strict=True
-        ):
-            tensor.take_in(gradient, num_samples if folds else 0, restart, apply_masks)
-            if folds and not tensor.has_gradient:
-                without_gradient.append(tensor.name)
-            tensor.has_gradient = gradient is not None or (tensor.has_gradient and not restart)
-        self._has_scores |= folds
-        self._window_steps = (gradients is not None) + (0 if restart else self._window_steps)
+        fold_over = None
+        if restart and self._window_steps:
+            # The first window starts from a zero sample, as the reference implementation's does.
+            fold_over = self._window_steps + (step <= self.schedule.window)
+            self._has_scores = True
+        without_gradient = [
+            tensor.name
+            for tensor, gradient in zip(
+                self._tensors, gradients or [None] * len(self._tensors), strict=True
+            )
+            if tensor.take_in(gradient, fold_over, restart, apply_masks)
+        ]
+        if self.criterion.windowed:
+            steps_before = 0 if restart else self._window_steps
+            self._window_steps = steps_before + (gradients is not None)
         return without_gradient
 
     def _is_masking(self, step: int) -> bool:
         return self.masking == "step" or step > self.schedule.ramp_end
-
-    def _lacks_scores(self) -> bool:
-        """Whether there is nothing to choose by, because all steps so far were skipped."""
-        return self.criterion.windowed and not self._has_scores and self.skipped_steps > 0
 
     def _apply_masks(self) -> None:
         for tensor in self._tensors:
@@ -165,30 +166,25 @@ class PlatonScheduler:
 
     def _require_masks(self) -> None:
         for tensor in self._tensors:
-            if not all(has_mask(module, name) for module, name in tensor.target.sites):
-                raise RuntimeError(
-                    f"{tensor.name} must carry its mask, but it was finalized (remove): make a "
-                    "new scheduler to prune further"
-                )
+            tensor.require_mask()
 
-    def _warn(self, without_gradient: list[str], no_choice: bool) -> None:
+    def _warn(self, without_gradient: list[str], choosing: bool) -> None:
         """Say what went wrong in a step, once all of it is done."""
         new = [name for name in without_gradient if name not in self._warned]
         self._warned.update(new)
-        for name in new:
-            warnings.warn(
-                f"{name} had no gradient for a whole window, which counts as no importance: if "
-                "the model does not use it, exclude it from pruning",
-                PruningWarning,
-                stacklevel=4,
+        messages = []
+        if new:
+            messages.append(
+                f"{', '.join(new)} had no gradient for a whole window, which counts as no "
+                "importance: if the model does not use it, exclude it from pruning"
             )
-        if no_choice:
-            warnings.warn(
-                f"no mask is chosen at step {self.last_step}: every step so far was skipped or "
-                "had gradients that were not finite, so there are no scores",
-                PruningWarning,
-                stacklevel=4,
+        if choosing and self.skipped_steps and self.criterion.windowed and not self._has_scores:
+            messages.append(
+                f"no mask is chosen at step {self.last_step}: {self.skipped_steps} steps were "
+                "skipped or had gradients that were not finite, so no window of scores has ended"
             )
+        if messages:
+            warnings.warn("; ".join(messages), PruningWarning, stacklevel=4)
 
     def reschedule(
         self, *, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
@@ -230,13 +226,21 @@ class PlatonScheduler:
             A handle whose ``remove()`` ends it.
 
         Raises:
-            ValueError: If the optimizer is known to train other weights than those it shows.
+            ValueError: If the optimizer is known to train other weights than those it shows, or
+                another one is followed already.
         """
         if type(optimizer).__module__.split(".")[0] == "schedulefree":
             raise ValueError(
                 f"optimizer must leave gradients and weights as they are, got "
                 f"{type(optimizer).__name__}, which evaluates other weights than it trains: use a "
                 "torch optimizer with a learning-rate schedule"
+            )
+
+        hooks = None if self._handle is None else self._handle.hooks_dict_ref()
+        if hooks is not None and self._handle is not None and self._handle.id in hooks:
+            raise ValueError(
+                "scheduler must follow one optimizer, got a second: each of its steps would count "
+                "twice; call remove() on the first handle"
             )
 
         def after_step(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -249,7 +253,8 @@ class PlatonScheduler:
             found_inf = getattr(stepped, "found_inf", None)
             self.step(skipped=found_inf is not None and bool(found_inf))
 
-        return optimizer.register_step_post_hook(after_step)
+        self._handle = optimizer.register_step_post_hook(after_step)
+        return self._handle
 
     # --- what can be read -------------------------------------------------------------------
 
@@ -299,6 +304,9 @@ class PlatonScheduler:
             RuntimeError: If a tensor has been finalized already.
         """
         self._require_masks()
+        self._detach()
+
+    def _detach(self) -> None:
         for tensor in self._tensors:
             for module, name in tensor.target.sites:
                 prune.remove(module, name)  # type: ignore[no-untyped-call]
@@ -333,8 +341,8 @@ class PlatonScheduler:
                 Nothing is changed then.
         """
         self._require_masks()
-        shapes = {tensor.name: tuple(tensor.mask.shape) for tensor in self._tensors}
-        _check_state(state, self._settings(), shapes)
+        expected = {tensor.name: tensor.expected_state() for tensor in self._tensors}
+        check_state(state, self._settings(), expected)
         for tensor in self._tensors:
             tensor.load_state_dict(state["tensors"][tensor.name])
         self.last_step = state["last_step"]
@@ -345,10 +353,11 @@ class PlatonScheduler:
 
     def _settings(self) -> dict[str, Any]:
         schedule = self.schedule
-        betas = [name for name in ("beta1", "beta2") if hasattr(self.criterion, name)]
+        criterion = self.criterion
+        fields: dict[str, Any] = vars(criterion)
         return {
-            "criterion": self.criterion.name,
-            **{name: getattr(self.criterion, name) for name in betas},
+            "criterion": criterion.name,
+            **fields,
             "masking": self.masking,
             "amount": schedule.amount,
             "initial_amount": schedule.initial_amount,
@@ -372,28 +381,3 @@ def _all_finite(gradients: Sequence[Tensor | None]) -> bool:
     if all(math.isfinite(float(torch.stack(parts).sum())) for parts in sums.values()):
         return True
     return all(bool(gradient.isfinite().all()) for gradient in present)
-
-
-def _check_state(
-    state: dict[str, Any], settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]
-) -> None:
-    """Raise a ValueError that names the first difference between a state and a scheduler."""
-    version = state.get("version")
-    if version != STATE_VERSION:
-        raise ValueError(
-            f"state must be a PlatonScheduler's, version {STATE_VERSION}, got version {version}: "
-            "load what scheduler.state_dict() returned with this release of platon_prune"
-        )
-    for name, value in settings.items():
-        if state["settings"].get(name) != value:
-            raise ValueError(
-                f"state must be of the same configuration: {name} is {value!r} here and "
-                f"{state['settings'].get(name)!r} in the state; set pruning up as it was saved"
-            )
-    saved = {name: tuple(tensor["shape"]) for name, tensor in state["tensors"].items()}
-    if saved != shapes:
-        name = next(name for name in [*shapes, *saved] if saved.get(name) != shapes.get(name))
-        raise ValueError(
-            f"state must be of the same model: {name} has shape {shapes.get(name, 'absent')} here "
-            f"and {saved.get(name, 'absent')} in the state; build the model that was saved"
-        )

@@ -11,7 +11,14 @@ from torch import Tensor
 from platon_prune import bitmask
 from platon_prune.blocks import Scratch, blocks, zero_pruned_
 from platon_prune.criteria import Criterion, weight_times_grad
-from platon_prune.method import apply_mask_, attach, mask_of, weight_of
+from platon_prune.method import (
+    PlatonUnstructured,
+    apply_mask_,
+    attach,
+    mask_of,
+    method_of,
+    weight_of,
+)
 from platon_prune.selection import ScoredTensor
 from platon_prune.targets import Target
 
@@ -37,10 +44,13 @@ class TrackedTensor:
         self.masking = masking
         self.offset = offset
         self.scratch = scratch
-        self.has_gradient = False  # whether it had one in this window
+        self._had_gradient = False  # in the window so far
+        self._methods: list[PlatonUnstructured] = []
         mask = None
         for module, name in target.sites:
-            attach(module, name, masking=masking, own_keys=target.own_keys, mask=mask)
+            self._methods.append(
+                attach(module, name, masking=masking, own_keys=target.own_keys, mask=mask)
+            )
             mask = mask_of(module, name)
         # The float32 sum of the samples since the last window's end, and the averages.
         self._window = self._zeros() if criterion.windowed else None
@@ -75,16 +85,44 @@ class TrackedTensor:
         self._follow(self.weight.device)
         return self._averages
 
+    def require_mask(self) -> None:
+        """Raise a RuntimeError unless the tensor is still the one that was set up."""
+        first = None
+        for (module, name), method in zip(self.target.sites, self._methods, strict=True):
+            if method_of(module, name) is not method:
+                raise RuntimeError(
+                    f"{self.name} must carry the mask of this scheduler, but it was finalized or "
+                    "pruned anew: finalize the rest with platon_prune.remove(model), or set "
+                    "pruning up again to prune further"
+                )
+            weight = weight_of(module, name)
+            first = weight if first is None else first
+            if weight is not first:
+                raise RuntimeError(
+                    f"{self.name} must be one parameter shared by {len(self.target.sites)} modules "
+                    "as it was at set-up, but they hold parameters of their own now: tie the "
+                    "weights again after loading"
+                )
+            if weight.shape != mask_of(module, name).shape:
+                raise RuntimeError(
+                    f"{self.name} must keep its shape {tuple(mask_of(module, name).shape)}, got "
+                    f"{tuple(weight.shape)}: finalize before changing a layer's size"
+                )
+
     def take_in(
-        self, gradient: Tensor | None, num_samples: int, restart: bool, apply_mask: bool
-    ) -> None:
+        self, gradient: Tensor | None, fold_over: int | None, restart: bool, apply_mask: bool
+    ) -> bool:
         """Update everything in one walk, so that each block is read from memory once.
 
         Args:
             gradient: This step's gradient; None adds nothing to the window.
-            num_samples: How many samples the window holds, to fold it into the averages; 0 not to.
+            fold_over: Fold the window into the averages, as the sum of so many samples, before
+                this step joins it; None not to.
             restart: Whether to empty the window before this step joins it.
             apply_mask: Whether to zero what the mask prunes, after the weight has been read.
+
+        Returns:
+            Whether a window was folded in which the tensor never had a gradient.
         """
         weight = self.weight
         self._follow(weight.device)
@@ -96,9 +134,12 @@ class TrackedTensor:
             grad = rest.pop() if gradient is not None else None
             if rest:
                 window, *averages = rest
-                self._take_in_block(weight, grad, window, averages, num_samples, restart)
+                self._take_in_block(weight, grad, window, averages, fold_over, restart)
             if apply_mask:
                 zero_pruned_(weight, mask, self.scratch)
+        had_none = fold_over is not None and not self._had_gradient
+        self._had_gradient = gradient is not None or (self._had_gradient and not restart)
+        return had_none
 
     def _take_in_block(
         self,
@@ -106,12 +147,12 @@ class TrackedTensor:
         grad: Tensor | None,
         window: Tensor,
         averages: list[Tensor],
-        num_samples: int,
+        fold_over: int | None,
         restart: bool,
     ) -> None:
-        if num_samples:
+        if fold_over is not None:
             # A sum that overflowed must not poison the averages for good.
-            mean = window.div_(num_samples).nan_to_num_(nan=0.0)
+            mean = window.div_(fold_over).nan_to_num_(nan=0.0)
             self.criterion.fold_(mean, averages)
         if restart:
             window.zero_()
@@ -150,7 +191,7 @@ class TrackedTensor:
         state: dict[str, Any] = {
             "shape": list(self.mask.shape),
             "mask": bitmask.pack(self.mask),
-            "has_gradient": self.has_gradient,
+            "had_gradient": self._had_gradient,
         }
         state |= {name: tensor.clone() for name, tensor in self._named_state()}
         if self.masking == "window":
@@ -158,13 +199,23 @@ class TrackedTensor:
             state["refilled"] = self.weight[~self.mask].clone()
         return state
 
+    def expected_state(self) -> dict[str, tuple[int, ...] | None]:
+        """The entries that :meth:`state_dict` has, with the shapes of those that have the weight's.
+
+        ``mask`` stands for the weight's shape, though it is saved as bits.
+        """
+        shape = tuple(self.mask.shape)
+        entries: dict[str, tuple[int, ...] | None] = {"mask": shape, "had_gradient": None}
+        entries |= {name: shape for name, _ in self._named_state()}
+        return entries | ({"refilled": None} if self.masking == "window" else {})
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned for a tensor of this name and shape."""
         for module, name in self.target.sites:
             bitmask.unpack_(mask_of(module, name), state["mask"])
         for name, tensor in self._named_state():
             tensor.copy_(state[name])
-        self.has_gradient = state["has_gradient"]
+        self._had_gradient = state["had_gradient"]
         weight = self.weight
         if self.masking == "window":
             weight[~self.mask] = state["refilled"].to(weight)

@@ -241,7 +241,7 @@ def test_a_step_after_finalizing_is_an_error():
     model, scheduler = _pruned()
     prune.remove(model[2], "weight")
     _set_gradients(model)
-    with pytest.raises(RuntimeError, match="2.weight must carry its mask, but it was finalized"):
+    with pytest.raises(RuntimeError, match="2.weight must carry the mask of this scheduler, but it was final"):
         scheduler.step()
     assert scheduler.last_step == 0
 

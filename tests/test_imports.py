@@ -14,7 +14,7 @@ LEVELS = [
     {"version", "schedule", "criteria", "blocks", "forms", "targets"},
     {"bitmask", "selection"},
     {"method"},
-    {"tracked"},
+    {"tracked", "states"},
     {"scheduler"},
     {"summary", "compat", "plots"},
     {"api"},
