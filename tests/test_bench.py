@@ -71,6 +71,7 @@ def test_the_command_prints_each_figure_and_writes_them(tmp_path, capsys):
         (["--repeats", "0"], "--repeats must be at least 1, got 0"),
         (["--scale", "0"], "--scale must be in (0, 1], got 0.0"),
         (["--scale", "1.5"], "--scale must be in (0, 1], got 1.5"),
+        (["--processor-time"], "--processor-time needs --device cpu"),
     ],
 )
 def test_a_bad_option_is_refused_with_a_sentence(arguments, message, capsys):

@@ -32,6 +32,9 @@ _LINEARS_PER_LAYER = 6  # query, key, value, output, and two of the feed-forward
 KINDS = ("ordinary step", "window's end", "choosing step", "final-phase step")
 
 
+Clock = Callable[[Callable[[], object]], float]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--repeats", type=int, default=3, help="runs of each part (default: 3)")
@@ -44,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", help="cpu or cuda (default: cpu, and cuda too where there is one)"
     )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="on a busy machine: run on one CPU thread and count its processor time",
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
 
 
@@ -55,13 +63,18 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--repeats must be at least 1, got {arguments.repeats}")
     if not 0 < arguments.scale <= 1:
         raise ValueError(f"--scale must be in (0, 1], got {arguments.scale}: 1 is BERT-base")
+    if arguments.processor_time:
+        if arguments.device != "cpu":
+            raise ValueError("--processor-time needs --device cpu: it does not see a GPU's work")
+        torch.set_num_threads(1)
     has_cuda = torch.cuda.is_available()
     if (arguments.device or "cpu").startswith("cuda") and not has_cuda:
         raise ValueError(f"--device must be there, got {arguments.device}: use --device cpu")
     names = [arguments.device] if arguments.device else ["cpu", "cuda"] if has_cuda else ["cpu"]
     reports = {}
     for name in names:
-        figures = measure(arguments.scale, name, arguments.repeats)
+        timed = clock(name, arguments.processor_time)
+        figures = measure(arguments.scale, name, arguments.repeats, timed)
         print_table(arguments.scale, name, figures)
         reports[name] = [figure._asdict() for figure in figures]
     if arguments.json:
@@ -98,9 +111,9 @@ class Figure(NamedTuple):
         return self.textbook.median / self.ours.median
 
 
-def measure(scale: float, device: str, repeats: int) -> list[Figure]:
+def measure(scale: float, device: str, repeats: int, timed: Clock) -> list[Figure]:
     """All figures on one device."""
-    times, copies, to_copy = _step_times(scale, device, repeats)
+    times, copies, to_copy = _step_times(scale, device, repeats, timed)
     ours, textbook = (
         {kind: Spread.of(samples) for kind, samples in by_kind.items()} for by_kind in times
     )
@@ -109,7 +122,7 @@ def measure(scale: float, device: str, repeats: int) -> list[Figure]:
         Figure("average over SQuAD's schedule", "ms", average(ours), average(textbook)),
         Figure("plain copy of 16 bytes a weight", "ms", Spread.of(copies), None),
         Figure("ordinary step / plain copy", "", Spread.of(to_copy[0]), Spread.of(to_copy[1])),
-        _selection_figure(scale, device, repeats),
+        _selection_figure(scale, device, repeats, timed),
         _memory_figure(scale, device, repeats),
     ]
 
@@ -212,7 +225,7 @@ class Contest:
                 window=SHORT.window,
             )
 
-    def advance(self, timed: Callable[[Callable[[], None]], float]) -> tuple[float, float]:
+    def advance(self, timed: Clock) -> tuple[float, float]:
         """One step of each; returns what ``timed`` says of ours and of the textbook's."""
         self.step += 1
         gradients = self.workload.gradients(self.step)
@@ -236,7 +249,7 @@ _TimesByKind = dict[str, list[float]]
 
 
 def _step_times(
-    scale: float, device: str, repeats: int
+    scale: float, device: str, repeats: int, timed: Clock
 ) -> tuple[tuple[_TimesByKind, _TimesByKind], list[float], tuple[list[float], list[float]]]:
     """Times by kind of ours and the textbook's; of the plain copy; ordinary steps over copies."""
     import torch
@@ -247,7 +260,6 @@ def _step_times(
     times: tuple[_TimesByKind, _TimesByKind] = ({}, {})
     copies: list[float] = []
     to_copy: tuple[list[float], list[float]] = ([], [])
-    timed = _clock(device)
     for _ in range(repeats):
         contest = Contest(workload)
         for step in range(1, SHORT.total_steps):
@@ -265,9 +277,11 @@ def _step_times(
     return times, copies, to_copy
 
 
-def _clock(device: str) -> Callable[[Callable[[], object]], float]:
+def clock(device: str, processor_time: bool = False) -> Clock:
     """A function that says how many milliseconds another one takes, its kernels included."""
     import torch
+
+    now = time.thread_time if processor_time else time.perf_counter
 
     def wait() -> None:
         if torch.device(device).type == "cuda":
@@ -275,10 +289,10 @@ def _clock(device: str) -> Callable[[Callable[[], object]], float]:
 
     def timed(function: Callable[[], object]) -> float:
         wait()
-        start = time.perf_counter()
+        start = now()
         function()
         wait()
-        return 1000 * (time.perf_counter() - start)
+        return 1000 * (now() - start)
 
     return timed
 
@@ -286,7 +300,7 @@ def _clock(device: str) -> Callable[[Callable[[], object]], float]:
 # --- selection ----------------------------------------------------------------------------------
 
 
-def _selection_figure(scale: float, device: str, repeats: int) -> Figure:
+def _selection_figure(scale: float, device: str, repeats: int, timed: Clock) -> Figure:
     """Choosing masks by given scores, against only the threshold by kthvalue of joined ones."""
     import torch
 
@@ -299,7 +313,6 @@ def _selection_figure(scale: float, device: str, repeats: int) -> Figure:
         mask = torch.ones(scores.numel(), dtype=torch.bool, device=device)
         tensors.append(ScoredTensor(scores.__getitem__, mask, offset))
         offset += scores.numel()
-    timed = _clock(device)
     ours, textbook = [], []
     for i in range(repeats + 1):
         count = round((0.5 + 0.4 * i / repeats) * offset)
@@ -337,7 +350,7 @@ def _peak_memory(scale: float, device: str, ours: bool) -> float | None:
     def advance(workload: Workload) -> None:
         contest = Contest(workload, ours=ours, textbook=not ours)
         for _ in range(SHORT.ramp_end + 1):
-            contest.advance(lambda function: (function(), 0.0)[1])  # type: ignore[func-returns-value]
+            contest.advance(_untimed)
 
     advance(Workload(1e-4, device))  # loads libraries and starts threads
     workload = Workload(scale, device)
@@ -352,6 +365,11 @@ def _peak_memory(scale: float, device: str, ours: bool) -> float | None:
     advance(workload)
     peak = _resident_bytes("VmHWM")
     return None if peak is None else (peak - resident) / workload.num_weights
+
+
+def _untimed(function: Callable[[], object]) -> float:
+    function()
+    return 0.0
 
 
 def _resident_bytes(entry: str) -> int | None:
