@@ -6,21 +6,30 @@ import logging
 import os
 import uuid
 import warnings
+from numbers import Integral
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
-import torch
 from torch import nn
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
 import platon_prune
 from platon_prune import PlatonScheduler, PruningWarning
+from platon_prune.integrations.hf_checkpoints import (
+    STATE_FILE,
+    exported_by_a_platon_callback,
+    read_state,
+    save_atomically,
+)
+from platon_prune.integrations.hf_limits import refuse_unsupported
 from platon_prune.integrations.lengths import UNKNOWN_STEPS, steps_of
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "platon_scheduler.pt"
+# Which callback prunes a model: a trainer that restores callbacks replaces them by new ones.
+_CALLBACKS: WeakKeyDictionary[nn.Module, PlatonCallback] = WeakKeyDictionary()
 
 
 class PlatonCallback(TrainerCallback, ExportableState):
@@ -59,7 +68,8 @@ class PlatonCallback(TrainerCallback, ExportableState):
         finalize: bool = True,
         **settings: Any,
     ) -> None:
-        self.amount = amount
+        # Plain numbers, which go into a checkpoint's JSON.
+        self.amount = int(amount) if isinstance(amount, Integral) else float(amount)
         self.warmup_steps = warmup_steps
         self.cooldown_steps = cooldown_steps
         self.finalize = finalize
@@ -87,8 +97,9 @@ class PlatonCallback(TrainerCallback, ExportableState):
             self.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
         handler.callbacks.remove(self)
         handler.callbacks.insert(0, self)
-        self._trainer = trainer
-        self._follow(trainer)
+        if self._trainer is not trainer:
+            self._trainer = trainer
+            _follow(trainer)
         return self
 
     # --- the trainer's events ---------------------------------------------------------------
@@ -97,14 +108,27 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put the masks on the bare model."""
-        _refuse_unsupported(args)
-        self._set_up(kwargs["model"])
+        refuse_unsupported(args)
+        model = _bare(kwargs["model"])
+        other = _CALLBACKS.get(model)
+        if other not in (None, self) and other.scheduler is not None:
+            raise ValueError(
+                "a model must be pruned by one PlatonCallback, got a second: name all that is to "
+                "be pruned in the include of one"
+            )
+        self._set_up(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the schedule, or go on with that of the checkpoint."""
         model = _bare(kwargs["model"])
+        replaced = _CALLBACKS.get(model)
+        if replaced not in (None, self) and replaced.scheduler and self.scheduler is None:
+            # The trainer restored callbacks from the checkpoint: be the one that it replaced.
+            self.__dict__ = replaced.__dict__
+            if self._trainer is not None:
+                self.install(self._trainer)
         if self._model is not model or self.scheduler is None or self.scheduler.last_step:
             # A second run, a retry with a smaller batch, or a model that the trainer made anew.
             self._set_up(model)
@@ -112,6 +136,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self.history = []
         self._running = args, state
         self._start(state)
+        self._describe()
         if state.global_step:
             self._resume(args, state)
 
@@ -122,6 +147,15 @@ class PlatonCallback(TrainerCallback, ExportableState):
         assert self.scheduler is not None
         skipped = bool(getattr(kwargs.get("optimizer"), "step_was_skipped", False))
         self.scheduler.step(skipped=skipped)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Bring the config up to date before a checkpoint."""
+        if control.should_save:
+            self._describe()
+
+    on_epoch_end = on_step_end
 
     def on_log(
         self,
@@ -148,18 +182,16 @@ class PlatonCallback(TrainerCallback, ExportableState):
         """Finalize, and write settings and measured sparsity into the model's config."""
         assert self.scheduler is not None
         self._running = None
-        measured = self._measure()
-        wanted = self.scheduler.schedule.amount
-        if measured["sparsity"] < wanted - 0.001:
+        self._follow_best_model(args, state)
+        sparsity, schedule = self.scheduler.sparsity(), self.scheduler.schedule
+        if self.scheduler.last_step < schedule.ramp_end or sparsity < schedule.amount - 0.01:
             warnings.warn(
-                f"the model is {measured['sparsity']:.1%} sparse, less than the {wanted:.1%} asked "
+                f"the model is {sparsity:.1%} sparse, less than the {schedule.amount:.1%} asked "
                 "for: training ended, or the best model was saved, before the schedule did",
                 PruningWarning,
                 stacklevel=2,
             )
-        config = getattr(self._model, "config", None)
-        if config is not None:
-            config.platon_prune = self.description()
+        self._describe()
         if self.finalize:
             self.scheduler.remove()
             self.scheduler = self._model = None
@@ -173,20 +205,11 @@ class PlatonCallback(TrainerCallback, ExportableState):
         folder = self._checkpoint_folder()
         if folder is not None:
             assert self.scheduler is not None
-            _save_atomically(
+            save_atomically(
                 {"run": self._run_id, "scheduler": self.scheduler.state_dict()}, folder / STATE_FILE
             )
-        settings = {name: value for name, value in self.settings.items() if name != "criterion"}
-        if isinstance(self.settings.get("criterion"), str):
-            settings["criterion"] = self.settings["criterion"]
         return {
-            "args": {
-                "amount": self.amount,
-                "warmup_steps": self.warmup_steps,
-                "cooldown_steps": self.cooldown_steps,
-                "finalize": self.finalize,
-                **settings,
-            },
+            "args": {"amount": self.amount},
             "attributes": {"checkpoint": {"run": self._run_id, "folder": str(folder or "")}},
         }
 
@@ -202,13 +225,20 @@ class PlatonCallback(TrainerCallback, ExportableState):
 
     # --- setting up -------------------------------------------------------------------------
 
+    def _describe(self) -> None:
+        config = getattr(self._model, "config", None)
+        if config is not None:
+            config.platon_prune = self.description()
+
     def _set_up(self, model: nn.Module) -> None:
-        self._model = _bare(model)
-        if any(True for _ in _masked_modules(self._model)):
-            platon_prune.remove(self._model)
+        if self.scheduler is not None:
+            self.scheduler.remove()
+            self.scheduler = None
         self.scheduler = platon_prune.global_unstructured(
-            self._model, amount=self.amount, total_steps=UNKNOWN_STEPS, **self.settings
+            model, amount=self.amount, total_steps=UNKNOWN_STEPS, own_keys=True, **self.settings
         )
+        self._model = model
+        _CALLBACKS[model] = self
 
     def _start(self, state: TrainerState) -> None:
         assert self.scheduler is not None
@@ -249,14 +279,13 @@ class PlatonCallback(TrainerCallback, ExportableState):
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         """Load the scheduler's file from the checkpoint that the trainer has just loaded."""
         assert self.scheduler is not None
-        exported: Any = state.stateful_callbacks.get(type(self).__name__)  # type: ignore[union-attr]
+        exported = exported_by_a_platon_callback(state)
         if exported is None:
             raise ValueError(
                 f"the checkpoint of step {state.global_step} must be of a run with PlatonCallback, "
                 "got one without: it was trained dense; load its weights with from_pretrained and "
                 "start a new run instead of resuming"
             )
-        exported = exported[0] if isinstance(exported, list) else exported
         recorded = exported["attributes"]["checkpoint"]
         name = f"checkpoint-{state.global_step}"
         candidates = [
@@ -266,42 +295,30 @@ class PlatonCallback(TrainerCallback, ExportableState):
             recorded["folder"],
         ]
         for candidate in candidates:
-            path = Path(candidate or "", STATE_FILE)
-            if candidate and path.is_file():
-                saved = torch.load(path, weights_only=True, map_location="cpu")
-                if (
-                    saved["run"] == recorded["run"]
-                    and saved["scheduler"]["last_step"] == state.global_step
-                ):
-                    self.scheduler.load_state_dict(saved["scheduler"])
-                    return
+            saved = read_state(candidate)
+            if (
+                saved is not None
+                and saved["run"] == recorded["run"]
+                and saved["scheduler"]["last_step"] == state.global_step
+            ):
+                self.scheduler.load_state_dict(saved["scheduler"])
+                return
         raise ValueError(
             f"the checkpoint of step {state.global_step} must hold {STATE_FILE}, found none of "
-            f"this run in {[str(c) for c in candidates if c]}: if it was moved, call "
+            f"this run in {[str(c) for c in candidates if c]}: a checkpoint written with "
+            "save_only_model can't be resumed; for one that was moved, call "
             "PlatonCallback.install(trainer) before trainer.train(resume_from_checkpoint=...)"
         )
 
+    def _follow_best_model(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Take the masks of the best checkpoint, whose weights the trainer has loaded."""
+        assert self.scheduler is not None
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            saved = read_state(state.best_model_checkpoint)
+            if saved is not None:
+                self.scheduler.load_state_dict(saved["scheduler"])
+
     # --- what needs the trainer itself ------------------------------------------------------
-
-    def _follow(self, trainer: Trainer) -> None:
-        """Learn where the trainer resumes from, and add to the model card that it writes."""
-        train, create_model_card = trainer.train, trainer.create_model_card
-
-        def followed_train(
-            resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
-        ) -> Any:
-            path = resume_from_checkpoint
-            self._resume_from = os.fspath(path) if path and not isinstance(path, bool) else None
-            return train(resume_from_checkpoint, *args, **kwargs)
-
-        def extended_model_card(*args: Any, **kwargs: Any) -> None:
-            create_model_card(*args, **kwargs)
-            card = Path(trainer.args.output_dir or ".", "README.md")
-            if card.is_file():
-                card.write_text(card.read_text() + self._model_card_section(trainer))
-
-        trainer.train = followed_train  # type: ignore[method-assign]
-        trainer.create_model_card = extended_model_card  # type: ignore[method-assign]
 
     def _model_card_section(self, trainer: Trainer) -> str:
         if self.scheduler is not None:
@@ -319,6 +336,31 @@ class PlatonCallback(TrainerCallback, ExportableState):
                 bar.set_postfix(sparsity=f"{sparsity:.1%}")
 
 
+def _follow(trainer: Trainer) -> None:
+    """Tell its callback where the trainer resumes from, and add to the model card it writes."""
+    train, create_model_card = trainer.train, trainer.create_model_card
+
+    def callback() -> PlatonCallback:
+        callbacks = trainer.callback_handler.callbacks
+        return next(each for each in callbacks if isinstance(each, PlatonCallback))
+
+    def followed_train(
+        resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        path = resume_from_checkpoint
+        callback()._resume_from = os.fspath(path) if path and not isinstance(path, bool) else None
+        return train(resume_from_checkpoint, *args, **kwargs)
+
+    def extended_model_card(*args: Any, **kwargs: Any) -> None:
+        create_model_card(*args, **kwargs)
+        card = Path(trainer.args.output_dir or ".", "README.md")
+        if card.is_file():
+            card.write_text(card.read_text() + callback()._model_card_section(trainer))
+
+    trainer.train = followed_train  # type: ignore[method-assign]
+    trainer.create_model_card = extended_model_card  # type: ignore[method-assign]
+
+
 def _bare(model: nn.Module) -> nn.Module:
     """The model under torch.compile's and a parallel wrapper."""
     while True:
@@ -330,56 +372,3 @@ def _bare(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
-
-
-def _masked_modules(model: nn.Module) -> Any:
-    return (
-        module
-        for module in model.modules()
-        for hook in module._forward_pre_hooks.values()
-        if isinstance(hook, platon_prune.PlatonUnstructured)
-    )
-
-
-def _save_atomically(content: dict[str, Any], path: Path) -> None:
-    """Write beside, then replace: a kill leaves a complete file or none."""
-    partial = path.with_suffix(".new")
-    with open(partial, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-_OPTIMIZERS = {
-    "layerwise": "updates each layer during the backward pass",
-    "lomo": "updates weights during the backward pass and keeps no gradients",
-    "schedule_free": "evaluates other weights than it trains",
-}
-
-
-def _refuse_unsupported(args: TrainingArguments) -> None:
-    """Raise a ValueError for what hides or changes the gradients that the scores need."""
-    if args.deepspeed:
-        raise ValueError(
-            "the trainer must leave each parameter its own gradient, got DeepSpeed, which flattens "
-            "them: use DDP (torchrun) instead"
-        )
-    if args.fsdp:
-        raise ValueError(
-            "the trainer must leave each parameter its own gradient, got fsdp, which shards or "
-            "flattens them: use DDP (torchrun) instead"
-        )
-    optimizer = str(getattr(args.optim, "value", args.optim))
-    for kind, what in _OPTIMIZERS.items():
-        if kind in optimizer:
-            raise ValueError(
-                f"optim must keep gradients and weights as they are, got {optimizer!r}, which "
-                f'{what}: use optim="adamw_torch"'
-            )
-    if "fused" in optimizer and args.fp16 and not args.max_grad_norm:
-        raise ValueError(
-            f"gradients must be unscaled when scores are updated, got optim={optimizer!r} with "
-            'fp16 and no clipping, which unscales inside its step: use optim="adamw_torch", or '
-            "set max_grad_norm"
-        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
+
 # Masks are put on before the length is known; until then any length will do.
 UNKNOWN_STEPS = 2**40
 
@@ -21,10 +23,10 @@ def steps_of(name: str, value: int | float, total_steps: int) -> int:
         TypeError: If ``value`` is not a number.
         ValueError: If it is a fraction outside [0, 1).
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a count or a fraction of the run, got {value!r}")
-    if isinstance(value, int):
-        return value
+    if isinstance(value, Integral):
+        return int(value)
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be in [0, 1) if it is a fraction of the run, got {value}")
     return round(value * total_steps)

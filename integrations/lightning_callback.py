@@ -19,7 +19,8 @@ class PlatonLightningCallback(Callback):
     Masks are put on in ``setup``, before the strategy wraps the module or a checkpoint is loaded;
     the schedule starts with the trainer's number of optimizer steps. Checkpoints hold the module's
     own keys, so ``load_from_checkpoint`` returns an ordinary sparse module, and this callback's
-    state, so ``fit(ckpt_path=...)`` goes on bit by bit.
+    state, so ``fit(ckpt_path=...)`` goes on with the same scores and masks. (Lightning itself saves
+    neither random numbers nor, within an epoch, the position in the data.)
 
     Args:
         amount: Fraction pruned in the end, in [0, 1), or a count of weights.
@@ -52,10 +53,19 @@ class PlatonLightningCallback(Callback):
         self._sparsity = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the masks on."""
-        if stage == "fit" and self.scheduler is None:
+        """Put the masks on; anew if an earlier fit ended in the middle."""
+        if stage != "fit":
+            return
+        self._saved = None
+        if self.scheduler is not None and self.scheduler.last_step:
+            self._let_go()
+        if self.scheduler is None:
             self.scheduler = platon_prune.global_unstructured(
-                pl_module, amount=self.amount, total_steps=UNKNOWN_STEPS, **self.settings
+                pl_module,
+                amount=self.amount,
+                total_steps=UNKNOWN_STEPS,
+                own_keys=True,
+                **self.settings,
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -78,7 +88,7 @@ class PlatonLightningCallback(Callback):
             warmup_steps=steps_of("warmup_steps", self.warmup_steps, total),
             cooldown_steps=steps_of("cooldown_steps", self.cooldown_steps, total),
         )
-        if self._saved is not None:
+        if self._saved is not None and self._saved["last_step"] == trainer.global_step:
             self.scheduler.load_state_dict(self._saved)
             self._saved = None
         elif trainer.global_step:
@@ -103,16 +113,22 @@ class PlatonLightningCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finalize."""
         assert self.scheduler is not None
-        if self._handle is not None:
-            self._handle.remove()
-        wanted = self.scheduler.schedule.amount
-        if (measured := self.scheduler.sparsity()) < wanted - 0.001:
+        schedule = self.scheduler.schedule
+        if self.scheduler.last_step < schedule.ramp_end:
             warnings.warn(
-                f"the model is {measured:.1%} sparse, less than the {wanted:.1%} asked for: "
-                "training ended before the schedule did",
+                f"the model is {self.scheduler.sparsity():.1%} sparse, less than the "
+                f"{schedule.amount:.1%} asked for: training ended before the schedule did",
                 PruningWarning,
                 stacklevel=2,
             )
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Stop following the optimizer, and make the module an ordinary one again."""
+        assert self.scheduler is not None
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
         self.scheduler.remove()
         self.scheduler = None
 
@@ -123,13 +139,3 @@ class PlatonLightningCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the schedule starts."""
         self._saved = state_dict or None
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Save the module's own keys: each weight with its zeros, and no mask."""
-        weights = checkpoint["state_dict"]
-        for name in self.scheduler.masks() if self.scheduler is not None else ():
-            if f"{name}_orig" in weights:
-                mask = weights.pop(f"{name}_mask")
-                weights[name] = torch.where(mask, weights.pop(f"{name}_orig"), 0)

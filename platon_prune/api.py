@@ -31,13 +31,15 @@ def global_unstructured(
     masking: str = "step",
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    own_keys: bool | None = None,
 ) -> PlatonScheduler:
     r"""Set a model up for pruning while it is fine-tuned; the smallest scores of all tensors go.
 
     Selected are, of a model without ``include``, the weights of linear and convolution layers
     (transformers' Conv1D too), of MultiheadAttention, and the fused expert tensors of mixtures of
-    experts; never embeddings or what is tied to them, norms or biases; of a transformers model
-    nothing outside its base model and no pooler. A tensor shared by several modules counts once.
+    experts; never embeddings or what is tied to them, norms, biases, or weights that carry a
+    parametrization; of a transformers model nothing outside its base model and no pooler. A tensor
+    shared by several modules counts once.
 
     Args:
         model: A module, or an iterable of (module, tensor name) as torch's prune takes them.
@@ -55,6 +57,9 @@ def global_unstructured(
             until the next choice, as the authors' code does, except in the final phase.
         include: Substrings of parameter names; what matches one is selected instead of the above.
         exclude: Substrings of names to leave out.
+        own_keys: Whether the model's state dict keeps its own keys while it is pruned (``weight``
+            with its zeros, no mask) instead of torch's ``weight_orig`` and ``weight_mask``. By
+            default only where transformers saves it (anything with ``save_pretrained``).
 
     Returns:
         The scheduler, whose ``step()`` belongs after every ``optimizer.step()``.
@@ -79,7 +84,7 @@ def global_unstructured(
     if masking not in MASKINGS:
         raise ValueError(f'masking must be "step" or "window", got {masking!r}')
     chosen = make_criterion(criterion, beta1, beta2)
-    targets = select(model, include, exclude)
+    targets = select(model, include, exclude, own_keys)
     num_weights = sum(_numel(target) for target in targets)
     schedule = CubicSchedule(
         amount=_fraction("amount", amount, num_weights),

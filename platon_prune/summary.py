@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from platon_prune.blocks import blocks
 from platon_prune.method import mask_of, pruned_tensors, weight_of
 from platon_prune.selection import count_true
-from platon_prune.targets import default_tensors
+from platon_prune.targets import find_tensors
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,13 @@ class Summary:
 
 
 @torch.no_grad()
-def summary(model: nn.Module) -> Summary:
+def summary(model: nn.Module, include: str | Sequence[str] | None = None) -> Summary:
     """Measure the zeros of a model's tensors, as evaluation uses them.
 
     Args:
         model: A model that is being pruned (its rows are the tensors with a mask), or any other
             (its rows are the weights that would be pruned by default), such as a finalized one.
+        include: Substrings of parameter names, for a model without masks that was pruned by them.
 
     Returns:
         One row per tensor, a shared one once.
@@ -81,7 +82,7 @@ def summary(model: nn.Module) -> Summary:
         ValueError: If the model has no such tensor.
     """
     rows, seen = [], set()
-    for name, weight, mask in _tensors_of(model):
+    for name, weight, mask in _tensors_of(model, include):
         if id(weight) not in seen and weight.numel():
             seen.add(id(weight))
             rows.append(TensorSummary(name, tuple(weight.shape), _count_kept(weight, mask)))
@@ -90,12 +91,14 @@ def summary(model: nn.Module) -> Summary:
     return Summary(tuple(rows))
 
 
-def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+def _tensors_of(
+    model: nn.Module, include: str | Sequence[str] | None
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     masked = list(pruned_tensors(model))
     for name, module, tensor_name in masked:
         yield name, weight_of(module, tensor_name), mask_of(module, tensor_name)
     if not masked:
-        for name, module, tensor_name in default_tensors(model):
+        for name, module, tensor_name in find_tensors(model, include):
             yield name, getattr(module, tensor_name), None
 
 

@@ -34,6 +34,7 @@ def select(
     model: nn.Module | Pairs,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    own_keys: bool | None = None,
 ) -> list[Target]:
     """Find the tensors to prune and check that each of them can be pruned.
 
@@ -42,6 +43,7 @@ def select(
         include: Substrings of parameter names; whatever matches one is taken instead of the
             default selection, biases too.
         exclude: Substrings of the names of parameters to leave out.
+        own_keys: See :class:`Target`; None decides by whether transformers saves the module.
 
     Returns:
         One target per tensor, in the order of the model; a shared tensor once.
@@ -51,14 +53,16 @@ def select(
         TypeError: If ``model`` is neither a module nor pairs.
     """
     if isinstance(model, nn.Module):
-        candidates, own_keys = _from_model(model, _patterns(include), _patterns(exclude))
+        candidates, saved_whole = _from_model(
+            model, _patterns("include", include), _patterns("exclude", exclude)
+        )
     else:
         if include is not None or exclude is not None:
             raise ValueError(
                 "include and exclude are patterns of a model's parameter names, got them with "
                 "(module, name) pairs: pass the model itself, or only the pairs to prune"
             )
-        candidates, own_keys = _from_pairs(model), set()
+        candidates, saved_whole = _from_pairs(model), set()
     if not candidates:
         raise ValueError(
             "model must have weights to prune, got none in the default selection (Linear, "
@@ -66,7 +70,9 @@ def select(
         )
     for name, module, tensor_name in candidates:
         check_prunable(module, tensor_name, name)
-    return _merge_shared(candidates, own_keys)
+    if own_keys is not None:
+        saved_whole = {id(module) for _, module, _ in candidates if own_keys}
+    return _merge_shared(candidates, saved_whole)
 
 
 def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
@@ -116,6 +122,8 @@ def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
             f"{name} must have values, got a tensor on the meta device: materialise the model "
             "(to_empty and load its weights) before pruning"
         )
+    if parameter.is_complex():
+        raise ValueError(f"{name} must be real, got {parameter.dtype}: leave it out with exclude")
     if not parameter.is_floating_point():
         raise ValueError(
             f"{name} must be floating point, got {parameter.dtype}: quantised weights can't be "
@@ -131,11 +139,20 @@ def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
             f"{name} must be a plain parameter, got {type(parameter).__name__}: prune the model "
             "before it is sharded, quantised or wrapped"
         )
+    if any(stride == 0 and size > 1 for stride, size in _strides(parameter)):
+        raise ValueError(
+            f"{name} must have memory for each entry, got an expanded tensor: make it a parameter "
+            "of its own with .clone()"
+        )
     if parameter.numel() == 0:
         raise ValueError(
             f"{name} must have entries, got shape {tuple(parameter.shape)}: leave it out with "
             "exclude=[...]"
         )
+
+
+def _strides(tensor: Tensor) -> Iterable[tuple[int, int]]:
+    return zip(tensor.stride(), tensor.shape, strict=True)
 
 
 def is_pruned(module: nn.Module, tensor_name: str) -> bool:
@@ -146,11 +163,19 @@ def is_pruned(module: nn.Module, tensor_name: str) -> bool:
     )
 
 
-def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def _patterns(argument: str, patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """Patterns as a tuple; a lone string is one pattern, not a sequence of letters."""
     if patterns is None:
         return None
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    listed = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    if not all(isinstance(pattern, str) for pattern in listed):
+        raise TypeError(f"{argument} must hold substrings of parameter names, got {patterns!r}")
+    if argument == "include" and not listed:
+        raise ValueError(
+            "include must name at least one substring, got none: leave it out for the default "
+            "selection"
+        )
+    return listed
 
 
 _Candidate = tuple[str, nn.Module, str]  # name in the model, module, tensor name
@@ -179,13 +204,13 @@ def _from_model(
             f"exclude must leave something to prune, but {list(exclude or ())} leaves none of "
             f"{len(chosen)} tensors"
         )
-    own_keys = {
+    saved_whole = {
         id(module)
         for root in model.modules()
         if _is_saved_by_transformers(root)
         for module in root.modules()
     }
-    return kept, own_keys
+    return kept, saved_whole
 
 
 def _is_saved_by_transformers(module: nn.Module) -> bool:
@@ -241,9 +266,15 @@ _WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
-def default_tensors(model: nn.Module) -> Iterable[tuple[str, nn.Module, str]]:
-    """(name, module, tensor name) of what is pruned by default, whether or not it can be."""
-    return _default_selection(model, list(_all_tensors(model)))
+def find_tensors(
+    model: nn.Module, include: str | Sequence[str] | None = None
+) -> list[tuple[str, nn.Module, str]]:
+    """(name, module, tensor name) of what would be pruned, whether or not it can be."""
+    everything = list(_all_tensors(model))
+    patterns = _patterns("include", include)
+    if patterns is None:
+        return list(_default_selection(model, everything))
+    return [entry for entry in everything if any(pattern in entry[0] for pattern in patterns)]
 
 
 def _default_selection(model: nn.Module, everything: list[_Candidate]) -> Iterable[_Candidate]:

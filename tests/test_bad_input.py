@@ -56,6 +56,9 @@ def _refused(model, error, message, **settings):
         (dict(beta1=1.0), ValueError, r"beta1 must be in \[0, 1\), got 1.0"),
         (dict(beta2=-0.1), ValueError, r"beta2 must be in \[0, 1\), got -0.1"),
         (dict(beta2=float("nan")), ValueError, "beta2 must be .* got nan"),
+        (dict(beta1="0.8"), TypeError, "beta1 must be a number .* got '0.8'"),
+        (dict(include=[]), ValueError, "include must name at least one substring"),
+        (dict(include=[3]), TypeError, r"include must hold substrings .* got \[3\]"),
         (dict(criterion="taylor"), ValueError, "criterion must be one of platon.*'taylor'"),
         (dict(masking="soft"), ValueError, "masking must be .* got 'soft'"),
         (dict(include=["encoder"]), ValueError, "include must match .*'encoder' matches none.*0.w"),
@@ -241,7 +244,9 @@ def test_a_step_after_finalizing_is_an_error():
     model, scheduler = _pruned()
     prune.remove(model[2], "weight")
     _set_gradients(model)
-    with pytest.raises(RuntimeError, match="2.weight must carry the mask of this scheduler, but it was final"):
+    with pytest.raises(
+        RuntimeError, match="2.weight must carry the mask of this scheduler, but it was final"
+    ):
         scheduler.step()
     assert scheduler.last_step == 0
 
@@ -275,6 +280,19 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
         (lambda state: state["settings"].update(criterion="movement"), "criterion is 'platon'"),
         (lambda state: state["settings"].update(beta2=0.5), "beta2 is 0.95 here and 0.5"),
         (lambda state: state["tensors"].pop("2.weight"), "same model: 2.weight .* absent in the"),
+        (
+            lambda state: state["tensors"]["2.weight"].pop("uncertainty"),
+            "state of 2.weight must hold .* lacks uncertainty",
+        ),
+        (
+            lambda state: state["tensors"]["2.weight"].update(window=torch.zeros(3)),
+            r"window of 2.weight must have shape \(2, 5\) in the state, got \(3,\)",
+        ),
+        (lambda state: state.pop("settings"), "state must hold settings.* lacks settings"),
+        (
+            lambda state: state["settings"].update(power=2),
+            "power is 'absent' here and 2 in the state",
+        ),
         (
             lambda state: state["tensors"]["0.weight"].update(shape=[6, 5]),
             r"0.weight has shape \(5, 6\) here and \(6, 5\)",
@@ -319,3 +337,107 @@ def test_the_lengths_of_a_run_can_be_set_before_its_first_step_only():
     assert sum(int((~mask).sum()) for mask in scheduler.masks().values()) == 20
     with pytest.raises(RuntimeError, match="before the first step, got 12 steps"):
         scheduler.reschedule(total_steps=20)
+
+
+@pytest.mark.parametrize("state", [None, [], {}, 3])
+def test_something_that_is_no_state_is_refused(state):
+    _, scheduler = _pruned()
+    with pytest.raises(ValueError, match="state must be a PlatonScheduler's"):
+        scheduler.load_state_dict(state)
+
+
+def test_numpy_numbers_are_taken_and_saved_as_plain_ones(tmp_path):
+    import numpy as np
+
+    _, scheduler = _pruned(
+        amount=np.float32(0.5), beta1=np.float64(0.8), total_steps=np.int64(20), window=np.int32(5)
+    )
+    torch.save(scheduler.state_dict(), tmp_path / "state.pt")
+    scheduler.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+def test_a_scheduler_whose_masks_were_replaced_by_another_is_refused():
+    model, scheduler = _pruned()
+    platon_prune.remove(model)
+    newer = platon_prune.global_unstructured(model, amount=0.2, total_steps=20, window=5)
+    _set_gradients(model)
+    newer.step()
+    with pytest.raises(RuntimeError, match="0.weight must carry the mask of this scheduler"):
+        scheduler.step()
+
+
+def test_a_parameter_of_another_shape_is_an_error_before_anything_changes():
+    model, scheduler = _pruned()
+    _set_gradients(model)
+    scheduler.step()
+    before = scheduler.state_dict()["tensors"]["0.weight"]["window"]
+    model[2].weight_orig = nn.Parameter(torch.randn(3, 5))
+    _set_gradients(model)
+    with pytest.raises(RuntimeError, match=r"2.weight must keep its shape \(2, 5\), got \(3, 5\)"):
+        scheduler.step()
+    assert torch.equal(scheduler.state_dict()["tensors"]["0.weight"]["window"], before)
+
+
+def test_shared_weights_that_have_come_apart_are_an_error():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=20, window=5)
+    _set_gradients(model)
+    scheduler.step()
+    model[1].weight_orig = nn.Parameter(torch.randn(4, 4))
+    _set_gradients(model)
+    with pytest.raises(RuntimeError, match="0.weight must be one parameter shared by 2 modules"):
+        scheduler.step()
+
+
+def test_set_up_is_all_or_nothing():
+    class NoSubclass(type(nn.Module)):
+        def __new__(cls, name, bases, body):
+            if any(isinstance(base, NoSubclass) for base in bases):
+                raise TypeError("this class can't be derived from")
+            return super().__new__(cls, name, bases, body)
+
+    class Final(nn.Linear, metaclass=NoSubclass):
+        pass
+
+    _refused(nn.Sequential(nn.Linear(3, 3), Final(3, 3)), TypeError, "can't be derived from")
+
+
+def test_an_expanded_or_complex_weight_is_refused():
+    model = _model()
+    model[2].weight = nn.Parameter(torch.randn(1, 5).expand(2, 5))
+    _refused(model, ValueError, "2.weight must have memory for each entry.*clone")
+    model[2].weight = nn.Parameter(torch.randn(2, 5, dtype=torch.complex64))
+    _refused(model, ValueError, "2.weight must be real, got torch.complex64")
+
+
+def test_a_second_optimizer_to_follow_is_refused_until_the_first_is_let_go():
+    model, scheduler = _pruned()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = scheduler.step_with(optimizer)
+    with pytest.raises(ValueError, match="must follow one optimizer, got a second"):
+        scheduler.step_with(optimizer)
+    handle.remove()
+    scheduler.step_with(optimizer)
+    _set_gradients(model)
+    optimizer.step()
+    assert scheduler.last_step == 1
+
+
+def test_set_up_in_inference_mode_can_be_trained():
+    model = _model()
+    with torch.inference_mode():
+        scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=20, window=5)
+    for _ in range(20):
+        _set_gradients(model)
+        scheduler.step()
+    assert sum(int((~mask).sum()) for mask in scheduler.masks().values()) == 20
+
+
+def test_the_settings_of_a_criterion_of_ones_own_belong_to_the_state():
+    from platon_prune.criteria import Platon
+
+    _, one = _pruned(criterion=Platon(beta1=0.5, beta2=0.6))
+    _, other = _pruned(criterion=Platon(beta1=0.5, beta2=0.7))
+    with pytest.raises(ValueError, match="beta2 is 0.7 here and 0.6 in the state"):
+        other.load_state_dict(one.state_dict())

@@ -163,3 +163,40 @@ def test_steps_after_the_last_keep_the_final_amount():
         assert torch.equal(model.weight_orig == 0, ~mask)
     assert scheduler.last_step == 50
     assert scheduler.amount == 0.9
+
+
+def test_a_window_of_one_step_chooses_nothing_before_it_has_seen_a_gradient():
+    """At step 1 the first window, of length 1, ends with the phantom zero alone."""
+    torch.manual_seed(0)
+    model = nn.Linear(10, 10)
+    scheduler = platon_prune.global_unstructured(model, amount=0.9, total_steps=20, window=1)
+    model.weight_orig.grad = torch.randn(10, 10)
+    scheduler.step()
+    assert _num_pruned(scheduler) == 0
+    sample = (model.weight_orig * model.weight_orig.grad).abs()
+    model.weight_orig.grad = torch.randn(10, 10)
+    scheduler.step()
+    count = round(0.9 * (1 - (18 / 20) ** 3) * 100)
+    # From here the score is a function of the one sample: its square, times constants.
+    expected = sample.flatten().argsort()[:count]
+    assert set((~model.weight_mask).flatten().nonzero().flatten().tolist()) == set(
+        expected.tolist()
+    )
+
+
+def test_a_final_amount_that_is_due_before_a_gradient_was_seen_is_refused():
+    with pytest.raises(ValueError, match="first window must end before the first mask"):
+        platon_prune.global_unstructured(
+            nn.Linear(4, 4), amount=0.9, total_steps=50, cooldown_steps=49, window=1
+        )
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_steps_whose_gradients_are_not_finite_are_counted_for_every_criterion(criterion):
+    model = nn.Linear(4, 4)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=10, criterion=criterion
+    )
+    model.weight_orig.grad = torch.full((4, 4), torch.nan)
+    scheduler.step()
+    assert scheduler.skipped_steps == 1

@@ -363,6 +363,100 @@ def test_the_trainers_compiled_model_is_pruned(tmp_path):
     assert _zeros(trainer.model) == round(0.8 * SELECTED)
 
 
+def test_restored_callback_states_keep_what_was_installed(tmp_path):
+    whole = _trainer(tmp_path / "whole", _callback(), save_strategy="steps", save_steps=10)
+    whole.train()
+    shutil.move(tmp_path / "whole", tmp_path / "moved")
+    resumed = _trainer(tmp_path / "other", None, restore_callback_states_from_checkpoint=True)
+    callback = _callback().install(resumed)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "moved" / "checkpoint-10"))
+    _assert_same_weights(resumed.model, whole.model)
+    assert isinstance(resumed.callback_handler.callbacks[0], PlatonCallback)
+    assert [entry["step"] for entry in callback.history] == [15, 20, 20]
+    resumed.create_model_card(model_name="tiny")
+    assert (tmp_path / "other" / "README.md").read_text().count("## Pruning") == 1
+
+
+def test_installing_twice_is_installing_once(tmp_path):
+    trainer = _trainer(tmp_path, None)
+    callback = _callback().install(trainer)
+    callback.install(trainer)
+    trainer.train()
+    trainer.create_model_card(model_name="tiny")
+    assert (tmp_path / "README.md").read_text().count("## Pruning") == 1
+
+
+class Plain(torch.nn.Module):
+    """A model that transformers does not know how to save."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = torch.nn.Embedding(40, 16)
+        self.hidden = torch.nn.Linear(16, 16)
+        self.out = torch.nn.Linear(16, 2)
+
+    def forward(self, input_ids, labels=None):
+        logits = self.out(self.hidden(self.embed(input_ids)).relu().mean(1))
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_plain_module_has_ordinary_checkpoints_and_resumes_in_one_process(tmp_path):
+    callback = _callback()
+    trainer = _trainer(tmp_path, callback, model=Plain(), save_strategy="steps", save_steps=10)
+    trainer.train()
+    final = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    keys = set(load_file(tmp_path / "checkpoint-10" / "model.safetensors"))
+    assert keys == set(final)
+    trainer.model._keys_to_ignore_on_save = None
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, final[name]), name
+
+
+def test_the_best_models_masks_are_its_own_where_they_are_left_on(tmp_path):
+    steps = iter([0.9, 0.1, 0.7, 0.6])
+    callback = _callback(finalize=False)
+    trainer = _trainer(
+        tmp_path, callback, save_strategy="steps", save_steps=5, eval_strategy="steps",
+        eval_steps=5, load_best_model_at_end=True, metric_for_best_model="made_up",
+        greater_is_better=False,
+    )  # fmt: skip
+    trainer.compute_metrics = lambda _: {"made_up": next(steps)}
+    with pytest.warns(platon_prune.PruningWarning, match="less than the 80.0% asked for"):
+        trainer.train()
+    assert callback.scheduler.last_step == 10
+    left = 1 - (8 - 3) / 12  # the last choice before step 10
+    pruned = sum(int((~mask).sum()) for mask in callback.scheduler.masks().values())
+    assert pruned == round((0.8 - 0.8 * left**3) * SELECTED)
+
+
+def test_each_checkpoints_config_is_of_its_own_run_and_step(tmp_path):
+    trainer = _trainer(tmp_path, _callback(), save_strategy="steps", save_steps=10)
+    trainer.train()
+    trainer.callback_handler.callbacks = [
+        callback
+        for callback in trainer.callback_handler.callbacks
+        if not isinstance(callback, PlatonCallback)
+    ]
+    trainer.add_callback(_callback(amount=0.3))
+    trainer.train()
+    config = json.loads((tmp_path / "checkpoint-10" / "config.json").read_text())
+    assert config["platon_prune"]["amount"] == 0.3
+    assert 0 < config["platon_prune"]["sparsity"] < 0.3
+
+
+def test_numpy_numbers_train_save_and_resume(tmp_path):
+    import numpy as np
+
+    changes = dict(amount=np.float32(0.5), warmup_steps=np.int64(3), beta1=np.float64(0.8))
+    whole = _trainer(tmp_path, _callback(**changes), save_strategy="steps", save_steps=10)
+    whole.train()
+    resumed = _trainer(tmp_path, _callback(**changes))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    _assert_same_weights(resumed.model, whole.model)
+
+
 # --- errors -------------------------------------------------------------------------------------
 
 
@@ -396,6 +490,22 @@ def test_the_file_of_another_run_in_its_place_is_refused(tmp_path):
     trainer = _trainer(tmp_path / "two", _callback())
     with pytest.raises(ValueError, match="found none of this run"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "two" / "checkpoint-10"))
+
+
+def test_a_second_callback_on_a_model_is_refused(tmp_path):
+    model = _model()
+    trainer = _trainer(tmp_path, _callback(include=["attention"]), model=model)
+    with pytest.raises(ValueError, match="one PlatonCallback, got a second"):
+        _callback(include=["intermediate"]).install(trainer)
+
+
+def test_a_checkpoint_that_was_saved_to_be_used_only_says_so(tmp_path):
+    _trainer(
+        tmp_path, _callback(), save_strategy="steps", save_steps=10, save_only_model=True
+    ).train()
+    trainer = _trainer(tmp_path, _callback())
+    with pytest.raises(ValueError, match="written with save_only_model can't be resumed"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
 
 
 def test_a_model_without_prunable_weights_is_refused_when_the_trainer_is_made(tmp_path):

@@ -92,9 +92,7 @@ def test_accumulated_gradients_are_one_step_and_epochs_give_the_steps(tmp_path):
 
 
 @pytest.mark.parametrize("masking", ["step", "window"])
-def test_a_resumed_run_is_bit_identical_and_its_checkpoint_an_ordinary_sparse_module(
-    tmp_path, masking
-):
+def test_a_checkpoint_is_an_ordinary_sparse_module(tmp_path, masking):
     whole = Classifier()
     checkpoints = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=8, save_top_k=-1)
     trainer = _trainer(tmp_path, _callback(masking=masking), checkpoints, enable_checkpointing=True)
@@ -105,17 +103,11 @@ def test_a_resumed_run_is_bit_identical_and_its_checkpoint_an_ordinary_sparse_mo
     left = 1 - (8 - 3) / 12
     assert _zeros(sparse) == round((0.8 - 0.8 * left**3) * SELECTED)
 
-    torch.manual_seed(5)
-    resumed, again = Classifier(), Classifier()
-    for module in (resumed, again):
-        torch.manual_seed(5)  # dropout: Lightning's checkpoints hold no random state
-        _trainer(tmp_path, _callback(masking=masking)).fit(module, _loader(), ckpt_path=path)
-    assert _zeros(resumed) == round(0.8 * SELECTED)
-    for one, other in zip(resumed.parameters(), again.parameters(), strict=True):
-        assert torch.equal(one, other)
 
+@pytest.mark.parametrize("masking", ["step", "window"])
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path, masking):
+    """Without dropout: Lightning's checkpoints hold no random state."""
 
-def test_without_dropout_resuming_equals_an_uninterrupted_run(tmp_path):
     def module():
         classifier = Classifier()
         classifier.net[2].p = 0.0
@@ -123,8 +115,12 @@ def test_without_dropout_resuming_equals_an_uninterrupted_run(tmp_path):
 
     whole, resumed = module(), module()
     checkpoints = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=8, save_top_k=-1)
-    _trainer(tmp_path, _callback(), checkpoints, enable_checkpointing=True).fit(whole, _loader())
-    _trainer(tmp_path, _callback()).fit(resumed, _loader(), ckpt_path=tmp_path / "step=8.ckpt")
+    _trainer(tmp_path, _callback(masking=masking), checkpoints, enable_checkpointing=True).fit(
+        whole, _loader()
+    )
+    _trainer(tmp_path, _callback(masking=masking)).fit(
+        resumed, _loader(), ckpt_path=tmp_path / "step=8.ckpt"
+    )
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -157,3 +153,48 @@ def test_a_run_that_ends_early_is_warned_about(tmp_path):
     callback.on_before_zero_grad = stop
     with pytest.warns(platon_prune.PruningWarning, match="training ended before the schedule"):
         _trainer(tmp_path, callback, min_steps=1).fit(Classifier(), _loader())
+
+
+def test_a_state_that_was_loaded_for_testing_is_not_taken_for_a_later_run(tmp_path):
+    callback, module = _callback(), Classifier()
+    checkpoints = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=8, save_top_k=-1)
+    _trainer(tmp_path, callback, checkpoints, enable_checkpointing=True).fit(module, _loader())
+    module.test_step = lambda batch: None
+    _trainer(tmp_path, callback).test(
+        module, _loader(), ckpt_path=tmp_path / "step=16.ckpt", verbose=False
+    )
+    seen = []
+    callback.on_before_optimizer_step = lambda *_: seen.append(callback.scheduler.last_step)
+    _trainer(tmp_path, callback).fit(Classifier(), _loader())
+    assert seen == list(range(20))
+
+
+def test_a_run_that_failed_does_not_spoil_the_next(tmp_path):
+    callback = _callback()
+
+    class Failing(Classifier):
+        def training_step(self, batch, batch_index):
+            if batch_index == 6:
+                raise RuntimeError("out of luck")
+            return super().training_step(batch, batch_index)
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        _trainer(tmp_path, callback).fit(Failing(), _loader())
+    module = Classifier()
+    _trainer(tmp_path, callback).fit(module, _loader())
+    assert _zeros(module) == round(0.8 * SELECTED)
+
+
+def test_checkpoints_of_modules_with_shared_weights_load(tmp_path):
+    class Shared(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(
+                nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.Linear(12, 2)
+            )
+            self.net[2].weight = self.net[0].weight
+
+    checkpoints = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=8, save_top_k=-1)
+    _trainer(tmp_path, _callback(), checkpoints, enable_checkpointing=True).fit(Shared(), _loader())
+    sparse = Shared.load_from_checkpoint(tmp_path / "step=8.ckpt")
+    assert (sparse.net[2].weight == 0).any()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import platon_prune
-from platon_prune.targets import default_tensors
+from platon_prune.targets import find_tensors
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def fine_tune_pruned(
 def prune_one_shot(dense: Run, amount: float, digits: Digits) -> Run:
     """Prune a copy of a dense model by magnitude in one go, with torch's own prune."""
     run = Run("one-shot magnitude", copy.deepcopy(dense.model), amount)
-    weights = [(module, name) for _, module, name in default_tensors(run.model)]
+    weights = [(module, name) for _, module, name in find_tensors(run.model)]
     prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=amount)  # type: ignore[no-untyped-call]
     _finalize(run.model)
     run.accuracies[0] = accuracy(run.model, digits)
@@ -239,5 +239,5 @@ def _train(
 
 def _finalize(model: nn.Module) -> None:
     """Make every pruned tensor an ordinary parameter again, whoever put the mask on it."""
-    for _, module, name in default_tensors(model):
+    for _, module, name in find_tensors(model):
         prune.remove(module, name)  # type: ignore[no-untyped-call]
