@@ -72,6 +72,26 @@ def test_resumed_in_a_fresh_process_goes_on_bit_by_bit(runs, tmp_path):
         assert_identical(final, checkpoint, file)
 
 
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_killed_in_the_middle_of_a_save_the_last_complete_checkpoint_resumes(
+    runs, tmp_path, masking
+):
+    path = tmp_path / "checkpoint.pt"
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, "run", path, masking, "15"], stdout=subprocess.PIPE
+    )
+    assert [process.stdout.readline() for _ in range(2)] == [b"started\n", b"saving\n"]
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    with pytest.raises(RuntimeError):
+        torch.load(f"{path}.new", weights_only=True)
+    job = resumed(path)
+    assert job.scheduler.last_step == 14
+    for step in job.train(TOTAL_STEPS):
+        assert_identical(job.checkpoint(), runs[masking][step])
+
+
 def test_killed_at_random_moments_the_last_complete_checkpoint_resumes(runs, tmp_path):
     path = tmp_path / "checkpoint.pt"
     random.seed(0)

@@ -1,12 +1,14 @@
 """A small training run that can be stopped, killed and resumed; also a script for fresh processes.
 
 ``python training_job.py run FILE MASKING`` trains to the end, saving to FILE after every step and
-resuming from it if it is there; ``python training_job.py finish OUT FILE...`` resumes from each
+resuming from it if it is there; with ``STEP`` after that, it stops half-way through the save of
+that step, says "saving" and waits to be killed. ``python training_job.py finish OUT FILE...`` resumes from each
 checkpoint and writes the final states to OUT.
 """
 
 import os
 import sys
+import time
 
 import torch
 from torch import nn
@@ -55,10 +57,14 @@ class Job:
         torch.set_rng_state(checkpoint["rng"])
 
 
-def save_atomically(checkpoint, path):
+def save_atomically(checkpoint, path, die_here=False):
     """Write beside the old file, then replace it in one move: a kill leaves one or the other."""
     with open(f"{path}.new", "wb") as file:
         torch.save(checkpoint, file)
+        if die_here:
+            file.truncate(file.tell() // 2)
+            print("saving", flush=True)
+            time.sleep(600)
         file.flush()
         os.fsync(file.fileno())
     os.replace(f"{path}.new", path)
@@ -77,8 +83,8 @@ def main():
     if command == "run":
         job = resumed(path) if os.path.exists(path) else Job(rest[0])
         print("started", flush=True)
-        for _ in job.train(TOTAL_STEPS):
-            save_atomically(job.checkpoint(), path)
+        for step in job.train(TOTAL_STEPS):
+            save_atomically(job.checkpoint(), path, die_here=rest[1:] == [str(step)])
     else:
         final = []
         for checkpoint in rest:
