@@ -84,7 +84,7 @@ def test_killed_in_the_middle_of_a_save_the_last_complete_checkpoint_resumes(
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
-    with pytest.raises(RuntimeError):
+    with pytest.raises((RuntimeError, OSError)):  # half a file
         torch.load(f"{path}.new", weights_only=True)
     job = resumed(path)
     assert job.scheduler.last_step == 14

@@ -2,8 +2,8 @@
 
 ``python training_job.py run FILE MASKING`` trains to the end, saving to FILE after every step and
 resuming from it if it is there; with ``STEP`` after that, it stops half-way through the save of
-that step, says "saving" and waits to be killed. ``python training_job.py finish OUT FILE...`` resumes from each
-checkpoint and writes the final states to OUT.
+that step, says "saving" and waits to be killed. ``python training_job.py finish OUT FILE...``
+resumes from each checkpoint and writes the final states to OUT.
 """
 
 import os
