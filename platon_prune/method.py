@@ -30,7 +30,8 @@ class PlatonUnstructured(prune.BasePruningMethod):
     Attached once per tensor by :func:`platon_prune.global_unstructured`, whose scheduler updates
     the mask. It also honours torch's abstract contract: handed to
     ``torch.nn.utils.prune.global_unstructured`` as ``pruning_method``, it computes the masks that
-    torch then attaches with its own, frozen ``CustomFromMask``.
+    torch then attaches with its own, frozen ``CustomFromMask``. Give that function
+    ``importance_scores``: without, it hands over the weights with their signs.
 
     Args:
         amount: What to prune of a tensor given to :meth:`compute_mask`: a fraction in [0, 1], or
