@@ -218,7 +218,7 @@ def test_exclude_leaves_out_of_the_default_or_of_what_is_included() -> None:
         ({"include": ["fc", "layer9"]}, "include must match parameter names, but 'layer9' matches"),
         ({"exclude": "Conv"}, "exclude must match parameter names, but 'Conv' matches none"),
         ({"include": "fc", "exclude": "fc"}, "exclude must leave something to prune"),
-        ({"include": []}, "model must have weights to prune"),
+        ({"include": []}, "include must name at least one substring"),
     ],
 )
 def test_patterns_that_match_nothing_are_errors(patterns: dict, message: str) -> None:

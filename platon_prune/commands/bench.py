@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from platon_prune.commands._figures import Figure, Spread, print_table
 from platon_prune.schedule import CubicSchedule
 
 if TYPE_CHECKING:
@@ -75,40 +75,11 @@ def run(arguments: argparse.Namespace) -> int:
     for name in names:
         timed = clock(name, arguments.processor_time)
         figures = measure(arguments.scale, name, arguments.repeats, timed)
-        print_table(arguments.scale, name, figures)
+        print_table(tensor_sizes(arguments.scale), name, figures)
         reports[name] = [figure._asdict() for figure in figures]
     if arguments.json:
         arguments.json.write_text(json.dumps(reports, indent=2) + "\n")
     return 0
-
-
-class Spread(NamedTuple):
-    """Median, smallest and largest of some measurements."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
-        return cls(statistics.median(values), min(values), max(values))
-
-
-class Figure(NamedTuple):
-    """A line of the table; None where there is nothing to measure."""
-
-    name: str
-    unit: str
-    ours: Spread | None
-    textbook: Spread | None
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times more the textbook takes."""
-        if self.ours is None or self.textbook is None:
-            return None
-        return self.textbook.median / self.ours.median
 
 
 def measure(scale: float, device: str, repeats: int, timed: Clock) -> list[Figure]:
@@ -382,30 +353,3 @@ def _resident_bytes(entry: str) -> int | None:
 
 
 # --- the table ----------------------------------------------------------------------------------
-
-
-def print_table(scale: float, device: str, figures: Sequence[Figure]) -> None:
-    """Print one device's figures."""
-    import torch
-
-    sizes = tensor_sizes(scale)
-    where = f"{torch.get_num_threads()} threads"
-    if torch.device(device).type == "cuda":
-        where = torch.cuda.get_device_name(device)
-    print(
-        f"\n{device} ({where}), torch {torch.__version__}: {sum(sizes):,} weights in "
-        f"{len(sizes)} tensors, float32; median (lowest to highest)\n"
-    )
-    print(f"{'':40}{'platon_prune':>26}{'textbook':>26}{'ratio':>8}")
-    for figure in figures:
-        name = f"{figure.name} [{figure.unit}]" if figure.unit else figure.name
-        ratio = "" if figure.ratio is None else f"{figure.ratio:.1f}"
-        line = f"{name:40}{_cell(figure.ours):>26}{_cell(figure.textbook):>26}{ratio:>8}"
-        print(line.rstrip())
-
-
-def _cell(spread: Spread | None) -> str:
-    if spread is None:
-        return "-"
-    median, low, high = (f"{value:.3g}" if value < 10 else f"{value:,.0f}" for value in spread)
-    return f"{median} ({low} to {high})"

@@ -1,0 +1,62 @@
+"""The figures of the bench: their spread, and the table they are printed in."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Spread(NamedTuple):
+    """Median, smallest and largest of some measurements."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+class Figure(NamedTuple):
+    """A line of the table; None where there is nothing to measure."""
+
+    name: str
+    unit: str
+    ours: Spread | None
+    textbook: Spread | None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times more the textbook takes."""
+        if self.ours is None or self.textbook is None:
+            return None
+        return self.textbook.median / self.ours.median
+
+
+def print_table(sizes: Sequence[int], device: str, figures: Sequence[Figure]) -> None:
+    """Print one device's figures for tensors of these sizes."""
+    import torch
+
+    where = f"{torch.get_num_threads()} threads"
+    if torch.device(device).type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    print(
+        f"\n{device} ({where}), torch {torch.__version__}: {sum(sizes):,} weights in "
+        f"{len(sizes)} tensors, float32; median (lowest to highest)\n"
+    )
+    print(f"{'':40}{'platon_prune':>26}{'textbook':>26}{'ratio':>8}")
+    for figure in figures:
+        name = f"{figure.name} [{figure.unit}]" if figure.unit else figure.name
+        ratio = "" if figure.ratio is None else f"{figure.ratio:.1f}"
+        line = f"{name:40}{_cell(figure.ours):>26}{_cell(figure.textbook):>26}{ratio:>8}"
+        print(line.rstrip())
+
+
+def _cell(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    median, low, high = (f"{value:.3g}" if value < 10 else f"{value:,.0f}" for value in spread)
+    return f"{median} ({low} to {high})"
