@@ -10,7 +10,7 @@ from torch import Tensor
 # Large enough that starting an operation costs little, small enough that a piece of each operand
 # is still in the last-level cache when the next operation reads it. A GPU only wants few launches,
 # but each temporary is of this size. Counting in float32 is exact up to 2^24.
-CPU_BLOCK = 1 << 19
+CPU_BLOCK = 1 << 20
 GPU_BLOCK = 1 << 22
 
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -94,6 +94,20 @@ def zero_pruned_(block: Tensor, mask: Tensor, scratch: Scratch) -> None:
     if block.device.type != "cpu":
         block.masked_fill_(torch.logical_not(mask, out=scratch.like(mask, torch.bool)), 0)
         return
+    if count_true(mask) == mask.numel():
+        return  # as in all of the warm-up: a look at the mask is cheaper than writing the weight
     integer = _INTEGER_OF_SIZE[block.dtype.itemsize]
     keep = scratch.like(mask, integer).copy_(mask)
     block.view(integer).mul_(keep)
+
+
+def count_true(flags: Tensor) -> int:
+    """Number of True entries of a bool tensor."""
+    flat = flags.reshape(-1)
+    head = -flat.storage_offset() % 8  # words begin at multiples of their size
+    end = head + max(0, flat.numel() - head) // 1024 * 1024
+    if flags.device.type != "cpu" or end == head:
+        return int(flat.sum())
+    # Eight entries at a time: 128 int64 words add up without a byte overflowing.
+    words = flat[head:end].view(torch.int64).view(-1, 128).sum(1)
+    return int(words.view(torch.uint8).sum()) + int(flat[:head].sum()) + int(flat[end:].sum())

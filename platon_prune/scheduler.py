@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.utils import prune
 from torch.utils.hooks import RemovableHandle
 
-from platon_prune.blocks import Scratch, blocks
+from platon_prune.blocks import Scratch, blocks, count_true
 from platon_prune.criteria import Criterion
 from platon_prune.schedule import CubicSchedule
-from platon_prune.selection import count_true, prune_smallest_
+from platon_prune.selection import prune_smallest_
 from platon_prune.states import STATE_VERSION, check_state
 from platon_prune.targets import Target
 from platon_prune.tracked import TrackedTensor

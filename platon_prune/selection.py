@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from platon_prune.blocks import Scratch, slices
+from platon_prune.blocks import Scratch, count_true, slices
 
 # The scores that a sweep may collect; beyond it the bracket is narrowed first (memory, not speed).
 MAX_CANDIDATES = 1 << 21
@@ -175,17 +175,6 @@ def _positions(flags: Tensor) -> Tensor:
     positions = 8 * found_words[in_words >> 3] + (in_words & 7)
     rest = is_set[8 * num_words :].nonzero().squeeze(1)
     return torch.cat([positions, rest + 8 * num_words]) if rest.numel() else positions
-
-
-def count_true(flags: Tensor) -> int:
-    """Number of True entries of a bool tensor."""
-    flat = flags.reshape(-1)
-    lanes = flat.numel() // 1024 * 1024
-    if flags.device.type != "cpu" or lanes == 0:
-        return int(flat.sum())
-    # Eight entries at a time: 128 int64 words add up without a byte overflowing.
-    words = flat[:lanes].view(torch.int64).view(-1, 128).sum(1)
-    return int(words.view(torch.uint8).sum()) + int(flat[lanes:].sum())
 
 
 def _narrower(blocks: Iterator[Tensor], k: int, low: float, high: float) -> tuple[float, float]:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from platon_prune.blocks import blocks
+from platon_prune.blocks import blocks, count_true
 from platon_prune.method import mask_of, pruned_tensors, weight_of
-from platon_prune.selection import count_true
 from platon_prune.targets import find_tensors
 
 

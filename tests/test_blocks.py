@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from platon_prune import blocks as blocks_module
-from platon_prune.blocks import Scratch, blocks, slices, zero_pruned_
+from platon_prune.blocks import Scratch, blocks, count_true, slices, zero_pruned_
 
 CPU = torch.device("cpu")
 
@@ -84,3 +84,17 @@ def test_scratch_of_two_roles_does_not_overlap():
     first = scratch.like(like, torch.float32, role="first").fill_(1)
     scratch.like(like, torch.float32, role="second").fill_(2)
     assert first.tolist() == [1.0] * 8
+
+
+@pytest.mark.parametrize("start", range(9))
+@pytest.mark.parametrize("length", [0, 5, 1023, 1024, 1030, 5000])
+def test_true_entries_of_a_piece_are_counted_wherever_it_begins(start: int, length: int) -> None:
+    flags = torch.rand(6000, generator=torch.Generator().manual_seed(0)) < 0.3
+    piece = flags[start : start + length]
+    assert count_true(piece) == sum(piece.tolist())
+
+
+def test_pieces_of_which_nothing_is_pruned_are_left_as_they_are() -> None:
+    block = torch.tensor([float("nan"), -0.0, 1.0])
+    zero_pruned_(block, torch.ones(3, dtype=torch.bool), Scratch())
+    assert block[0].isnan() and torch.signbit(block[1]) and block[2] == 1
