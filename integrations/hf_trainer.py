@@ -220,7 +220,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
             "method": "PLATON",
             "version": platon_prune.__version__,
             "sparsity": self._measure()["sparsity"],
-            **self.scheduler.state_dict()["settings"],
+            **self.scheduler.settings,
         }
 
     # --- setting up -------------------------------------------------------------------------

@@ -111,3 +111,11 @@ def count_true(flags: Tensor) -> int:
     # Eight entries at a time: 128 int64 words add up without a byte overflowing.
     words = flat[head:end].view(torch.int64).view(-1, 128).sum(1)
     return int(words.view(torch.uint8).sum()) + int(flat[:head].sum()) + int(flat[end:].sum())
+
+
+def count_kept(weight: Tensor, mask: Tensor | None) -> int:
+    """Number of entries of ``weight`` that are not zero and, with a mask, not pruned either."""
+    weight = weight.detach()
+    if mask is None:
+        return sum(count_true(block.ne(0)) for (block,) in blocks(weight))
+    return sum(count_true(block.ne(0).logical_and_(kept)) for block, kept in blocks(weight, mask))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils import prune
 from torch.utils.hooks import RemovableHandle
 
-from platon_prune.blocks import Scratch, blocks, count_true
+from platon_prune.blocks import Scratch, count_kept
 from platon_prune.criteria import Criterion
 from platon_prune.schedule import CubicSchedule
 from platon_prune.selection import prune_smallest_
@@ -265,11 +265,7 @@ class PlatonScheduler:
 
     def sparsity(self) -> float:
         """Measured fraction of zeros among the selected weights, as evaluation uses them."""
-        kept = sum(
-            count_true(block.ne(0).logical_and_(mask))
-            for tensor in self._tensors
-            for block, mask in blocks(tensor.weight, tensor.mask)
-        )
+        kept = sum(count_kept(tensor.weight, tensor.mask) for tensor in self._tensors)
         return 1 - kept / self._num_weights
 
     @torch.no_grad()
@@ -320,7 +316,7 @@ class PlatonScheduler:
         """
         return {
             "version": STATE_VERSION,
-            "settings": self._settings(),
+            "settings": self.settings,
             "last_step": self.last_step,
             "skipped_steps": self.skipped_steps,
             "threshold": self.threshold,
@@ -342,7 +338,7 @@ class PlatonScheduler:
         """
         self._require_masks()
         expected = {tensor.name: tensor.expected_state() for tensor in self._tensors}
-        check_state(state, self._settings(), expected)
+        check_state(state, self.settings, expected)
         for tensor in self._tensors:
             tensor.load_state_dict(state["tensors"][tensor.name])
         self.last_step = state["last_step"]
@@ -351,7 +347,9 @@ class PlatonScheduler:
         self._window_steps = state["window_steps"]
         self._has_scores = state["has_scores"]
 
-    def _settings(self) -> dict[str, Any]:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Criterion, masking and schedule, as they are saved with the state."""
         schedule = self.schedule
         criterion = self.criterion
         fields: dict[str, Any] = vars(criterion)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from platon_prune.blocks import blocks, count_true
+from platon_prune.blocks import count_kept
 from platon_prune.method import mask_of, pruned_tensors, weight_of
 from platon_prune.targets import find_tensors
 
@@ -84,7 +84,7 @@ def summary(model: nn.Module, include: str | Sequence[str] | None = None) -> Sum
     for name, weight, mask in _tensors_of(model, include):
         if id(weight) not in seen and weight.numel():
             seen.add(id(weight))
-            rows.append(TensorSummary(name, tuple(weight.shape), _count_kept(weight, mask)))
+            rows.append(TensorSummary(name, tuple(weight.shape), count_kept(weight, mask)))
     if not rows:
         raise ValueError("model must have weights that can be pruned, got none")
     return Summary(tuple(rows))
@@ -99,11 +99,3 @@ def _tensors_of(
     if not masked:
         for name, module, tensor_name in find_tensors(model, include):
             yield name, getattr(module, tensor_name), None
-
-
-def _count_kept(weight: Tensor, mask: Tensor | None) -> int:
-    if mask is None:
-        return sum(count_true(block.ne(0)) for (block,) in blocks(weight.detach()))
-    return sum(
-        count_true(block.ne(0).logical_and_(kept)) for block, kept in blocks(weight.detach(), mask)
-    )
