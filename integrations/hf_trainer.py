@@ -24,7 +24,7 @@ from platon_prune.integrations.hf_checkpoints import (
     save_atomically,
 )
 from platon_prune.integrations.hf_limits import refuse_unsupported
-from platon_prune.integrations.lengths import UNKNOWN_STEPS, steps_of
+from platon_prune.integrations.lengths import UNKNOWN_STEPS, start
 
 logger = logging.getLogger(__name__)
 
@@ -247,11 +247,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
                 "the trainer must know its number of steps when training begins, got "
                 f"max_steps={state.max_steps}: set max_steps or num_train_epochs in its arguments"
             )
-        self.scheduler.reschedule(
-            total_steps=state.max_steps,
-            warmup_steps=steps_of("warmup_steps", self.warmup_steps, state.max_steps),
-            cooldown_steps=steps_of("cooldown_steps", self.cooldown_steps, state.max_steps),
-        )
+        start(self.scheduler, state.max_steps, self.warmup_steps, self.cooldown_steps)
 
     def _measure(self) -> dict[str, Any]:
         assert self.scheduler is not None

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import platon_prune
 from platon_prune import PlatonScheduler, PruningWarning
-from platon_prune.integrations.lengths import UNKNOWN_STEPS, steps_of
+from platon_prune.integrations.lengths import UNKNOWN_STEPS, start
 
 
 class PlatonLightningCallback(Callback):
@@ -82,12 +82,7 @@ class PlatonLightningCallback(Callback):
                 f"the trainer must know its number of steps when training begins, got {total}: set "
                 "max_steps or max_epochs"
             )
-        total = int(total)
-        self.scheduler.reschedule(
-            total_steps=total,
-            warmup_steps=steps_of("warmup_steps", self.warmup_steps, total),
-            cooldown_steps=steps_of("cooldown_steps", self.cooldown_steps, total),
-        )
+        start(self.scheduler, int(total), self.warmup_steps, self.cooldown_steps)
         if self._saved is not None and self._saved["last_step"] == trainer.global_step:
             self.scheduler.load_state_dict(self._saved)
             self._saved = None
