@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import prune
 
 from platon_prune.blocks import Scratch
+from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion, make_criterion
 from platon_prune.method import MASKINGS, apply_mask_, pruned_tensors
 from platon_prune.schedule import CubicSchedule
 from platon_prune.scheduler import PlatonScheduler
-from platon_prune.targets import Pairs, Target, select
+from platon_prune.targets import Pairs, Target, bare, select
+from platon_prune.tracked import Storage
 
 
 def global_unstructured(
@@ -32,6 +37,9 @@ def global_unstructured(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     own_keys: bool | None = None,
+    state_dtype: torch.dtype = torch.float32,
+    offload_averages: bool = False,
+    process_group: dist.ProcessGroup | None = None,
 ) -> PlatonScheduler:
     r"""Set a model up for pruning while it is fine-tuned; the smallest scores of all tensors go.
 
@@ -60,14 +68,22 @@ def global_unstructured(
         own_keys: Whether the model's state dict keeps its own keys while it is pruned (``weight``
             with its zeros, no mask) instead of torch's ``weight_orig`` and ``weight_mask``. By
             default only where transformers saves it (anything with ``save_pretrained``).
+        state_dtype: What the window and the averages are kept in: float32, or bfloat16 for half the
+            memory and slightly other masks.
+        offload_averages: Whether the averages are kept in host memory, where a window's end and a
+            choice fetch them block by block.
+        process_group: The processes that hold the model, or copies or parts of it, and choose
+            together; by default all, if ``torch.distributed`` is initialised. Each of them has to
+            call this, and whatever of the scheduler is said to be collective.
 
     Returns:
         The scheduler, whose ``step()`` belongs after every ``optimizer.step()``.
 
     Raises:
-        ValueError: If a setting is out of range, nothing is selected, or a tensor can't be pruned.
-            The model is untouched then.
+        ValueError: If a setting is out of range, nothing is selected, a tensor can't be pruned, or
+            processes differ in a setting or in the model. The model is untouched then.
         TypeError: If ``model`` or a number of steps is of the wrong type.
+        RuntimeError: If it failed in another process.
 
     Example:
         >>> scheduler = global_unstructured(model, amount=0.9, total_steps=1000)
@@ -81,22 +97,51 @@ def global_unstructured(
     Source:
         Zhang et al., PLATON, ICML 2022 (arXiv:2206.12562).
     """
-    if masking not in MASKINGS:
-        raise ValueError(f'masking must be "step" or "window", got {masking!r}')
-    chosen = make_criterion(criterion, beta1, beta2)
-    targets = select(model, include, exclude, own_keys)
-    num_weights = sum(_numel(target) for target in targets)
-    schedule = CubicSchedule(
-        amount=_fraction("amount", amount, num_weights),
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        cooldown_steps=cooldown_steps,
-        initial_amount=_fraction("initial_amount", initial_amount, num_weights),
-        window=window,
-    )
-    if chosen.windowed:
-        schedule.require_scores()
-    return PlatonScheduler(targets, schedule, chosen, masking)
+
+    def set_up() -> PlatonScheduler:
+        if masking not in MASKINGS:
+            raise ValueError(f'masking must be "step" or "window", got {masking!r}')
+        chosen = make_criterion(criterion, beta1, beta2)
+        storage = Storage(_checked_dtype(state_dtype), offload_averages)
+        targets = select(model, include, exclude, own_keys)
+        num_weights = sum(_numel(target) for target in targets)
+        schedule = CubicSchedule(
+            amount=_fraction("amount", amount, num_weights),
+            total_steps=total_steps,
+            warmup_steps=warmup_steps,
+            cooldown_steps=cooldown_steps,
+            initial_amount=_fraction("initial_amount", initial_amount, num_weights),
+            window=window,
+        )
+        if chosen.windowed:
+            schedule.require_scores()
+        return PlatonScheduler(targets, schedule, chosen, masking, storage, processes)
+
+    wrapped = model
+    if isinstance(model, nn.Module):
+        model = bare(model)
+    processes = Processes(process_group)
+    scheduler = processes.all_or_none("global_unstructured", set_up, PlatonScheduler.remove)
+    try:
+        scheduler.require_agreement()
+    except ValueError:
+        scheduler.remove()
+        raise
+    if isinstance(model, nn.Module) and isinstance(wrapped, nn.Module):
+        _keep_masks_out_of_broadcasts(model, wrapped)
+    return scheduler
+
+
+def _keep_masks_out_of_broadcasts(model: nn.Module, wrapped: nn.Module) -> None:
+    """DistributedDataParallel sends all buffers at each forward but those that it finds here.
+
+    It reads the model's list when it wraps that, and its own at each forward.
+    """
+    masks = [f"{name}_mask" for name, _, _ in pruned_tensors(model)]
+    ignored: Any = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
+    model._ddp_params_and_buffers_to_ignore = [*ignored, *masks]  # type: ignore[assignment]
+    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        wrapped.parameters_to_ignore.update(masks)
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -152,6 +197,15 @@ def _numel(target: Target) -> int:
     module, tensor_name = target.sites[0]
     parameter: nn.Parameter = getattr(module, tensor_name)
     return parameter.numel()
+
+
+def _checked_dtype(state_dtype: torch.dtype) -> torch.dtype:
+    if state_dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"state_dtype must be torch.float32 or torch.bfloat16, got {state_dtype}: scores span "
+            "more orders of magnitude than float16 has"
+        )
+    return state_dtype
 
 
 def _fraction(argument: str, amount: float | int, num_weights: int) -> float:

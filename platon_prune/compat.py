@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from platon_prune.blocks import Scratch, blocks, zero_pruned_
 from platon_prune.criteria import Criterion, Magnitude, Platon, Sensitivity, weight_times_grad
-from platon_prune.selection import kth_smallest
+from platon_prune.ranking import kth_smallest
 
 
 class PrunerArgs(Protocol):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from platon_prune.shards import placed_like
+
 
 @dataclass(frozen=True)
 class TensorForm:
@@ -37,20 +39,27 @@ def to_own_keys(state_dict: dict[str, Any], prefix: str, form: TensorForm) -> No
     state_dict[prefix + form.name] = weight
 
 
-def to_torch_form(state_dict: dict[str, Any], prefix: str, form: TensorForm) -> None:
+def to_torch_form(
+    state_dict: dict[str, Any], prefix: str, form: TensorForm, own: Tensor | None = None
+) -> None:
     """Bring a dense, a torch-pruned or one of our own state dicts to ``_orig`` and bool ``_mask``.
 
-    Without a mask in the dict, the zeros of the weight are one.
+    Without a mask in the dict, the zeros of the weight are one. What is there is placed over
+    processes as ``own``, the module's parameter, or as the weight in the dict.
     """
     dense = state_dict.pop(prefix + form.name, None)
     if dense is not None:
-        state_dict.setdefault(prefix + form.orig, dense)
+        state_dict[prefix + form.orig] = dense
     weight = state_dict.get(prefix + form.orig)
     if weight is None:
         return
+    if own is not None and own.shape == weight.shape:
+        weight = state_dict[prefix + form.orig] = placed_like(weight, own)
     mask = state_dict.get(prefix + form.mask, weight).detach()
     if mask.dtype != torch.bool:
         mask = mask != 0
+    if mask.shape == weight.shape:
+        mask = placed_like(mask, weight)
     state_dict[prefix + form.mask] = mask.contiguous()
     if form.masking == "step" and mask.shape == weight.shape:
         zeroed = torch.where(mask, weight.detach(), 0)

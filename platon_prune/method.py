@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from platon_prune import shards
 from platon_prune.blocks import Scratch, blocks, zero_pruned_
 from platon_prune.forms import TensorForm, to_own_keys, to_torch_form
 from platon_prune.selection import ScoredTensor, prune_smallest_
+from platon_prune.shards import are_alike, as_placed, is_sharded, local_of, placed_like
 from platon_prune.targets import check_prunable
 
 MASKINGS = ("step", "window")
@@ -122,7 +124,7 @@ class PlatonUnstructured(prune.BasePruningMethod):
         apply_mask_(module, name, Scratch())
         forms = tuple(other for other in _forms_of(module) if other is not form)
         module.__class__ = _class_with(type(module), forms)
-        _rename(module._parameters, form.orig, name)
+        _rename(module, form.orig, name)
         del module._buffers[form.mask]
         module._non_persistent_buffers_set.discard(form.mask)
         del module.__dict__["_platon_methods"][name]
@@ -154,15 +156,15 @@ def attach(
     Returns:
         The method, which is now one of the module's forward pre-hooks.
     """
-    weight = module._parameters[name]
-    assert weight is not None
+    weight = shards.registered(module, name)
     method = PlatonUnstructured(amount)
     method._tensor_name = name
     form = TensorForm(name, masking, own_keys)
     pruned_class = _class_with(type(module), (*_forms_of(module), form))
     if mask is None:
-        mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-    _rename(module._parameters, name, form.orig)
+        local = torch.ones(local_of(weight).shape, dtype=torch.bool, device=weight.device)
+        mask = as_placed(local, weight)
+    _rename(module, name, form.orig)
     module.register_buffer(form.mask, mask)
     module.__class__ = pruned_class
     if isinstance(module, nn.RNNBase):
@@ -175,20 +177,26 @@ def attach(
 
 def weight_of(module: nn.Module, name: str) -> Tensor:
     """The parameter under a mask, whatever has replaced it since (wrapping, ``assign=True``)."""
-    weight: Tensor = getattr(module, f"{name}_orig")
-    return weight
+    return shards.registered(module, f"{name}_orig")
 
 
 def mask_of(module: nn.Module, name: str) -> Tensor:
-    """The bool mask of a pruned tensor (True = kept); updating it in place is allowed."""
-    mask: Tensor = getattr(module, f"{name}_mask")
+    """The bool mask of a pruned tensor (True = kept), placed over processes as its weight is.
+
+    Updating it in place is allowed.
+    """
+    key = f"{name}_mask"
+    mask: Tensor = getattr(module, key)
+    weight = weight_of(module, name)
+    if not are_alike(mask, weight):  # the weight has been sharded since
+        mask = module._buffers[key] = placed_like(mask, weight)
     return mask
 
 
 def apply_mask_(module: nn.Module, name: str, scratch: Scratch) -> None:
     """Zero, in the parameter itself, what the mask prunes."""
-    weight = weight_of(module, name).detach()
-    for block, mask in blocks(weight, mask_of(module, name)):
+    weight = local_of(weight_of(module, name).detach())
+    for block, mask in blocks(weight, local_of(mask_of(module, name))):
         zero_pruned_(block, mask, scratch)
 
 
@@ -226,15 +234,20 @@ class _PrunedModule(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         for form in self._platon_forms:
             if form.name == name:
-                _refuse_assignment(self, form)
+                if not is_sharded(param):
+                    _refuse_assignment(self, form)
+                name = form.orig  # tensor parallelism puts the sharded weight in its place
         super().register_parameter(name, param)
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        without_values = [mask_of(self, form.name).is_meta for form in self._platon_forms]
         super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
-        for form in self._platon_forms:
+        for form, was_meta in zip(self._platon_forms, without_values, strict=True):
             # type(dtype) and to(memory_format=...) change buffers too.
-            mask = mask_of(self, form.name)
-            self._buffers[form.mask] = mask.to(torch.bool).contiguous()
+            mask = mask_of(self, form.name).to(torch.bool).contiguous()
+            self._buffers[form.mask] = mask
+            if was_meta and not mask.is_meta:
+                mask.fill_(True)
         if isinstance(self, nn.RNNBase):
             self.flatten_parameters()
         return self
@@ -242,17 +255,27 @@ class _PrunedModule(nn.Module):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
+        for form in self._platon_forms:
+            mask_of(self, form.name)  # puts it where the weight is
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for form in self._platon_forms:
             if form.own_keys:
                 to_own_keys(destination, prefix, form)
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
+        assign = local_metadata.get("assign_to_params_buffers", False)
         for form in self._platon_forms:
-            to_torch_form(state_dict, prefix, form)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            mask_of(self, form.name)  # puts it where the weight is
+            own = None if assign else weight_of(self, form.name)
+            to_torch_form(state_dict, prefix, form, own)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
 
 
 def _new_instance(base: type[nn.Module], forms: tuple[TensorForm, ...]) -> nn.Module:
@@ -316,7 +339,10 @@ def _weight_property(form: TensorForm) -> property:
         weight: Tensor = getattr(module, form.orig)
         if form.masking == "step" or module.training:
             return weight
-        return torch.where(getattr(module, form.mask), weight, 0)
+        mask: Tensor = getattr(module, form.mask)
+        if not are_alike(mask, weight):  # gathered for a forward: so must the mask be
+            mask = placed_like(mask, weight)
+        return torch.where(mask, weight, 0)
 
     def set_(module: nn.Module, value: Any) -> None:
         _refuse_assignment(module, form)
@@ -357,8 +383,10 @@ def _form_of(module: nn.Module, name: str) -> TensorForm:
     return next(form for form in _forms_of(module) if form.name == name)
 
 
-def _rename(parameters: dict[str, Any], old: str, new: str) -> None:
-    """Rename a key without moving it: optimizers and their states go by the order."""
+def _rename(module: nn.Module, old: str, new: str) -> None:
+    """Rename a parameter without moving it: optimizers and their states go by the order."""
+    shards.rename(module, old, new)
+    parameters: dict[str, Any] = module._parameters
     items: list[tuple[str, Any]] = [
         (new if key == old else key, value) for key, value in parameters.items()
     ]

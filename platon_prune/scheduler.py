@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,13 +12,18 @@ from torch import Tensor
 from torch.nn.utils import prune
 from torch.utils.hooks import RemovableHandle
 
-from platon_prune.blocks import Scratch, count_kept
+from platon_prune import agreement
+from platon_prune.blocks import Scratch
+from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion
+from platon_prune.gradients import after_each_step, all_finite
+from platon_prune.memory import Memory
 from platon_prune.schedule import CubicSchedule
 from platon_prune.selection import prune_smallest_
-from platon_prune.states import STATE_VERSION, check_state
+from platon_prune.shards import is_sharded
+from platon_prune.states import STATE_VERSION, check_state, settings_of
 from platon_prune.targets import Target
-from platon_prune.tracked import TrackedTensor
+from platon_prune.tracked import Storage, TrackedTensor
 
 
 class PruningWarning(UserWarning):
@@ -36,12 +40,17 @@ class PlatonScheduler:
     window's end and when the ramp and the run end, the weights with the smallest scores over all
     tensors together are pruned, exactly ``round(amount * N)`` of them.
 
+    Where a process group is initialised, its processes choose together, each over what it holds of
+    the model: what is said to be collective must be called in all of them.
+
     Args:
         targets: The tensors to prune; masks are put on them.
         schedule: The amount at each step.
         criterion: How scores are made.
         masking: "step" re-applies the masks at every step; "window" lets pruned weights train
             until the next choice, except in the final phase.
+        storage: How the window and the averages are kept.
+        processes: Those that choose together.
 
     Attributes:
         last_step: How often :meth:`step` was called.
@@ -58,6 +67,8 @@ class PlatonScheduler:
         schedule: CubicSchedule,
         criterion: Criterion,
         masking: str = "step",
+        storage: Storage | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.schedule = schedule
         self.criterion = criterion
@@ -69,57 +80,92 @@ class PlatonScheduler:
         self._has_scores = False  # whether a window with samples has ended
         self._warned: set[str] = set()  # tensors named in a warning, each once
         self._handle: RemovableHandle | None = None
+        self._processes = processes or Processes()
+        self._num_settled = 0  # processes that have settled who holds what
         self._tensors: list[TrackedTensor] = []
         self._num_weights = 0
-        scratch = Scratch()
+        storage, scratch = storage or Storage(), Scratch()
         try:
             with torch.inference_mode(False):
                 for target in targets:
-                    tensor = TrackedTensor(target, criterion, masking, self._num_weights, scratch)
+                    offset = self._num_weights
+                    tensor = TrackedTensor(target, criterion, masking, storage, offset, scratch)
                     self._tensors.append(tensor)
-                    self._num_weights += tensor.mask.numel()
+                    self._num_weights += tensor.whole_numel
         except BaseException:
             self._detach()  # all or nothing
             raise
+
+    def require_agreement(self) -> None:
+        """Raise a ValueError everywhere if processes differ in a setting or the model; collective.
+
+        Done when pruning is set up, and again when the first step is taken.
+        """
+        agreement.require_same_settings(self._processes, self.settings, self._tensors)
 
     # --- one step ---------------------------------------------------------------------------
 
     @torch.no_grad()
     def step(self, skipped: bool = False) -> None:
-        """Take in the gradients of an optimizer step, and prune by the schedule.
+        """Take in the gradients of an optimizer step, and prune by the schedule; collective.
 
         Call it after ``optimizer.step()`` and before ``optimizer.zero_grad()``. A step whose
-        gradients are not finite counts as skipped. After ``total_steps`` only the masks are
-        re-applied.
+        gradients are not finite, in any process, counts as skipped. After ``total_steps`` only the
+        masks are re-applied.
 
         Args:
             skipped: Whether the optimizer did not step (a GradScaler found infinities): the
                 schedule advances, and nothing is added to the scores.
 
         Raises:
-            RuntimeError: If no pruned tensor has a gradient (unless the criterion needs none), or a
-                tensor is not pruned any more.
+            RuntimeError: If no pruned tensor has a gradient (unless the criterion needs none), a
+                tensor is not pruned any more, or something is amiss in another process.
         """
-        self._require_masks()
         step = self.last_step + 1
+        gradients = self._agreed_gradients(step, skipped)
         if step > self.schedule.total_steps:
             self._apply_masks()
             self.last_step = step
             return
-        gradients = None if skipped else self._finite_gradients()
         choosing = self.schedule.is_choosing_step(step)
-        without_gradient = self._take_in(
-            step, gradients, apply_masks=not choosing and self._is_masking(step)
-        )
+        masking = self.masking == "step" or step > self.schedule.ramp_end
+        without_gradient = self._take_in(step, gradients, apply_masks=masking and not choosing)
         self.last_step = step
         self.skipped_steps += gradients is None
         if choosing:
             if self._has_scores or not self.criterion.windowed:
                 count = round(self.schedule.amount_at(step) * self._num_weights)
                 scored = [tensor.scored() for tensor in self._tensors]
-                self.threshold = prune_smallest_(scored, count)
+                self.threshold = prune_smallest_(scored, count, self._processes)
             self._apply_masks()
         self._warn(without_gradient, choosing)
+
+    def _agreed_gradients(self, step: int, skipped: bool) -> list[Tensor | None] | None:
+        """The gradient of each tensor; None instead of the list if any process has to skip."""
+        error, gradients, moved = None, None, False
+        try:
+            self._require_masks()
+            moved = self._place()
+            if not skipped and step <= self.schedule.total_steps:
+                gradients = self._finite_gradients()
+        except Exception as raised:
+            error = raised
+        outcome = agreement.vote(
+            self._processes, step, error=error, skip=gradients is None, settle=moved
+        )
+        if outcome.settle:
+            self._settle()
+        return None if outcome.skip else gradients
+
+    def _place(self) -> bool:
+        """Follow the tensors where they were sharded or moved; whether processes must settle."""
+        moved = [tensor.place() for tensor in self._tensors]
+        return any(moved) or self._num_settled != self._processes.size
+
+    def _settle(self) -> None:
+        self.require_agreement()
+        agreement.settle(self._processes, self._tensors)
+        self._num_settled = self._processes.size
 
     def _finite_gradients(self) -> list[Tensor | None] | None:
         """The gradient of each tensor; None instead of the list if one of them is not finite."""
@@ -130,7 +176,7 @@ class PlatonScheduler:
                 "scheduler.step() after loss.backward() and before optimizer.zero_grad(), or "
                 "pass skipped=True if the optimizer did not step"
             )
-        return gradients if _all_finite(gradients) else None
+        return gradients if all_finite(gradients) else None
 
     def _take_in(
         self, step: int, gradients: list[Tensor | None] | None, apply_masks: bool
@@ -156,9 +202,6 @@ class PlatonScheduler:
             steps_before = 0 if restart else self._window_steps
             self._window_steps = steps_before + (gradients is not None)
         return without_gradient
-
-    def _is_masking(self, step: int) -> bool:
-        return self.masking == "step" or step > self.schedule.ramp_end
 
     def _apply_masks(self) -> None:
         for tensor in self._tensors:
@@ -192,9 +235,9 @@ class PlatonScheduler:
         """Set the lengths anew before the first step, for who learns them only when a run begins.
 
         Args:
-            total_steps: Length of the run in optimizer steps.
-            warmup_steps: Steps before pruning starts.
-            cooldown_steps: Steps at the end with the final amount.
+            total_steps: As for :func:`platon_prune.global_unstructured`.
+            warmup_steps: Likewise.
+            cooldown_steps: Likewise.
 
         Raises:
             ValueError: If the steps leave no room for the ramp or for a window before it.
@@ -229,31 +272,13 @@ class PlatonScheduler:
             ValueError: If the optimizer is known to train other weights than those it shows, or
                 another one is followed already.
         """
-        if type(optimizer).__module__.split(".")[0] == "schedulefree":
-            raise ValueError(
-                f"optimizer must leave gradients and weights as they are, got "
-                f"{type(optimizer).__name__}, which evaluates other weights than it trains: use a "
-                "torch optimizer with a learning-rate schedule"
-            )
-
         hooks = None if self._handle is None else self._handle.hooks_dict_ref()
         if hooks is not None and self._handle is not None and self._handle.id in hooks:
             raise ValueError(
                 "scheduler must follow one optimizer, got a second: each of its steps would count "
                 "twice; call remove() on the first handle"
             )
-
-        def after_step(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            if getattr(stepped, "grad_scale", None) is not None:
-                raise RuntimeError(
-                    "gradients must be unscaled when scores are updated, got an optimizer that "
-                    "unscales inside its step (fused): call scaler.unscale_(optimizer) before "
-                    "scaler.step(optimizer)"
-                )
-            found_inf = getattr(stepped, "found_inf", None)
-            self.step(skipped=found_inf is not None and bool(found_inf))
-
-        self._handle = optimizer.register_step_post_hook(after_step)
+        self._handle = after_each_step(optimizer, self.step)
         return self._handle
 
     # --- what can be read -------------------------------------------------------------------
@@ -264,9 +289,25 @@ class PlatonScheduler:
         return self.schedule.amount_at(self.last_step) if self.last_step else 0.0
 
     def sparsity(self) -> float:
-        """Measured fraction of zeros among the selected weights, as evaluation uses them."""
-        kept = sum(count_kept(tensor.weight, tensor.mask) for tensor in self._tensors)
-        return 1 - kept / self._num_weights
+        """Measured fraction of zeros among the selected weights, as evaluation uses them.
+
+        Collective if the model is sharded.
+        """
+        if self._place() and self._is_sharded():
+            self._settle()
+        own = self._is_sharded()
+        kept = torch.tensor(sum(tensor.count_kept(own) for tensor in self._tensors))
+        if own:
+            kept = self._processes.sum(kept)
+        return 1 - int(kept) / self._num_weights
+
+    def _is_sharded(self) -> bool:
+        return any(is_sharded(tensor.parameter) for tensor in self._tensors)
+
+    def memory(self) -> Memory:
+        """What pruning keeps for the weights in this process; prints as a table."""
+        self._place()
+        return Memory.of([tensor.bytes() for tensor in self._tensors], self._num_weights)
 
     @torch.no_grad()
     def score(self, name: str) -> Tensor:
@@ -276,11 +317,12 @@ class PlatonScheduler:
             name: Its name before pruning, such as ``layer.0.weight``.
 
         Returns:
-            A new float32 tensor of the weight's shape.
+            A new float32 tensor of the weight's shape; a DTensor if that is one.
 
         Raises:
             KeyError: If no pruned tensor has that name.
         """
+        self._place()
         for tensor in self._tensors:
             if tensor.name == name:
                 return tensor.score()
@@ -290,8 +332,11 @@ class PlatonScheduler:
         )
 
     def masks(self) -> dict[str, Tensor]:
-        """A copy of every mask: name before pruning to bool tensor (True = kept)."""
-        return {tensor.name: tensor.mask.clone() for tensor in self._tensors}
+        """A copy of every mask: name before pruning to bool tensor (True = kept).
+
+        DTensors where the weights are.
+        """
+        return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
 
     def remove(self) -> None:
         """Finalize every tensor: its zeros stay, its mask and hook go. Ends the scheduler.
@@ -312,8 +357,11 @@ class PlatonScheduler:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit by bit: plain dicts of tensors, numbers and strings.
 
-        Loadable with ``torch.load(..., weights_only=True)``. Its tensors are copies.
+        Loadable with ``torch.load(..., weights_only=True)``. Its tensors are copies; DTensors where
+        the weights are, which ``torch.distributed.checkpoint`` saves and loads on any number of
+        processes.
         """
+        self._place()
         return {
             "version": STATE_VERSION,
             "settings": self.settings,
@@ -330,15 +378,17 @@ class PlatonScheduler:
         """Take over a saved state. Load the model first, then the optimizer, then this.
 
         Args:
-            state: What :meth:`state_dict` returned.
+            state: What :meth:`state_dict` returned, of a model sharded alike, otherwise or not at
+                all (collective then).
 
         Raises:
             ValueError: If it is of another version, model or configuration; names the difference.
                 Nothing is changed then.
         """
         self._require_masks()
-        expected = {tensor.name: tensor.expected_state() for tensor in self._tensors}
-        check_state(state, self.settings, expected)
+        self._place()
+        shapes = {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
+        check_state(state, self.settings, shapes, self._tensors[0].expected_entries())
         for tensor in self._tensors:
             tensor.load_state_dict(state["tensors"][tensor.name])
         self.last_step = state["last_step"]
@@ -350,32 +400,4 @@ class PlatonScheduler:
     @property
     def settings(self) -> dict[str, Any]:
         """Criterion, masking and schedule, as they are saved with the state."""
-        schedule = self.schedule
-        criterion = self.criterion
-        fields: dict[str, Any] = vars(criterion)
-        return {
-            "criterion": criterion.name,
-            **fields,
-            "masking": self.masking,
-            "amount": schedule.amount,
-            "initial_amount": schedule.initial_amount,
-            "total_steps": schedule.total_steps,
-            "warmup_steps": schedule.warmup_steps,
-            "cooldown_steps": schedule.cooldown_steps,
-            "window": schedule.window,
-        }
-
-
-def _all_finite(gradients: Sequence[Tensor | None]) -> bool:
-    """Whether every entry is finite, at the price of one sum over each gradient.
-
-    A sum is finite only if all its terms are; it may also overflow, so only then each is looked at.
-    """
-    present = [gradient for gradient in gradients if gradient is not None]
-    # Wait for each device once, not for each tensor.
-    sums: dict[torch.device, list[Tensor]] = {}
-    for gradient in present:
-        sums.setdefault(gradient.device, []).append(gradient.sum(dtype=torch.float32))
-    if all(math.isfinite(float(torch.stack(parts).sum())) for parts in sums.values()):
-        return True
-    return all(bool(gradient.isfinite().all()) for gradient in present)
+        return settings_of(self.criterion, self.masking, self.schedule)

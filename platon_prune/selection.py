@@ -1,47 +1,55 @@
-"""The exact choice: which entries, over many tensors, have the smallest scores.
+"""The exact choice: which entries, over many tensors and processes, have the smallest scores.
 
-Nothing is joined. A random sample brackets the threshold, one sweep over the blocks counts what
-lies outside the bracket and collects the few scores inside, and the k-th smallest of those is the
-answer. The bracket is only a guess: a wrong one costs another sweep, never a wrong result.
+Nothing is joined, and no score leaves its process: a random sample brackets the threshold,
+:func:`~platon_prune.ranking.kth_smallest` finds it, and each process writes its own masks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from platon_prune.blocks import Scratch, count_true, slices
+from platon_prune import ranking
+from platon_prune.blocks import Scratch, count_true, digest, slices
+from platon_prune.collectives import ALONE, Processes
+from platon_prune.ordering import bounds, of_int, tie_keys, to_ints
+from platon_prune.ranking import histogram, kth_smallest, positions_of
+from platon_prune.shards import Part
 
-# The scores that a sweep may collect; beyond it the bracket is narrowed first (memory, not speed).
-MAX_CANDIDATES = 1 << 21
+# Of all processes together.
 SAMPLE_SIZE = 1 << 18
 # Half the bracket's width in standard deviations of a sampled rank: 1 choice in 10^4 sweeps again.
 _BRACKET_SIGMAS = 4.0
+# What copies of a part are compared by, small enough that sums over processes do not overflow.
+_DIGEST_MODULUS = 1 << 48
 
 
 @dataclass(frozen=True)
 class ScoredTensor:
-    """One tensor that takes part in a choice.
+    """One tensor that takes part in a choice, or the part of it that this process holds.
 
     Args:
         score: Returns the scores at a slice, or at an int64 tensor of positions, of the flat
             tensor: float32, never NaN. The result is used before the next call only.
         mask: Contiguous bool mask (True = kept); read for the order of ties, then overwritten.
-        offset: Global position of its first entry; fixes the order of ties.
+        offset: Global position of the first entry of the whole tensor; fixes the order of ties.
+        part: Which part of the whole tensor it is; None if it is the whole of it.
+        name: What to call it in a message.
     """
 
     score: Callable[[slice | Tensor], Tensor]
     mask: Tensor
     offset: int
+    part: Part | None = None
+    name: str = ""
 
     @property
     def numel(self) -> int:
-        """Number of entries."""
+        """Number of entries that this process holds."""
         return self.mask.numel()
 
     @property
@@ -49,190 +57,165 @@ class ScoredTensor:
         """The mask, one-dimensional."""
         return self.mask.view(-1)
 
-    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the flat tensor with their scores."""
-        for piece in slices(self.numel, self.mask.device):
-            yield piece, self.score(piece)
+    @property
+    def whole_numel(self) -> int:
+        """Number of entries that all processes hold together."""
+        return self.numel if self.part is None else self.part.shape.numel()
+
+    @property
+    def own(self) -> slice:
+        """What of it this process counts."""
+        return slice(0, self.numel) if self.part is None else self.part.own
+
+    @property
+    def copies(self) -> int:
+        """How many processes hold the same part."""
+        return 1 if self.part is None else self.part.copies
+
+    def positions(self, local: Tensor) -> Tensor:
+        """Global positions of positions in the flat tensor."""
+        return (local if self.part is None else self.part.positions(local)) + self.offset
+
+    def pieces(self, within: slice | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the flat tensor, or of a slice of it, with their scores."""
+        start, stop = (0, self.numel) if within is None else (within.start, within.stop)
+        for piece in slices(stop - start, self.mask.device):
+            shifted = slice(start + piece.start, start + piece.stop)
+            yield shifted, self.score(shifted)
 
 
-class Ranked(NamedTuple):
-    """The k-th smallest of many values, with how many lie strictly below and how many equal it."""
-
-    value: float | int
-    below: int
-    equal: int
-
-
-def prune_smallest_(tensors: Sequence[ScoredTensor], count: int) -> float | None:
+def prune_smallest_(
+    tensors: Sequence[ScoredTensor], count: int, processes: Processes = ALONE
+) -> float | None:
     """Set the masks in place so that exactly ``count`` entries over all tensors are False.
 
     Args:
-        tensors: Every tensor of the global choice.
-        count: Entries to prune, between 0 and the number of entries.
+        tensors: Every tensor of the global choice; of a sharded one, this process's part.
+        count: Entries to prune, between 0 and the number of entries in all processes, each of
+            which is counted once however many hold it.
+        processes: Those that choose together; each must call this with the same count.
 
     Returns:
         The threshold: the largest score pruned; None if ``count`` is 0. Of the entries with
         just this score those that were pruned already go first, then the lowest in a fixed
         pseudo-random order of global positions, so that ties empty no tensor.
+
+    Raises:
+        RuntimeError: If processes that hold the same part had different scores or masks for it.
     """
-    if count == 0:
-        for tensor in tensors:
-            tensor.mask.fill_(True)
-        return None
-    threshold, below, equal = kth_smallest(
-        _scores_of(tensors), count, _sampled_bracket(tensors, count)
-    )
-    tie_break = None
-    if below + equal > count:
-        tie_break = _tie_break(tensors, threshold, equal, count - below)
+    digests = [0] * len(tensors)
+    ties = None
+    threshold: float | int = -math.inf
+    if count:
+        bracket = _sampled_bracket(tensors, count, processes)
+        threshold, below, equal = kth_smallest(_scores_of(tensors), count, bracket, processes)
+        if below + equal > count:
+            ties = _tie_break(tensors, threshold, count - below, processes)
     scratch = Scratch()
-    for tensor in tensors:
+    for i, tensor in enumerate(tensors):
         for piece, scores in tensor.pieces():
             mask = tensor.flat_mask[piece]
-            survivors = None if tie_break is None else tie_break.survivors(tensor, piece, scores)
-            mask.copy_(torch.gt(scores, threshold, out=scratch.like(scores, scores.dtype)))
+            if tensor.copies > 1:
+                digests[i] += (piece.start + 1) * digest(scores, mask, scratch)
+            survivors = None if ties is None else ties.survivors(tensor, piece, scores)
+            if count:
+                mask.copy_(torch.gt(scores, threshold, out=scratch.like(scores, scores.dtype)))
+            else:
+                mask.fill_(True)
             if survivors is not None:
                 mask[survivors] = True
-    return float(threshold)
+    _require_same_copies(tensors, digests, processes)
+    return float(threshold) if count else None
 
 
-# --- ranking ------------------------------------------------------------------------------------
+def _require_same_copies(
+    tensors: Sequence[ScoredTensor], digests: Sequence[int], processes: Processes
+) -> None:
+    """Raise everywhere if processes that hold the same part found different digests for it.
 
-
-def kth_smallest(
-    blocks: Callable[[], Iterator[Tensor]], k: int, bracket: tuple[float, float]
-) -> Ranked:
-    """The exact k-th smallest value over blocks that can be walked again and again.
-
-    Args:
-        blocks: Yields one-dimensional blocks of float32 (no NaN) or int64 values.
-        k: Rank, from 1.
-        bracket: A guess of values around the answer; any values are allowed, infinities too.
-
-    Returns:
-        The value with the numbers of smaller and of equal ones.
+    Each multiplies its digest by a number of its own; those of a part's holders add up to zero.
     """
-    low, high = bracket
-    scratch = Scratch()
-    while True:
-        sweep = _sweep(blocks(), low, high, scratch)
-        if k <= sweep.up_to_low:
-            below = sum(count_true(block < low) for block in blocks())
-            if k > below:
-                return Ranked(low, below, sweep.up_to_low - below)
-            low, high = -math.inf, low
-        elif k > sweep.below_high:
-            up_to_high = sum(count_true(block <= high) for block in blocks())
-            if k <= up_to_high:
-                return Ranked(high, sweep.below_high, up_to_high - sweep.below_high)
-            low, high = high, math.inf
-        elif sweep.candidates is not None:
-            found = sweep.candidates.kthvalue(k - sweep.up_to_low).values
-            below = sweep.up_to_low + int((sweep.candidates < found).sum())
-            return Ranked(found.item(), below, int((sweep.candidates == found).sum()))
-        else:
-            low, high = _narrower(blocks(), k, low, high)
+    if processes.size == 1:
+        return
+    weighted = [
+        digest * _weight_of_copy(tensor.part) % _DIGEST_MODULUS
+        for tensor, digest in zip(tensors, digests, strict=True)
+    ]
+    sums = processes.sum(torch.tensor(weighted, dtype=torch.int64)).tolist()
+    drifted = [
+        tensor.name for tensor, total in zip(tensors, sums, strict=True) if total % _DIGEST_MODULUS
+    ]
+    if drifted:
+        raise RuntimeError(
+            "processes that hold the same weights must have the same scores and masks, but they "
+            f"differ in {', '.join(drifted)}: the processes have drifted apart (different seeds, "
+            "weights that were changed in one of them, gradients that were not averaged); go on "
+            "from the last checkpoint"
+        )
 
 
-class _Sweep(NamedTuple):
-    up_to_low: int
-    below_high: int
-    candidates: Tensor | None  # those strictly between; None if they are too many
+def _weight_of_copy(part: Part | None) -> int:
+    if part is None or part.copies == 1:
+        return 0
+    # Odd numbers that no simple pattern of differences cancels.
+    weights = [(2 * i + 1) * 0x9E3779B97F4A7C15 % _DIGEST_MODULUS for i in range(part.copies - 1)]
+    return weights[part.copy] if part.copy < part.copies - 1 else -sum(weights)
 
 
-def _sweep(blocks: Iterator[Tensor], low: float, high: float, scratch: Scratch) -> _Sweep:
-    up_to_low = num_inside = num_candidates = 0
-    candidates: list[Tensor] = []
-    for block in blocks:
-        # As numbers of the block's own type: torch vectorises a comparison on the CPU only if it
-        # does not write bool. Blocks are small enough to count them in float32.
-        above = torch.gt(block, low, out=scratch.like(block, block.dtype, role="above"))
-        inside = torch.lt(block, high, out=scratch.like(block, block.dtype, role="inside"))
-        up_to_low += block.numel() - int(above.sum())
-        inside.mul_(above)
-        if num_candidates <= MAX_CANDIDATES:
-            found = block[_positions(inside)]
-            num_candidates += found.numel()
-            candidates.append(found)
-            num_inside += found.numel()
-        else:
-            num_inside += int(inside.sum())
-    if num_candidates > MAX_CANDIDATES:
-        return _Sweep(up_to_low, up_to_low + num_inside, None)
-    return _Sweep(up_to_low, up_to_low + num_inside, torch.cat(candidates))
-
-
-def _positions(flags: Tensor) -> Tensor:
-    """Positions of the entries of a one-dimensional tensor that are not zero, in order."""
-    if flags.device.type != "cpu":
-        return flags.nonzero().squeeze(1)
-    # They are few, and nonzero is slow: it runs on words of eight flags, then on the words found.
-    is_set = flags.to(torch.bool)
-    num_words = is_set.numel() // 8
-    words = is_set[: 8 * num_words].view(torch.int64)
-    found_words = words.nonzero().squeeze(1)
-    in_words = words[found_words].view(torch.bool).nonzero().squeeze(1)
-    positions = 8 * found_words[in_words >> 3] + (in_words & 7)
-    rest = is_set[8 * num_words :].nonzero().squeeze(1)
-    return torch.cat([positions, rest + 8 * num_words]) if rest.numel() else positions
-
-
-def _narrower(blocks: Iterator[Tensor], k: int, low: float, high: float) -> tuple[float, float]:
-    """A bracket of which the k-th smallest is inside or at an end, with half as many values.
-
-    Halves the range of representable values, so that it ends whatever the distribution is.
-    """
-    pivot: float | None = None
-    up_to_pivot = 0
-    for block in blocks:
-        if pivot is None:
-            pivot = _midpoint(low, high, block.dtype)
-        up_to_pivot += count_true(block <= pivot)
-    assert pivot is not None
-    return (low, pivot) if k <= up_to_pivot else (pivot, high)
-
-
-def _midpoint(low: float, high: float, dtype: torch.dtype) -> float | int:
-    """The value halfway between two others in the order of representable values."""
-    if dtype == torch.int64:
-        least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
-        return (max(low, least) + min(high, most)) // 2  # type: ignore[return-value]
-    ends = torch.tensor([low, high], dtype=torch.float32).view(torch.int32)
-    # Floats order like integers once those with a sign bit are turned around.
-    ordered = [end if end >= 0 else -(end & 0x7FFFFFFF) for end in ends.tolist()]
-    middle = sum(ordered) // 2
-    bits = middle if middle >= 0 else -middle - (1 << 31)
-    return torch.tensor(bits, dtype=torch.int32).view(torch.float32).item()
+# --- the bracket --------------------------------------------------------------------------------
 
 
 def _scores_of(tensors: Sequence[ScoredTensor]) -> Callable[[], Iterator[Tensor]]:
-    return lambda: (scores for tensor in tensors for _, scores in tensor.pieces())
+    return lambda: (scores for tensor in tensors for _, scores in tensor.pieces(tensor.own))
 
 
-def _sampled_bracket(tensors: Sequence[ScoredTensor], k: int) -> tuple[float, float]:
+def _sampled_bracket(
+    tensors: Sequence[ScoredTensor], k: int, processes: Processes
+) -> tuple[float, float]:
     """Values that the k-th smallest score almost surely lies between, from a random sample."""
-    total = sum(tensor.numel for tensor in tensors)
-    if total <= MAX_CANDIDATES:
+    total = sum(tensor.whole_numel for tensor in tensors)
+    if total <= ranking.MAX_CANDIDATES:
         return -math.inf, math.inf
-    samples = []
-    for tensor in tensors:
-        size = round(SAMPLE_SIZE * tensor.numel / total)
-        # A generator of its own: the choice must not touch the user's random numbers.
-        generator = torch.Generator(tensor.mask.device).manual_seed(tensor.offset)
-        positions = torch.randint(
-            tensor.numel, (size,), generator=generator, device=tensor.mask.device
-        )
-        samples.append(tensor.score(positions).to(tensors[0].mask.device, copy=True))
-    sample = torch.cat(samples)
-    share = k / total
-    margin = 1 + _BRACKET_SIGMAS * math.sqrt(sample.numel() * share * (1 - share))
-    low = math.floor(share * sample.numel() - margin)
-    high = math.ceil(share * sample.numel() + margin)
-    return (
-        # Two ranks cost a third of a sort.
-        sample.kthvalue(low + 1).values.item() if low >= 0 else -math.inf,
-        sample.kthvalue(high + 1).values.item() if high < sample.numel() else math.inf,
+    samples = [to_ints(_sample(tensor, total)) for tensor in tensors]
+    ends = [(-int(sample.min()), int(sample.max())) for sample in samples if sample.numel()]
+    least, most = bounds(torch.float32)
+    minus_low, high = processes.maximum(
+        [
+            max((low for low, _ in ends), default=-most),
+            max((high for _, high in ends), default=least),
+        ]
     )
+    low = -minus_low
+    if low >= high:
+        return (-math.inf, math.inf) if low > high else (of_int(low, torch.float32),) * 2
+    up_to, shift = histogram(iter(samples), low, high, processes)
+    size = int(up_to[-1])
+    share = k / total
+    margin = 1 + _BRACKET_SIGMAS * math.sqrt(size * share * (1 - share))
+    first, last = math.floor(share * size - margin), math.ceil(share * size + margin)
+    bracket = [-math.inf, math.inf]
+    if first >= 0:
+        bracket[0] = of_int(low + (_digit(up_to, first) << shift), torch.float32)
+    if last < size:
+        top = low + ((_digit(up_to, last) + 1) << shift) - 1
+        bracket[1] = of_int(min(top, high), torch.float32)
+    return bracket[0], bracket[1]
+
+
+def _digit(up_to: Tensor, rank: int) -> int:
+    return int(torch.searchsorted(up_to, rank + 1))
+
+
+def _sample(tensor: ScoredTensor, total: int) -> Tensor:
+    """A random sample of what this process counts of a tensor, in proportion to its size."""
+    own, device = tensor.own, tensor.mask.device
+    size = round(SAMPLE_SIZE * (own.stop - own.start) / total)
+    if not size:
+        return torch.empty(0, device=device)
+    # A generator of its own: the choice must not touch the user's random numbers.
+    generator = torch.Generator(device).manual_seed(tensor.offset + own.start)
+    positions = torch.randint(own.start, own.stop, (size,), generator=generator, device=device)
+    return tensor.score(positions).clone()
 
 
 # --- ties ---------------------------------------------------------------------------------------
@@ -245,31 +228,33 @@ class _TieBreak:
     threshold: float
     kept: bool  # the state whose entries are split; pruned entries are all pruned if it is True
     cutoff: int | float  # largest tie key that is pruned
-    starts: Set[int]  # global positions at which the pieces with ties start
 
     def survivors(self, tensor: ScoredTensor, piece: slice, scores: Tensor) -> Tensor | None:
         """Positions within ``piece`` of the tied entries that stay; None if it has no ties."""
-        start = tensor.offset + piece.start
-        if start not in self.starts:
-            return None
         tied = _tied(scores, self.threshold)
+        if not tied.numel():
+            return None
         is_kept = tensor.flat_mask[piece][tied]
-        stay = (is_kept == self.kept) & (tie_keys(tied + start) > self.cutoff)
+        keys = tie_keys(tensor.positions(tied + piece.start))
+        stay = (is_kept == self.kept) & (keys > self.cutoff)
         return tied[stay if self.kept else stay | is_kept]
 
 
 def _tie_break(
-    tensors: Sequence[ScoredTensor], threshold: float, num_tied: int, num_pruned: int
+    tensors: Sequence[ScoredTensor], threshold: float, num_pruned: int, processes: Processes
 ) -> _TieBreak:
-    """Decide which ``num_pruned`` of the ``num_tied`` entries at the threshold are pruned."""
+    """Decide which ``num_pruned`` of the entries at the threshold are pruned."""
     pieces: list[tuple[ScoredTensor, slice]] = []  # those with ties: mostly one or two
-    num_kept = 0
+    num_tied = num_kept = 0
     for tensor in tensors:
-        for piece, scores in tensor.pieces():
+        for piece, scores in tensor.pieces(tensor.own):
             tied = _tied(scores, threshold)
             if tied.numel():
                 pieces.append((tensor, piece))
+                num_tied += tied.numel()
                 num_kept += count_true(tensor.flat_mask[piece][tied])
+    counts = processes.sum(torch.tensor([num_tied, num_kept]))
+    num_tied, num_kept = (int(count) for count in counts.tolist())
     num_pruned_already = num_tied - num_kept
     kept = num_pruned > num_pruned_already
 
@@ -277,15 +262,15 @@ def _tie_break(
         for tensor, piece in pieces:
             tied = _tied(tensor.score(piece), threshold)
             split = tied[tensor.flat_mask[piece][tied] == kept]
-            yield tie_keys(split + (tensor.offset + piece.start))
+            yield tie_keys(tensor.positions(split + piece.start))
 
     if kept:
         rank, among = num_pruned - num_pruned_already, num_kept
     else:
         rank, among = num_pruned, num_pruned_already
-    cutoff = kth_smallest(keys, rank, _even_bracket(rank, among)).value
-    starts = frozenset(tensor.offset + piece.start for tensor, piece in pieces)
-    return _TieBreak(threshold, kept, cutoff, starts)
+    bracket = _even_bracket(rank, among)
+    cutoff = kth_smallest(keys, rank, bracket, processes, torch.int64).value
+    return _TieBreak(threshold, kept, cutoff)
 
 
 def _tied(scores: Tensor, threshold: float) -> Tensor:
@@ -293,12 +278,12 @@ def _tied(scores: Tensor, threshold: float) -> Tensor:
     flags = torch.eq(scores, threshold, out=torch.empty_like(scores))
     if not int(flags.sum()):  # in nearly all blocks, and quicker to see than positions to look for
         return flags.new_empty(0, dtype=torch.int64)
-    return _positions(flags)
+    return positions_of(flags)
 
 
 def _even_bracket(rank: int, among: int) -> tuple[float, float]:
     """Tie keys that the one of that rank almost surely lies between: they are spread evenly."""
-    if among <= MAX_CANDIDATES:
+    if among <= ranking.MAX_CANDIDATES:
         return -math.inf, math.inf
     share = rank / among
     margin = (1 + _BRACKET_SIGMAS * math.sqrt(among * share * (1 - share))) / among
@@ -307,32 +292,3 @@ def _even_bracket(rank: int, among: int) -> tuple[float, float]:
         low if low > -(1 << 63) else -math.inf,
         high if high < 1 << 63 else math.inf,
     )
-
-
-def tie_keys(positions: Tensor) -> Tensor:
-    """A fixed pseudo-random int64 for each global position, no two alike.
-
-    Args:
-        positions: int64, any shape.
-
-    Returns:
-        The same shape; a bijection of 64-bit integers, so that the order is total.
-
-    Source:
-        The finaliser of splitmix64 (Steele et al., Fast splittable pseudorandom number
-        generators, OOPSLA 2014).
-    """
-    keys = positions + _wrapped(0x9E3779B97F4A7C15)
-    keys = (keys ^ _shifted_right(keys, 30)) * _wrapped(0xBF58476D1CE4E5B9)
-    keys = (keys ^ _shifted_right(keys, 27)) * _wrapped(0x94D049BB133111EB)
-    return keys ^ _shifted_right(keys, 31)
-
-
-def _shifted_right(keys: Tensor, bits: int) -> Tensor:
-    # torch has no unsigned shift: shift with the sign and clear what it filled in.
-    return (keys >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _wrapped(constant: int) -> int:
-    """The signed 64-bit integer with the same bits."""
-    return constant - (1 << 64) if constant >= 1 << 63 else constant

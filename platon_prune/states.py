@@ -1,28 +1,48 @@
-"""What the state dict of a scheduler must look like before any of it is taken over."""
+"""Settings and states of schedulers: what two must have in common to go on as one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-STATE_VERSION = 1
+from platon_prune.criteria import Criterion
+from platon_prune.schedule import CubicSchedule
+
+STATE_VERSION = 2
 COUNTERS = ("last_step", "skipped_steps", "threshold", "window_steps", "has_scores")
+
+
+def settings_of(criterion: Criterion, masking: str, schedule: CubicSchedule) -> dict[str, Any]:
+    """What decides which weights are pruned, as plain numbers and strings."""
+    fields: dict[str, Any] = vars(criterion)
+    return {
+        "criterion": criterion.name,
+        **fields,
+        "masking": masking,
+        "amount": schedule.amount,
+        "initial_amount": schedule.initial_amount,
+        "total_steps": schedule.total_steps,
+        "warmup_steps": schedule.warmup_steps,
+        "cooldown_steps": schedule.cooldown_steps,
+        "window": schedule.window,
+    }
 
 
 def check_state(
     state: Any,
     settings: Mapping[str, Any],
-    tensors: Mapping[str, Mapping[str, tuple[int, ...] | None]],
+    shapes: Mapping[str, tuple[int, ...]],
+    entries: Sequence[str],
 ) -> None:
     """Raise a ValueError that names the first difference between a state and a scheduler.
 
     Args:
         state: What is to be loaded.
         settings: The scheduler's own settings.
-        tensors: For each tensor, the entries its state must have with their shapes; None for an
-            entry that may have any.
+        shapes: The shape of each tensor.
+        entries: What the state of each tensor must have of this shape; "mask" among it.
     """
     version = state.get("version") if isinstance(state, Mapping) else type(state).__name__
     if version != STATE_VERSION:
@@ -31,41 +51,43 @@ def check_state(
             "load what scheduler.state_dict() returned with this release of platon_prune"
         )
     _require_keys(state, ("settings", "tensors", *COUNTERS), "state")
-    for name in [*settings, *state["settings"]]:
-        here, there = (each.get(name, "absent") for each in (settings, state["settings"]))
-        if here != there:
-            raise ValueError(
-                f"state must be of the same configuration: {name} is {here!r} here and {there!r} "
-                "in the state; set pruning up as it was saved"
-            )
-    shapes = {name: entries["mask"] for name, entries in tensors.items()}
-    saved = {name: tuple(entries.get("shape", ())) for name, entries in state["tensors"].items()}
+    require_equal_settings(settings, state["settings"], "here", "in the state")
+    saved = {name: _shape(tensor.get("mask")) for name, tensor in state["tensors"].items()}
     for name in [*shapes, *saved]:
         if saved.get(name) != shapes.get(name):
             raise ValueError(
                 f"state must be of the same model: {name} has shape {shapes.get(name, 'absent')} "
                 f"here and {saved.get(name, 'absent')} in the state; build the model that was saved"
             )
-    for name, entries in tensors.items():
-        _check_tensor(name, state["tensors"][name], entries)
+    for name, shape in shapes.items():
+        tensor = state["tensors"][name]
+        _require_keys(tensor, (*entries, "had_gradient"), f"state of {name}")
+        for entry in entries:
+            if _shape(tensor[entry]) != shape:
+                got = _shape(tensor[entry]) or type(tensor[entry]).__name__
+                raise ValueError(
+                    f"{entry} of {name} must have shape {shape} in the state, got {got}"
+                )
 
 
-def _check_tensor(
-    name: str, saved: Mapping[str, Any], entries: Mapping[str, tuple[int, ...] | None]
+def require_equal_settings(
+    settings: Mapping[str, Any], others: Mapping[str, Any], here: str, there: str
 ) -> None:
-    _require_keys(saved, entries, f"state of {name}")
-    for entry, shape in entries.items():
-        value = saved[entry]
-        if (
-            entry != "mask"
-            and shape is not None
-            and (not isinstance(value, Tensor) or tuple(value.shape) != shape)
-        ):
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{entry} of {name} must have shape {shape} in the state, got {got}")
+    """Raise a ValueError that names the first setting in which two schedulers differ."""
+    for name in [*settings, *others]:
+        own, other = (each.get(name, "absent") for each in (settings, others))
+        if own != other:
+            raise ValueError(
+                f"settings must be of the same configuration: {name} is {own!r} {here} and "
+                f"{other!r} {there}; set pruning up alike"
+            )
 
 
-def _require_keys(mapping: Mapping[str, Any], keys: Any, what: str) -> None:
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _require_keys(mapping: Mapping[str, Any], keys: Sequence[str], what: str) -> None:
     missing = [key for key in keys if key not in mapping]
     if missing:
         raise ValueError(

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize, prune
 
+from platon_prune.shards import is_sharded, registered
+
 Pairs = Iterable[tuple[nn.Module, str]]
 
 
@@ -75,6 +77,17 @@ def select(
     return _merge_shared(candidates, saved_whole)
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself under the wrappers of data parallelism and ``torch.compile``."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
     """Raise a ValueError that says why ``module.tensor_name`` can't be pruned, if so.
 
@@ -98,7 +111,7 @@ def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
             f"{name} must be held by a module written in Python, got a {type(module).__name__}: "
             "prune the model before it is scripted or traced"
         )
-    parameter = module._parameters.get(tensor_name)
+    parameter = registered(module, tensor_name) if tensor_name in module._parameters else None
     if parameter is None:
         own = ", ".join(key for key, value in module._parameters.items() if value is not None)
         raise ValueError(
@@ -117,11 +130,6 @@ def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
             f"{name} must have a shape, got a lazily initialised parameter: run one batch "
             "through the model first"
         )
-    if parameter.is_meta:
-        raise ValueError(
-            f"{name} must have values, got a tensor on the meta device: materialise the model "
-            "(to_empty and load its weights) before pruning"
-        )
     if parameter.is_complex():
         raise ValueError(f"{name} must be real, got {parameter.dtype}: leave it out with exclude")
     if not parameter.is_floating_point():
@@ -134,10 +142,10 @@ def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
             f"{name} must require gradients, got a frozen parameter: unfreeze it before pruning, "
             "or leave it out with exclude=[...]"
         )
-    if type(parameter) is not nn.Parameter:
+    if type(parameter) is not nn.Parameter and not is_sharded(parameter):
         raise ValueError(
-            f"{name} must be a plain parameter, got {type(parameter).__name__}: prune the model "
-            "before it is sharded, quantised or wrapped"
+            f"{name} must be a plain parameter or a DTensor, got {type(parameter).__name__}: prune "
+            "the model before it is quantised or wrapped"
         )
     if any(stride == 0 and size > 1 for stride, size in _strides(parameter)):
         raise ValueError(

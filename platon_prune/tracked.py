@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from platon_prune import bitmask
-from platon_prune.blocks import Scratch, blocks, zero_pruned_
-from platon_prune.criteria import Criterion, weight_times_grad
+from platon_prune.averages import Averages
+from platon_prune.blocks import Scratch, blocks, count_kept, zero_pruned_
+from platon_prune.criteria import Criterion
 from platon_prune.method import (
     PlatonUnstructured,
     apply_mask_,
@@ -20,30 +20,55 @@ from platon_prune.method import (
     weight_of,
 )
 from platon_prune.selection import ScoredTensor
+from platon_prune.shards import Part, as_placed, local_of, part_of, placed_like, placement_of
 from platon_prune.targets import Target
 
 
-class TrackedTensor:
-    """The window and the averages of one tensor, which carries its mask from here on.
+@dataclass(frozen=True)
+class Storage:
+    """How what is remembered of the weights is kept.
 
-    The tensor itself is looked up at each use: wrapping, loading or moving a model may replace it.
+    Args:
+        dtype: float32, or bfloat16 for half the memory and less exact scores.
+        offload: Whether the averages are kept in host memory.
+    """
+
+    dtype: torch.dtype = torch.float32
+    offload: bool = False
+
+
+class TrackedTensor:
+    """The mask, the window and the averages of one tensor, or of this process's part of it.
+
+    The tensor itself is looked up at each use: wrapping, sharding, loading or moving a model may
+    replace it. What is remembered follows it at :meth:`place`.
 
     Args:
         target: The tensor; masks are put on all its sites.
         criterion: Says what is remembered.
         masking: See :class:`~platon_prune.PlatonScheduler`.
+        storage: How it is kept.
         offset: Global position of its first entry.
         scratch: Temporaries, shared by all tensors.
     """
 
     def __init__(
-        self, target: Target, criterion: Criterion, masking: str, offset: int, scratch: Scratch
+        self,
+        target: Target,
+        criterion: Criterion,
+        masking: str,
+        storage: Storage,
+        offset: int,
+        scratch: Scratch,
     ) -> None:
         self.target = target
         self.criterion = criterion
         self.masking = masking
         self.offset = offset
         self.scratch = scratch
+        self.part: Part | None = None  # set by place()
+        self._averages = Averages(criterion, storage.dtype, storage.offload, scratch)
+        self._placement: Any = None
         self._had_gradient = False  # in the window so far
         self._methods: list[PlatonUnstructured] = []
         mask = None
@@ -52,9 +77,6 @@ class TrackedTensor:
                 attach(module, name, masking=masking, own_keys=target.own_keys, mask=mask)
             )
             mask = mask_of(module, name)
-        # The float32 sum of the samples since the last window's end, and the averages.
-        self._window = self._zeros() if criterion.windowed else None
-        self._averages = tuple(self._zeros() for _ in criterion.averages)
 
     @property
     def name(self) -> str:
@@ -62,28 +84,54 @@ class TrackedTensor:
         return self.target.name
 
     @property
-    def weight(self) -> Tensor:
-        """The parameter, detached."""
+    def parameter(self) -> Tensor:
+        """The whole parameter, detached; a DTensor if it is sharded."""
         return weight_of(*self.target.sites[0]).detach()
 
     @property
+    def weight(self) -> Tensor:
+        """The part of the parameter that this process holds."""
+        return local_of(self.parameter)
+
+    @property
     def gradient(self) -> Tensor | None:
-        """The parameter's gradient, dense."""
-        gradient = weight_of(*self.target.sites[0]).grad
-        if gradient is None or gradient.layout == torch.strided:
-            return gradient
-        return gradient.to_dense()
+        """The gradient of that part, dense."""
+        parameter = weight_of(*self.target.sites[0])
+        gradient = parameter.grad
+        if gradient is None:
+            return None
+        if gradient.layout != torch.strided:
+            return gradient.to_dense()
+        return local_of(placed_like(gradient, parameter))
 
     @property
     def mask(self) -> Tensor:
-        """The mask at the first site."""
-        return mask_of(*self.target.sites[0])
+        """The mask of that part, at the first site."""
+        return local_of(mask_of(*self.target.sites[0]))
 
     @property
-    def averages(self) -> tuple[Tensor, ...]:
-        """The criterion's averages, on the weight's device."""
-        self._follow(self.weight.device)
-        return self._averages
+    def whole_numel(self) -> int:
+        """Number of entries that all processes hold together."""
+        return self.parameter.numel()
+
+    def place(self) -> bool:
+        """Follow the weight if it was sharded or moved; whether its placement is a new one."""
+        parameter = self.parameter
+        weight, placement = local_of(parameter), placement_of(parameter)
+        is_new = self.part is None or placement != self._placement
+        if is_new:
+            part = part_of(parameter)
+            if self.part is not None and self._placement is not None:
+                self._averages.replace(lambda _: self._refuse_new_placement())
+            self._averages.replace(part.of)
+            self.part, self._placement = part, placement
+        self._averages.follow(weight)
+        return is_new
+
+    def settle(self, copy: int, copies: int) -> None:
+        """Learn how many processes hold the same part, and which of them this is."""
+        assert self.part is not None
+        self.part = replace(self.part, copy=copy, copies=copies)
 
     def require_mask(self) -> None:
         """Raise a RuntimeError unless the tensor is still the one that was set up."""
@@ -103,10 +151,15 @@ class TrackedTensor:
                     "as it was at set-up, but they hold parameters of their own now: tie the "
                     "weights again after loading"
                 )
-            if weight.shape != mask_of(module, name).shape:
+            if weight.shape != getattr(module, f"{name}_mask").shape:
                 raise RuntimeError(
                     f"{self.name} must keep its shape {tuple(mask_of(module, name).shape)}, got "
                     f"{tuple(weight.shape)}: finalize before changing a layer's size"
+                )
+            if weight.is_meta:
+                raise RuntimeError(
+                    f"{self.name} must have values, got a tensor on the meta device: materialise "
+                    "the model (to_empty, then load its weights) before it is trained"
                 )
 
     def take_in(
@@ -124,116 +177,98 @@ class TrackedTensor:
         Returns:
             Whether a window was folded in which the tensor never had a gradient.
         """
-        weight = self.weight
-        self._follow(weight.device)
-        state = () if self._window is None else (self._window, *self._averages)
-        operands = (weight, self.mask, *state)
+        remembered = self._averages.operands(fold=fold_over is not None)
+        operands = (self.weight, self.mask, *remembered)
         if gradient is not None:
             operands += (gradient,)
         for weight, mask, *rest in blocks(*operands):
             grad = rest.pop() if gradient is not None else None
             if rest:
-                window, *averages = rest
-                self._take_in_block(weight, grad, window, averages, fold_over, restart)
+                self._averages.take_in(weight, grad, rest, fold_over, restart)
             if apply_mask:
                 zero_pruned_(weight, mask, self.scratch)
         had_none = fold_over is not None and not self._had_gradient
         self._had_gradient = gradient is not None or (self._had_gradient and not restart)
         return had_none
 
-    def _take_in_block(
-        self,
-        weight: Tensor,
-        grad: Tensor | None,
-        window: Tensor,
-        averages: list[Tensor],
-        fold_over: int | None,
-        restart: bool,
-    ) -> None:
-        if fold_over is not None:
-            # A sum that overflowed must not poison the averages for good.
-            mean = window.div_(fold_over).nan_to_num_(nan=0.0)
-            self.criterion.fold_(mean, averages)
-        if restart:
-            window.zero_()
-        if grad is not None:
-            product = self.scratch.like(weight, torch.float32)
-            window.add_(self.criterion.sample_(weight_times_grad(weight, grad, product)))
-
     def apply_mask(self) -> None:
         """Zero what the mask prunes, and bring the mask to the other sites of a shared tensor."""
         apply_mask_(*self.target.sites[0], self.scratch)
+        first = self.mask
         for module, name in self.target.sites[1:]:
-            mask = mask_of(module, name)
-            if mask is not self.mask:  # moving a model copies its buffers apart
-                mask.copy_(self.mask)
+            mask = local_of(mask_of(module, name))
+            if mask is not first:  # moving a model copies its buffers apart
+                mask.copy_(first)
 
     def scored(self) -> ScoredTensor:
         """What the global choice needs of it."""
         weight = self.weight.reshape(-1)
-        averages = [average.view(-1) for average in self.averages]
 
         def score(index: slice | Tensor) -> Tensor:
             block = weight[index]
             out = self.scratch.like(block, torch.float32, role="score")
-            return self.criterion.score(block, [average[index] for average in averages], out)
+            return self._averages.score(block, index, out)
 
-        return ScoredTensor(score, self.mask, self.offset)
+        return ScoredTensor(score, self.mask, self.offset, self.part, self.name)
 
     def score(self) -> Tensor:
-        """All its scores: float32, of the weight's shape, a new tensor."""
+        """All its scores: float32, of the weight's shape and placed as it is, a new tensor."""
         weight = self.weight
-        out = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
-        return self.criterion.score(weight, self.averages, out)
+        out = torch.empty(weight.numel(), dtype=torch.float32, device=weight.device)
+        self._averages.score(weight.reshape(-1), slice(None), out)
+        return as_placed(out.view(weight.shape), self.parameter)
+
+    def count_kept(self, own: bool) -> int:
+        """How many entries are not zero: of the part, or only of what this process counts."""
+        weight, mask = self.weight, self.mask
+        if not own:
+            return count_kept(weight, mask)
+        assert self.part is not None
+        return count_kept(weight.reshape(-1)[self.part.own], mask.view(-1)[self.part.own])
+
+    def copy_of_mask(self) -> Tensor:
+        """A copy of the mask, placed as the weight is."""
+        return as_placed(self.mask.clone(), self.parameter)
+
+    def bytes(self) -> dict[str, int]:
+        """Memory of this process that pruning takes for it: the mask, the window, the averages."""
+        named = dict(self._averages.named())
+        sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in named.items()}
+        return {"mask": self.mask.numel(), **sizes}
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of what is remembered, with the mask as bits."""
-        state: dict[str, Any] = {
-            "shape": list(self.mask.shape),
-            "mask": bitmask.pack(self.mask),
-            "had_gradient": self._had_gradient,
-        }
-        state |= {name: tensor.clone() for name, tensor in self._named_state()}
+        """Copies of what is remembered, placed as the weight is."""
+        weight, parameter = self.weight, self.parameter
+        state: dict[str, Any] = {"mask": self.mask, **dict(self._averages.named())}
         if self.masking == "window":
             # What pruned weights trained to since the choice: a saved model may lack these.
-            state["refilled"] = self.weight[~self.mask].clone()
-        return state
-
-    def expected_state(self) -> dict[str, tuple[int, ...] | None]:
-        """The entries that :meth:`state_dict` has, with the shapes of those that have the weight's.
-
-        ``mask`` stands for the weight's shape, though it is saved as bits.
-        """
-        shape = tuple(self.mask.shape)
-        entries: dict[str, tuple[int, ...] | None] = {"mask": shape, "had_gradient": None}
-        entries |= {name: shape for name, _ in self._named_state()}
-        return entries | ({"refilled": None} if self.masking == "window" else {})
+            state["refilled"] = torch.where(self.mask, 0, weight)
+        placed: dict[str, Any] = {
+            name: as_placed(tensor.clone(), parameter) for name, tensor in state.items()
+        }
+        return placed | {"had_gradient": self._had_gradient}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned for a tensor of this name and shape."""
+        parameter, weight = self.parameter, self.weight
         for module, name in self.target.sites:
-            bitmask.unpack_(mask_of(module, name), state["mask"])
-        for name, tensor in self._named_state():
-            tensor.copy_(state[name])
+            local_of(mask_of(module, name)).copy_(local_of(placed_like(state["mask"], parameter)))
+        for name, tensor in self._averages.named():
+            tensor.copy_(local_of(placed_like(state[name], parameter)))
         self._had_gradient = state["had_gradient"]
-        weight = self.weight
         if self.masking == "window":
-            weight[~self.mask] = state["refilled"].to(weight)
+            refilled = local_of(placed_like(state["refilled"], parameter)).to(weight)
+            weight.copy_(torch.where(self.mask, weight, refilled))
         else:
             self.apply_mask()
 
-    def _named_state(self) -> Iterable[tuple[str, Tensor]]:
-        self._follow(self.weight.device)
-        if self._window is not None:
-            yield "window", self._window
-        yield from zip(self.criterion.averages, self._averages, strict=True)
+    def expected_entries(self) -> tuple[str, ...]:
+        """The entries of its state that have the weight's shape."""
+        refilled = ("refilled",) if self.masking == "window" else ()
+        return ("mask", *(name for name, _ in self._averages.named()), *refilled)
 
-    def _follow(self, device: torch.device) -> None:
-        """Move what is remembered to the weight's device, if the model has been moved."""
-        if self._window is not None and self._window.device != device:
-            self._window = self._window.to(device)
-            self._averages = tuple(average.to(device) for average in self._averages)
-
-    def _zeros(self) -> Tensor:
-        weight = self.weight
-        return torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+    def _refuse_new_placement(self) -> Tensor:
+        raise RuntimeError(
+            f"{self.name} must stay sharded as it was when its scores began, got another "
+            "placement: save the scheduler's state, shard, set pruning up again and load it"
+        )

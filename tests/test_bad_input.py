@@ -139,10 +139,25 @@ def test_a_zero_size_tensor_is_refused():
     )
 
 
-def test_a_model_on_the_meta_device_is_refused():
+def test_a_model_on_the_meta_device_is_refused_when_it_is_trained():
     with torch.device("meta"):
         model = _model()
-    _refused(model, ValueError, "0.weight must have values.*materialise")
+    scheduler = platon_prune.global_unstructured(model, **GOOD)
+    with pytest.raises(RuntimeError, match="0.weight must have values.*materialise"):
+        scheduler.step()
+
+
+def test_a_model_that_gets_its_values_after_set_up_starts_with_nothing_pruned():
+    with torch.device("meta"):
+        model = _model()
+    platon_prune.global_unstructured(model, **GOOD)
+    model.to_empty(device="cpu")
+    assert model[0].weight_mask.all() and model[2].weight_mask.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8])
+def test_scores_are_kept_in_no_other_type(dtype):
+    _refused(_model(), ValueError, "state_dtype must be torch.float32 or", state_dtype=dtype)
 
 
 def test_a_model_without_weights_is_refused():
@@ -274,8 +289,8 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.update(version=99), "version 1, got version 99"),
-        (lambda state: state.pop("version"), "version 1, got version None"),
+        (lambda state: state.update(version=99), "version 2, got version 99"),
+        (lambda state: state.pop("version"), "version 2, got version None"),
         (lambda state: state["settings"].update(total_steps=7), "total_steps is 20 here and 7"),
         (lambda state: state["settings"].update(criterion="movement"), "criterion is 'platon'"),
         (lambda state: state["settings"].update(beta2=0.5), "beta2 is 0.95 here and 0.5"),
@@ -294,7 +309,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
             "power is 'absent' here and 2 in the state",
         ),
         (
-            lambda state: state["tensors"]["0.weight"].update(shape=[6, 5]),
+            lambda state: state["tensors"]["0.weight"].update(mask=torch.ones(6, 5)),
             r"0.weight has shape \(5, 6\) here and \(6, 5\)",
         ),
     ],

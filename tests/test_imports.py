@@ -11,10 +11,14 @@ ROOT = Path(__file__).parent.parent
 
 # Every file of the package, by level; docs/contributing.md says what lives in each.
 LEVELS = [
-    {"version", "schedule", "criteria", "blocks", "forms", "targets"},
-    {"bitmask", "selection"},
+    {"version", "schedule", "criteria", "blocks", "collectives", "gradients", "memory"}
+    | {"ordering", "shards"},
+    {"forms", "ranking", "targets"},
+    {"selection"},
     {"method"},
+    {"averages"},
     {"tracked", "states"},
+    {"agreement"},
     {"scheduler"},
     {"summary", "compat", "plots"},
     {"api"},

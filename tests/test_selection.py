@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 
-from platon_prune import selection
-from platon_prune.selection import ScoredTensor, count_true, kth_smallest, prune_smallest_, tie_keys
+from platon_prune import ranking, selection
+from platon_prune.blocks import count_true
+from platon_prune.ordering import tie_keys
+from platon_prune.ranking import kth_smallest
+from platon_prune.selection import ScoredTensor, prune_smallest_
 
 SIZES = (1, 257, 8, 1031, 64, 3, 500)
 N = sum(SIZES)  # 1864
@@ -35,10 +38,13 @@ LIMITS = {
 
 
 def _limit(monkeypatch, limits):
-    for name, value in zip(
-        ("MAX_CANDIDATES", "SAMPLE_SIZE", "_BRACKET_SIGMAS"), LIMITS[limits], strict=True
+    for module, name, value in zip(
+        (ranking, selection, selection),
+        ("MAX_CANDIDATES", "SAMPLE_SIZE", "_BRACKET_SIGMAS"),
+        LIMITS[limits],
+        strict=True,
     ):
-        monkeypatch.setattr(selection, name, value)
+        monkeypatch.setattr(module, name, value)
 
 
 def _scored(scores, mask, sizes):
@@ -110,7 +116,7 @@ def test_the_kth_smallest_is_exact_whatever_the_bracket(kind, bracket, max_candi
     torch.manual_seed(1)
     scores = SCORES[kind](N)
     ordered = sorted(scores.tolist())
-    monkeypatch.setattr(selection, "MAX_CANDIDATES", max_candidates)
+    monkeypatch.setattr(ranking, "MAX_CANDIDATES", max_candidates)
     for k in (1, 2, N // 3, N // 2, N - 1, N):
         found = kth_smallest(lambda: iter(scores.split(SIZES)), k, BRACKETS[bracket])
         value = ordered[k - 1]
@@ -123,9 +129,9 @@ def test_the_kth_smallest_is_exact_whatever_the_bracket(kind, bracket, max_candi
 def test_the_kth_smallest_of_64_bit_keys_is_exact(bracket, max_candidates, monkeypatch):
     keys = tie_keys(torch.arange(N))
     ordered = sorted(keys.tolist())
-    monkeypatch.setattr(selection, "MAX_CANDIDATES", max_candidates)
+    monkeypatch.setattr(ranking, "MAX_CANDIDATES", max_candidates)
     for k in (1, N // 3, N - 1, N):
-        found = kth_smallest(lambda: iter(keys.split(SIZES)), k, bracket)
+        found = kth_smallest(lambda: iter(keys.split(SIZES)), k, bracket, dtype=torch.int64)
         assert found == (ordered[k - 1], k - 1, 1), k
 
 

@@ -1,0 +1,94 @@
+"""What the processes that prune together must agree on, and how they find out that they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from platon_prune.collectives import Processes
+from platon_prune.states import require_equal_settings
+from platon_prune.tracked import TrackedTensor
+
+
+class Outcome(NamedTuple):
+    """What a vote decided, the same in every process."""
+
+    skip: bool
+    settle: bool
+
+
+def vote(
+    processes: Processes, step: int, *, error: Exception | None, skip: bool, settle: bool
+) -> Outcome:
+    """Exchange a few numbers before a step, so that all processes do the same in it.
+
+    Args:
+        processes: Those that prune together.
+        step: Number of the step that this process is about to take.
+        error: What stands in the way here.
+        skip: Whether there are no finite gradients here.
+        settle: Whether the tensors are placed anew here, so that :func:`settle` is due.
+
+    Returns:
+        Whether any process has to skip, and whether any has to settle.
+
+    Raises:
+        RuntimeError: If anything stands in the way anywhere, or the steps differ.
+        Exception: ``error``, here.
+    """
+    votes = [error is not None, skip, settle, step, -step]
+    failed, any_skip, any_settle, last, minus_first = processes.maximum([int(v) for v in votes])
+    if error is not None:
+        raise error
+    if failed:
+        raise RuntimeError(
+            f"scheduler.step() must succeed in every process, but failed in another at step {step}:"
+            " see its own error"
+        )
+    if last != -minus_first:
+        raise RuntimeError(
+            f"processes must take the same step, got step {step} here and steps {-minus_first} to "
+            f"{last} in all: resume all of them from one checkpoint, and call scheduler.step() "
+            "equally often in each"
+        )
+    return Outcome(bool(any_skip), bool(any_settle))
+
+
+def require_same_settings(
+    processes: Processes, settings: Mapping[str, Any], tensors: Sequence[TrackedTensor]
+) -> None:
+    """Raise a ValueError everywhere, naming the first difference, if processes differ.
+
+    Args:
+        processes: Those that prune together.
+        settings: Of this process.
+        tensors: Whose names and shapes must be the same too.
+    """
+    own = {**settings, **{f"shape of {t.name}": tuple(t.parameter.shape) for t in tensors}}
+    everyone = processes.gather(own)
+    for rank, others in enumerate(everyone[1:], start=1):
+        require_equal_settings(everyone[0], others, "in process 0", f"in process {rank}")
+
+
+def settle(processes: Processes, tensors: Sequence[TrackedTensor]) -> None:
+    """Find out which processes hold the same part of each tensor.
+
+    Raises:
+        RuntimeError: If some part of a tensor is held by none of them.
+    """
+    own = [tensor.part.key for tensor in tensors if tensor.part is not None]
+    sizes = [tensor.weight.numel() for tensor in tensors]
+    everyone = processes.gather((own, sizes))
+    for i, tensor in enumerate(tensors):
+        holders: dict[Any, list[int]] = {}
+        for rank, (keys, _) in enumerate(everyone):
+            holders.setdefault(keys[i], []).append(rank)
+        held = sum(everyone[ranks[0]][1][i] for ranks in holders.values())
+        if held != tensor.whole_numel:
+            raise RuntimeError(
+                f"{tensor.name} must be held completely by the processes that choose together, got "
+                f"{held} of {tensor.whole_numel} entries: give global_unstructured the "
+                "process_group of all that hold a part of the model"
+            )
+        ranks = holders[own[i]]
+        tensor.settle(ranks.index(processes.rank), len(ranks))

@@ -1,0 +1,109 @@
+"""The processes that prune one model together, behind one small interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Processes:
+    """The processes that choose together; without a process group, this one alone.
+
+    Looked up at each use, so it does not matter whether pruning is set up before or after
+    ``torch.distributed.init_process_group``.
+
+    Args:
+        group: The process group; None for all processes.
+        alone: Whether this process works by itself though there are others.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, *, alone: bool = False) -> None:
+        self._group = group
+        self._alone = alone
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return dist.get_world_size(self._group) if self._is_parallel() else 1
+
+    @property
+    def rank(self) -> int:
+        """This one's number among them, from 0."""
+        return dist.get_rank(self._group) if self._is_parallel() else 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes of an int64 tensor of one shape everywhere."""
+        return self._reduced(tensor, dist.ReduceOp.SUM)
+
+    def maximum(self, values: Sequence[int]) -> list[int]:
+        """The largest over all processes of each of some numbers."""
+        if self.size == 1:
+            return list(values)
+        maxima = self._reduced(torch.tensor(values, dtype=torch.int64), dist.ReduceOp.MAX)
+        return [int(value) for value in maxima.tolist()]
+
+    def gather(self, value: T) -> list[T]:
+        """What each process passed, in the order of their ranks; any object that can be pickled."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value, group=self._group)
+        return gathered
+
+    def all_or_none(self, what: str, make: Callable[[], T], undo: Callable[[T], None]) -> T:
+        """Make something everywhere, or raise everywhere if it fails anywhere.
+
+        Args:
+            what: Name of the call, for the message.
+            make: Makes it in this process.
+            undo: Takes it back, where it was made and another process failed.
+
+        Raises:
+            RuntimeError: If it failed in another process; its own error where it failed.
+        """
+        made: list[T] = []
+        error: Exception | None = None
+        try:
+            made.append(make())
+        except Exception as raised:
+            error = raised
+        messages = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        if error is None:
+            failed = [f"process {rank}: {text}" for rank, text in enumerate(messages) if text]
+            if not failed:
+                return made[0]
+            undo(made[0])
+            error = RuntimeError(f"{what} must succeed in every process, but failed in {failed[0]}")
+        raise error
+
+    def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
+        if self.size == 1:
+            return tensor
+        reduced = tensor.to(self._device(tensor.device), copy=True)
+        dist.all_reduce(reduced, operation, group=self._group)
+        return reduced.to(tensor.device)
+
+    def _device(self, preferred: torch.device) -> torch.device:
+        """Where the group can exchange tensors."""
+        # Such as "cpu:gloo,cuda:nccl".
+        config = str(dist.get_backend_config(self._group))
+        kinds = [entry.split(":")[0] for entry in config.split(",")]
+        if preferred.type in kinds:
+            return preferred
+        if "cpu" in kinds:
+            return torch.device("cpu")
+        device = torch.accelerator.current_accelerator()
+        assert device is not None, f"a group of {config} has no device"
+        return torch.device(device.type, torch.accelerator.current_device_index())
+
+    def _is_parallel(self) -> bool:
+        return not self._alone and dist.is_available() and dist.is_initialized()
+
+
+ALONE = Processes(alone=True)

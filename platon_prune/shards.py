@@ -1,0 +1,230 @@
+"""Tensors of which each process holds a part: where the part lies, and tensors placed alike.
+
+All that is known here of DTensors and of ``fully_shard``. A plain tensor is its own only part.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a tensor that this process holds.
+
+    Args:
+        shape: Of the whole tensor.
+        indices: For each dimension, which of its indices the part has (int64); None for all.
+        copy: Number of this process among those that hold the same part, from 0.
+        copies: How many processes hold the same part.
+    """
+
+    shape: torch.Size
+    indices: tuple[Tensor | None, ...]
+    copy: int = 0
+    copies: int = 1
+
+    @property
+    def local_shape(self) -> torch.Size:
+        """Of the part."""
+        return torch.Size(
+            size if index is None else index.numel()
+            for size, index in zip(self.shape, self.indices, strict=True)
+        )
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for two processes if, and only if, they hold the same part."""
+        return tuple(
+            None if index is None else (index.numel(), zlib.crc32(array("q", index.tolist())))
+            for index in self.indices
+        )
+
+    @property
+    def own(self) -> slice:
+        """Flat local positions that this process counts, so that each entry is counted once."""
+        numel = self.local_shape.numel()
+        return slice(numel * self.copy // self.copies, numel * (self.copy + 1) // self.copies)
+
+    def positions(self, local: Tensor) -> Tensor:
+        """Flat positions in the whole tensor of flat positions in the part; int64."""
+        if all(index is None for index in self.indices):
+            return local
+        whole, stride = torch.zeros_like(local), 1
+        dimensions = zip(self.shape, self.local_shape, self.indices, strict=True)
+        for size, local_size, index in reversed(list(dimensions)):
+            along = local % local_size
+            whole += (along if index is None else index[along]) * stride
+            local, stride = local // local_size, stride * size
+        return whole
+
+    def of(self, whole: Tensor) -> Tensor:
+        """The part of a plain tensor that has the whole shape; memory of its own."""
+        part = whole
+        for dimension, index in enumerate(self.indices):
+            if index is not None:
+                part = part.index_select(dimension, index.to(part.device))
+        return part.clone() if part is whole else part
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a DTensor."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return False
+    # Not imported for it: where nothing has, there are none, and it takes longer than we do.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local_of(tensor: Tensor) -> Tensor:
+    """The part that this process holds, sharing its memory."""
+    if not is_sharded(tensor):
+        return tensor
+    local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return local.wait() if hasattr(local, "wait") else local  # type: ignore[no-any-return]
+
+
+def part_of(tensor: Tensor) -> Part:
+    """Which part of the whole tensor this process holds."""
+    if not is_sharded(tensor):
+        return Part(tensor.shape, (None,) * tensor.ndim)
+    device = tensor.to_local().device  # type: ignore[attr-defined]
+    device = torch.device("cpu") if device.type == "meta" else device
+    return Part(tensor.shape, tuple(_indices(tensor, d, device) for d in range(tensor.ndim)))
+
+
+def placed_like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """A tensor of the weight's whole shape, placed over processes as the weight is.
+
+    From a plain tensor each process takes its part, without asking the others; a DTensor that is
+    placed otherwise takes all of its processes to call this.
+    """
+    if are_alike(tensor, weight):
+        return tensor
+    if is_sharded(tensor):
+        if is_sharded(weight) and tensor.device_mesh == weight.device_mesh:  # type: ignore[attr-defined]
+            return tensor.redistribute(placements=weight.placements)  # type: ignore[attr-defined,operator,no-any-return]
+        tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+    return as_placed(part_of(weight).of(tensor), weight) if is_sharded(weight) else tensor
+
+
+def are_alike(tensor: Tensor, weight: Tensor) -> bool:
+    """Whether both are plain, or are placed over the same processes in the same way."""
+    if not (is_sharded(tensor) and is_sharded(weight)):
+        return is_sharded(tensor) == is_sharded(weight)
+    return bool(placement_of(tensor) == placement_of(weight))
+
+
+def placement_of(tensor: Tensor) -> Any:
+    """What two tensors have in common that are placed alike; None for a plain one."""
+    if not is_sharded(tensor):
+        return None
+    return tensor.device_mesh, tuple(tensor.placements)  # type: ignore[attr-defined]
+
+
+def as_placed(local: Tensor, weight: Tensor) -> Tensor:
+    """A DTensor placed as the weight, of this part of it; ``local`` itself if that is plain."""
+    if not is_sharded(weight):
+        return local
+    strides = torch.empty(weight.shape, device="meta").stride()
+    return sys.modules["torch.distributed.tensor"].DTensor.from_local(  # type: ignore[no-any-return]
+        local,
+        weight.device_mesh,  # type: ignore[attr-defined]
+        weight.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=weight.shape,
+        stride=strides,
+    )
+
+
+def _indices(tensor: Any, dimension: int, device: torch.device) -> Tensor | None:
+    """Which indices of a dimension this process holds; None for all. torch itself says it."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    placements: list[Any] = []
+    for placement in tensor.placements:
+        if getattr(placement, "dim", None) not in (dimension, dimension - tensor.ndim):
+            placements.append(Replicate())
+        elif isinstance(placement, _StridedShard):
+            placements.append(_StridedShard(0, split_factor=placement.split_factor))
+        else:
+            placements.append(Shard(0))
+    if all(isinstance(placement, Replicate) for placement in placements):
+        return None
+    index = torch.arange(tensor.shape[dimension])
+    if tensor.device_mesh.get_coordinate() is None:
+        return index[:0].to(device)  # this process is none of the mesh's
+    placed = distribute_tensor(index, tensor.device_mesh, placements, src_data_rank=None)
+    return placed.to_local().to(device)
+
+
+# --- fully_shard --------------------------------------------------------------------------------
+#
+# It keeps every parameter by (module, name) and registers the sharded or the gathered one under
+# that name, so whoever renames a parameter has to tell it.
+
+_KEPT: WeakKeyDictionary[nn.Module, dict[str, tuple[ref[Any], ref[Any]]]] = WeakKeyDictionary()
+
+
+def registered(module: nn.Module, key: str) -> nn.Parameter:
+    """The parameter of that name; of a module under ``fully_shard`` always the sharded one.
+
+    After a forward the gathered one may still be there, which is then given up.
+    """
+    kept = _kept(module, key)
+    if kept is None:
+        return module._parameters[key]  # type: ignore[return-value]
+    parameter, group = kept
+    if module._parameters[key] is not parameter.sharded_param:
+        group.reshard()
+    return module._parameters[key]  # type: ignore[return-value]
+
+
+def rename(module: nn.Module, old: str, new: str) -> None:
+    """Tell ``fully_shard`` that the parameter has another name from here on."""
+    kept = _kept(module, old)
+    if kept is None:
+        return
+    info = kept[0]._module_info
+    if info.module is module and info.param_name == old:
+        info.param_name = new
+    for i, (site, name) in enumerate(_shared(info)):
+        if site is module and name == old:
+            info.shared_param_names[i] = new
+    _KEPT[module][new] = _KEPT[module].pop(old)
+
+
+def _kept(module: nn.Module, key: str) -> tuple[Any, Any] | None:
+    """What ``fully_shard`` keeps of a parameter, and its group; None if it does not manage it."""
+    if not getattr(module, "_is_fsdp_managed_module", False):
+        return None
+    if key not in _KEPT.get(module, {}):
+        for parameter, group, site, name in _everything_kept():
+            _KEPT.setdefault(site, {})[name] = ref(parameter), ref(group)
+    references = _KEPT.get(module, {}).get(key)
+    return None if references is None else (references[0](), references[1]())
+
+
+def _everything_kept() -> Iterator[tuple[Any, Any, nn.Module, str]]:
+    from torch.distributed._composable_state import _module_state_mapping
+
+    for reference in list(_module_state_mapping.values()):
+        for group in getattr(reference(), "_fsdp_param_groups", ()):  # other states have none
+            for parameter in group.fsdp_params:
+                info = parameter._module_info
+                yield parameter, group, info.module, info.param_name
+                yield from ((parameter, group, site, name) for site, name in _shared(info))
+
+
+def _shared(info: Any) -> list[tuple[nn.Module, str]]:
+    return list(zip(info.shared_modules, info.shared_param_names, strict=True))
