@@ -293,16 +293,11 @@ class PlatonScheduler:
 
         Collective if the model is sharded.
         """
-        if self._place() and self._is_sharded():
+        moved, sharded = self._place(), any(is_sharded(t.parameter) for t in self._tensors)
+        if moved and sharded:
             self._settle()
-        own = self._is_sharded()
-        kept = torch.tensor(sum(tensor.count_kept(own) for tensor in self._tensors))
-        if own:
-            kept = self._processes.sum(kept)
-        return 1 - int(kept) / self._num_weights
-
-    def _is_sharded(self) -> bool:
-        return any(is_sharded(tensor.parameter) for tensor in self._tensors)
+        kept = torch.tensor(sum(tensor.count_kept(own=sharded) for tensor in self._tensors))
+        return 1 - int(self._processes.sum(kept) if sharded else kept) / self._num_weights
 
     def memory(self) -> Memory:
         """What pruning keeps for the weights in this process; prints as a table."""

@@ -1,0 +1,185 @@
+"""What the ranks of a test do: a small model, laid out in some way, trained by given gradients."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+import platon_prune
+
+STEPS = 24
+SETTINGS = dict(amount=0.7, total_steps=STEPS, warmup_steps=3, cooldown_steps=6, window=4)
+
+
+class Net(nn.Module):
+    """Sizes that no number of ranks divides; ``one`` has a single row, so most ranks have none."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(9, 13)
+        self.second = nn.Linear(13, 10)
+        self.one = nn.Linear(10, 1)
+
+    def forward(self, x):
+        return self.one(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+def net(kind="random"):
+    torch.manual_seed(0)
+    model = Net()
+    if kind == "tied":
+        # Few different values, exact zeros among them: scores with many ties.
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_((parameter * 8).round() / 4)
+    return model
+
+
+# --- layouts ------------------------------------------------------------------------------------
+
+
+def alone(model):
+    return model
+
+
+def copies(model):
+    """The same model in every rank, as under DDP."""
+    return model
+
+
+def fsdp(model):
+    for child in (model.first, model.second):
+        fully_shard(child)
+    return fully_shard(model)
+
+
+def hsdp(model):
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("dp", "fsdp"))
+    for child in (model.first, model.second):
+        fully_shard(child, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def tp(model):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return parallelize_module(
+        model, mesh, {"first": ColwiseParallel(), "second": RowwiseParallel()}
+    )
+
+
+def fsdp_tp(model):
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("dp", "tp"))
+    plan = {"first": ColwiseParallel(), "second": RowwiseParallel()}
+    parallelize_module(model, mesh["tp"], plan)
+    for child in (model.first, model.second):
+        fully_shard(child, mesh=mesh["dp"])
+    return fully_shard(model, mesh=mesh["dp"])
+
+
+def several_meshes(model):
+    """One layer over all ranks, one over pairs, one not at all."""
+    pairs = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("a", "b"))
+    fully_shard(model.first)
+    fully_shard(model.second, mesh=pairs["b"])
+    return model
+
+
+def meta_fsdp(model):
+    """Sharded before it has values, as one does with what fits no single rank."""
+    values = net().state_dict()
+    model.to("meta")
+    fsdp(model)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            full = values[name.replace("_orig", "")]
+            parameter.copy_(distribute_tensor(full, parameter.device_mesh, parameter.placements))
+    return model
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def full(tensor):
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def gradient(name, shape, step, kind):
+    """A given gradient of the whole tensor, the same whatever the layout."""
+    seed = 1000 * step + sum(map(ord, name))
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    if kind == "tied":
+        return values.round()
+    if kind == "zero":
+        return torch.zeros(shape)
+    return values * {"random": 1, "denormal": 1e-40, "huge": 1e30}[kind]
+
+
+def feed(model, step, kind="random"):
+    for name, parameter in model.named_parameters():
+        values = gradient(name.replace("_orig", ""), parameter.shape, step, kind)
+        if isinstance(parameter, DTensor):
+            values = distribute_tensor(
+                values, parameter.device_mesh, parameter.placements, src_data_rank=None
+            )
+        parameter.grad = values
+
+
+class Run:
+    """A run whose gradients are given, so that it is the same in every layout, bit by bit."""
+
+    def __init__(self, layout=alone, kind="random", prune_first=True, **settings):
+        self.kind = kind
+        self.model = net(kind)
+        if not prune_first:
+            self.model = layout(self.model)
+        self.scheduler = platon_prune.global_unstructured(self.model, **SETTINGS | settings)
+        if prune_first:
+            self.model = layout(self.model)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
+
+    def to(self, until):
+        while self.scheduler.last_step < until:
+            feed(self.model, self.scheduler.last_step + 1, self.kind)
+            self.optimizer.step()
+            self.scheduler.step()
+            self.optimizer.zero_grad()
+        return self
+
+    def result(self):
+        return {
+            "masks": {name: full(mask) for name, mask in self.scheduler.masks().items()},
+            "weights": {
+                name.replace("_orig", ""): full(parameter)
+                for name, parameter in self.model.named_parameters()
+            },
+            "scores": {name: full(self.scheduler.score(name)) for name in self.scheduler.masks()},
+            "threshold": self.scheduler.threshold,
+            "sparsity": self.scheduler.sparsity(),
+        }
+
+
+def results(layout, kind, at, settings, prune_first=True):
+    """What there is at some steps of a run."""
+    run = Run(layout, kind, prune_first, **settings)
+    return [run.to(step).result() for step in at]
+
+
+def differences(result, expected):
+    """Names of what is not the same in two results, bit by bit."""
+    wrong = [key for key in ("threshold", "sparsity") if result[key] != expected[key]]
+    for part in ("masks", "weights", "scores"):
+        assert result[part].keys() == expected[part].keys()
+        wrong += [
+            f"{part} of {name}"
+            for name, values in expected[part].items()
+            if not torch.equal(result[part][name], values)
+        ]
+    return wrong

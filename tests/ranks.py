@@ -1,0 +1,105 @@
+"""Worker processes that play the ranks of a job: `run(size, function, *arguments)`.
+
+They are started once and used by all tests; each call makes a new gloo group over loopback.
+"""
+
+import atexit
+import multiprocessing
+import os
+import tempfile
+import traceback
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+MAX_SIZE = 4
+_workers = []
+
+
+class RankError(Exception):
+    """What went wrong in the ranks: (type name, message) for each, None where nothing did."""
+
+    def __init__(self, errors, traces):
+        self.errors = errors
+        super().__init__("\n".join(trace for trace in traces if trace))
+
+
+def run(size, function, *arguments, timeout=60):
+    """What ``function(*arguments)`` returned in each of ``size`` ranks, in their order."""
+    _start()
+    descriptor, store = tempfile.mkstemp()
+    os.close(descriptor)
+    os.unlink(store)
+    for rank, (_, connection) in enumerate(_workers[:size]):
+        connection.send((rank, size, store, timeout, function, arguments))
+    answers = [connection.recv() for _, connection in _workers[:size]]
+    if any(error for _, error, _ in answers):
+        raise RankError([error for _, error, _ in answers], [trace for _, _, trace in answers])
+    return [value for value, _, _ in answers]
+
+
+def errors_of(size, function, *arguments, timeout=60):
+    """(type name, message) of the error in each rank; None where there was none."""
+    try:
+        run(size, function, *arguments, timeout=timeout)
+    except RankError as error:
+        return error.errors
+    return [None] * size
+
+
+def _start():
+    if _workers:
+        return
+    context = multiprocessing.get_context("spawn")
+    for _ in range(MAX_SIZE):
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(there,), daemon=True)
+        process.start()
+        _workers.append((process, here))
+    atexit.register(_stop)
+
+
+def _stop():
+    for process, connection in _workers:
+        connection.close()
+        process.join(5)
+    _workers.clear()
+
+
+def _serve(connection):
+    torch.set_num_threads(1)
+    while True:
+        try:
+            rank, size, store, timeout, function, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            join(rank, size, store, timeout)
+            answer = function(*arguments), None, None
+        except Exception as error:
+            answer = None, (type(error).__name__, str(error)), traceback.format_exc()
+        finally:
+            leave()
+        connection.send(answer)
+
+
+def join(rank, size, store, timeout=60):
+    """Become a rank of a new group whose members meet at a file."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=timeout),
+    )
+
+
+def leave():
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
+    torch.manual_seed(0)
