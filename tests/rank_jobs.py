@@ -145,12 +145,15 @@ class Run:
             self.model = layout(self.model)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
 
+    def step(self):
+        feed(self.model, self.scheduler.last_step + 1, self.kind)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+
     def to(self, until):
         while self.scheduler.last_step < until:
-            feed(self.model, self.scheduler.last_step + 1, self.kind)
-            self.optimizer.step()
-            self.scheduler.step()
-            self.optimizer.zero_grad()
+            self.step()
         return self
 
     def result(self):
@@ -183,3 +186,62 @@ def differences(result, expected):
             if not torch.equal(result[part][name], values)
         ]
     return wrong
+
+
+# --- what goes wrong in one process ------------------------------------------------------------
+
+
+def step_with_nan_on(rank, layout, step):
+    """A run in which one rank alone has a gradient that is not a number."""
+    run = Run(layout).to(step - 1)
+    feed(run.model, step)
+    if dist.get_rank() == rank:
+        local = run.model.first.weight_orig.grad
+        local = local.to_local() if isinstance(local, DTensor) else local
+        local[0, 0] = torch.nan
+    run.scheduler.step()
+    skipped = run.scheduler.skipped_steps
+    run.optimizer.zero_grad()
+    run.to(STEPS)
+    return skipped, run.result()
+
+
+def set_up_with(settings_by_rank):
+    """Set-up with settings of each rank's own; what is left of the model if that is refused."""
+    model = net()
+    keys = list(model.state_dict())
+    try:
+        platon_prune.global_unstructured(model, **SETTINGS | settings_by_rank[dist.get_rank()])
+    except Exception as error:
+        return type(error).__name__, str(error), list(model.state_dict()) == keys
+    return None
+
+
+def change_one_rank(layout, what, step, rank):
+    """A run in which something of one rank is changed by hand before a choosing step."""
+    run = Run(layout).to(step - 1)
+    if dist.get_rank() == rank:
+        what(run)
+    run.step()
+
+
+def flip_a_mask_bit(run):
+    mask = run.model.second.weight_mask
+    mask = mask.to_local() if isinstance(mask, DTensor) else mask
+    mask.view(-1)[3] ^= True
+
+
+def change_a_score(run):
+    dict(run.scheduler._tensors[1]._averages.named())["sensitivity"].view(-1)[5] *= 1.0001
+
+
+def finalize(run):
+    run.scheduler.remove()
+
+
+def lose_the_gradients(run):
+    run.optimizer.register_step_post_hook(lambda *_: run.optimizer.zero_grad())
+
+
+def take_a_step_more(run):
+    run.scheduler.last_step += 1

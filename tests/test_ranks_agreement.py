@@ -1,0 +1,155 @@
+"""What processes must have in common, and what they do when something is amiss in one of them."""
+
+import pytest
+import rank_jobs
+import ranks
+import torch
+import torch.distributed as dist
+from rank_jobs import SETTINGS, STEPS
+from torch import nn
+
+import platon_prune
+
+
+@pytest.mark.parametrize(("layout", "rank"), [("copies", 0), ("fsdp", 2), ("fsdp", 0)])
+def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all(layout, rank):
+    everyone = ranks.run(3, rank_jobs.step_with_nan_on, rank, getattr(rank_jobs, layout), 6)
+    run = rank_jobs.Run().to(5)
+    run.scheduler.step(skipped=True)
+    expected = run.to(STEPS).result()
+    for skipped, result in everyone:
+        assert skipped == 1
+        assert not rank_jobs.differences(result, expected)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (dict(amount=0.5), "amount is 0.7 in process 0 and 0.5 in process 1"),
+        (dict(window=5), "window is 4 in process 0 and 5 in process 1"),
+        (dict(criterion="sensitivity"), "criterion is 'platon' in process 0 and 'sensitivity' in"),
+        (dict(masking="window"), "masking is 'step' in process 0 and 'window' in process 1"),
+        (dict(exclude="one"), "shape of one.weight is (1, 10) in process 0 and 'absent' in"),
+    ],
+)
+def test_ranks_with_different_settings_are_refused_at_set_up(other, message):
+    for outcome in ranks.run(2, rank_jobs.set_up_with, [{}, other]):
+        kind, text, is_untouched = outcome
+        assert kind == "ValueError" and is_untouched
+        assert message in text
+
+
+def test_a_set_up_that_fails_in_one_rank_fails_in_all_and_changes_no_model():
+    outcomes = ranks.run(3, rank_jobs.set_up_with, [{}, dict(amount=1.5), {}])
+    assert [kind for kind, _, _ in outcomes] == ["RuntimeError", "ValueError", "RuntimeError"]
+    assert all(is_untouched for _, _, is_untouched in outcomes)
+    assert "amount must be in [0, 1), got 1.5" in outcomes[1][1]
+    assert "failed in process 1: ValueError: amount must be in" in outcomes[0][1]
+
+
+DRIFTS = [
+    ("copies", 3, "flip_a_mask_bit", "RuntimeError", "they differ in second.weight"),
+    ("copies", 2, "change_a_score", "RuntimeError", "they differ in second.weight"),
+    ("hsdp", 4, "change_a_score", "RuntimeError", "they differ in second.weight"),
+    ("fsdp", 2, "take_a_step_more", "RuntimeError", "processes must take the same step"),
+    ("copies", 2, "take_a_step_more", "RuntimeError", "steps 8 to 9 in all"),
+]
+
+
+@pytest.mark.parametrize(("layout", "size", "what", "kind", "message"), DRIFTS)
+def test_ranks_that_have_drifted_apart_end_in_an_error_on_every_rank(
+    layout, size, what, kind, message
+):
+    errors = ranks.errors_of(
+        size,
+        rank_jobs.change_one_rank,
+        getattr(rank_jobs, layout),
+        getattr(rank_jobs, what),
+        8,
+        1,
+    )
+    for error in errors:
+        assert error is not None and error[0] == kind and message in error[1]
+
+
+def test_the_same_run_without_a_change_has_no_error():
+    for layout, size in (("copies", 3), ("hsdp", 4), ("fsdp", 2)):
+        function = getattr(rank_jobs, layout)
+        assert (
+            ranks.errors_of(size, rank_jobs.change_one_rank, function, len, 8, -1) == [None] * size
+        )
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("finalize", "was finalized or pruned anew"), ("lose_the_gradients", "have no gradient")],
+)
+def test_an_error_in_one_rank_is_an_error_in_all_not_a_hang(what, message):
+    errors = ranks.errors_of(
+        3, rank_jobs.change_one_rank, rank_jobs.copies, getattr(rank_jobs, what), 8, 1
+    )
+    assert message in errors[1][1]
+    for rank in (0, 2):
+        assert (
+            errors[rank][0] == "RuntimeError" and "failed in another at step 8" in errors[rank][1]
+        )
+
+
+# --- DistributedDataParallel --------------------------------------------------------------------
+
+
+def _train_with_ddp(wrap_first):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    if wrap_first:
+        model = nn.parallel.DistributedDataParallel(model)
+    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    if not wrap_first:
+        model = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(dist.get_rank())  # each rank its own data
+    for _ in range(STEPS):
+        model(torch.randn(12, 8, generator=generator)).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    sent = [name for name in model.named_module_buffers if name.endswith("_mask")]
+    names = list(scheduler.masks())
+    masks = [mask.tolist() for mask in scheduler.masks().values()]
+    return sent, names, masks, scheduler.sparsity()
+
+
+@pytest.mark.parametrize("wrap_first", [False, True])
+def test_ddp_trains_one_mask_and_never_sends_it(wrap_first):
+    (sent, names, masks, sparsity), other = ranks.run(2, _train_with_ddp, wrap_first)
+    assert (sent, names) == ([], ["0.weight", "3.weight"])
+    assert other == (sent, names, masks, sparsity)
+    pruned = sum(row.count(False) for mask in masks for row in mask)
+    assert pruned == round(0.7 * (8 * 16 + 16 * 3)) and sparsity == pruned / (8 * 16 + 16 * 3)
+
+
+# --- groups -------------------------------------------------------------------------------------
+
+
+def _choose_in_pairs():
+    """Two models, each in a group of two ranks that knows nothing of the other."""
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    own = pairs[dist.get_rank() // 2]
+    run = rank_jobs.Run(amount=0.5 if dist.get_rank() < 2 else 0.8, process_group=own)
+    return run.to(STEPS).result()
+
+
+def test_a_process_group_chooses_for_itself():
+    for rank, result in enumerate(ranks.run(4, _choose_in_pairs)):
+        expected = rank_jobs.Run(amount=0.5 if rank < 2 else 0.8).to(STEPS).result()
+        assert not rank_jobs.differences(result, expected)
+
+
+def _shard_over_all_but_choose_in_a_pair():
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    rank_jobs.Run(rank_jobs.fsdp, process_group=pairs[dist.get_rank() // 2]).to(1)
+
+
+def test_a_group_that_does_not_hold_the_whole_model_is_refused():
+    for kind, message in ranks.errors_of(4, _shard_over_all_but_choose_in_a_pair):
+        assert kind == "RuntimeError" and "must be held completely by the processes" in message
