@@ -49,7 +49,9 @@ def to_torch_form(
     """
     dense = state_dict.pop(prefix + form.name, None)
     if dense is not None:
+        # torch's distributed checkpoints put what the module has now beside what is loaded.
         state_dict[prefix + form.orig] = dense
+        state_dict.pop(prefix + form.mask, None)
     weight = state_dict.get(prefix + form.orig)
     if weight is None:
         return

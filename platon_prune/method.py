@@ -252,6 +252,16 @@ class _PrunedModule(nn.Module):
             self.flatten_parameters()
         return self
 
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        yield from super().named_buffers(prefix, recurse, remove_duplicate)
+        if not recurse:
+            # What torch.distributed.checkpoint reads to learn which keys a whole dict may have.
+            for form in self._platon_forms:
+                if form.own_keys:
+                    yield f"{prefix}.{form.name}" if prefix else form.name, getattr(self, form.orig)
+
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from platon_prune.blocks import count_kept
 from platon_prune.method import mask_of, pruned_tensors, weight_of
+from platon_prune.shards import is_sharded
 from platon_prune.targets import find_tensors
 
 
@@ -67,7 +68,7 @@ class Summary:
 
 @torch.no_grad()
 def summary(model: nn.Module, include: str | Sequence[str] | None = None) -> Summary:
-    """Measure the zeros of a model's tensors, as evaluation uses them.
+    """Measure the zeros of a model's tensors, as evaluation uses them; collective if sharded.
 
     Args:
         model: A model that is being pruned (its rows are the tensors with a mask), or any other
@@ -84,10 +85,17 @@ def summary(model: nn.Module, include: str | Sequence[str] | None = None) -> Sum
     for name, weight, mask in _tensors_of(model, include):
         if id(weight) not in seen and weight.numel():
             seen.add(id(weight))
-            rows.append(TensorSummary(name, tuple(weight.shape), count_kept(weight, mask)))
+            rows.append(TensorSummary(name, tuple(weight.shape), _count_kept(weight, mask)))
     if not rows:
         raise ValueError("model must have weights that can be pruned, got none")
     return Summary(tuple(rows))
+
+
+def _count_kept(weight: Tensor, mask: Tensor | None) -> int:
+    if not is_sharded(weight):
+        return count_kept(weight, mask)
+    kept = weight.ne(0) if mask is None else weight.ne(0).logical_and_(mask)
+    return int(kept.sum().full_tensor())  # type: ignore[attr-defined]
 
 
 def _tensors_of(

@@ -2,7 +2,9 @@
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -245,3 +247,30 @@ def lose_the_gradients(run):
 
 def take_a_step_more(run):
     run.scheduler.last_step += 1
+
+
+# --- checkpoints --------------------------------------------------------------------------------
+
+
+def save_checkpoint(folder, layout, kind, step, settings):
+    """Train up to a step and save all with torch's distributed checkpoints."""
+    run = Run(layout, kind, **settings).to(step)
+    model, optimizer = get_state_dict(run.model, run.optimizer)
+    state = {"model": model, "optimizer": optimizer, "scheduler": run.scheduler.state_dict()}
+    checkpoint.save(state, checkpoint_id=folder)
+
+
+def resume_checkpoint(folder, layout, kind, at, settings):
+    """Load into a new run, in whatever layout, and go on; results at some steps."""
+    run = Run(layout, kind, **settings)
+    model, optimizer = get_state_dict(run.model, run.optimizer)
+    state = {"model": model, "optimizer": optimizer, "scheduler": run.scheduler.state_dict()}
+    checkpoint.load(state, checkpoint_id=folder)
+    set_state_dict(
+        run.model,
+        run.optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+    )
+    run.scheduler.load_state_dict(state["scheduler"])
+    return [run.to(step).result() for step in at]
