@@ -69,8 +69,8 @@ def hsdp(model):
     return fully_shard(model, mesh=mesh)
 
 
-def tp(model):
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+def tp(model, mesh=None):
+    mesh = mesh or init_device_mesh("cpu", (dist.get_world_size(),))
     return parallelize_module(
         model, mesh, {"first": ColwiseParallel(), "second": RowwiseParallel()}
     )
@@ -254,7 +254,10 @@ def take_a_step_more(run):
 
 def save_checkpoint(folder, layout, kind, step, settings):
     """Train up to a step and save all with torch's distributed checkpoints."""
-    run = Run(layout, kind, **settings).to(step)
+    write_checkpoint(Run(layout, kind, **settings).to(step), folder)
+
+
+def write_checkpoint(run, folder):
     model, optimizer = get_state_dict(run.model, run.optimizer)
     state = {"model": model, "optimizer": optimizer, "scheduler": run.scheduler.state_dict()}
     checkpoint.save(state, checkpoint_id=folder)
