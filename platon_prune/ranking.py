@@ -38,6 +38,7 @@ def kth_smallest(
     bracket: tuple[float, float],
     processes: Processes = ALONE,
     dtype: torch.dtype = torch.float32,
+    exact: bool = True,
 ) -> Ranked:
     """The exact k-th smallest value over blocks that can be walked again and again.
 
@@ -49,6 +50,8 @@ def kth_smallest(
             allowed, infinities too.
         processes: Those that rank together.
         dtype: Of the values: float32 or int64.
+        exact: Whether the value itself is wanted, or any that lies between it and the next larger
+            one, which takes fewer histograms.
 
     Returns:
         The value with the numbers of smaller and of equal ones.
@@ -74,6 +77,7 @@ def kth_smallest(
         low,
         high,
         processes,
+        exact,
     )
     return Ranked(of_int(value, dtype), below + smaller, equal)
 
@@ -110,7 +114,12 @@ def _sweep(blocks: Iterator[Tensor], low: float, high: float) -> _Sweep:
 
 
 def _by_digits(
-    values: Callable[[], Iterator[Tensor]], k: int, low: int, high: int, processes: Processes
+    values: Callable[[], Iterator[Tensor]],
+    k: int,
+    low: int,
+    high: int,
+    processes: Processes,
+    exact: bool,
 ) -> tuple[int, int, int]:
     """The k-th smallest among the integers from ``low`` to ``high``, with how many are smaller.
 
@@ -125,6 +134,8 @@ def _by_digits(
         smaller += before
         k -= before
         low, high = low + (digit << shift), min(high, low + ((digit + 1) << shift) - 1)
+        if equal == 1 and not exact:
+            return high, smaller, equal
     return low, smaller, equal
 
 

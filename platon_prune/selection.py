@@ -20,8 +20,10 @@ from platon_prune.ordering import bounds, of_int, tie_keys, to_ints
 from platon_prune.ranking import histogram, kth_smallest, positions_of
 from platon_prune.shards import Part
 
-# Of all processes together.
+# Of all processes together; of a small model no more than a share of it, and none of a tiny one.
 SAMPLE_SIZE = 1 << 18
+_SAMPLE_SHARE = 1 / 8
+_TINY = 1 << 16
 # Half the bracket's width in standard deviations of a sampled rank: 1 choice in 10^4 sweeps again.
 _BRACKET_SIGMAS = 4.0
 # What copies of a part are compared by, small enough that sums over processes do not overflow.
@@ -174,9 +176,10 @@ def _sampled_bracket(
 ) -> tuple[float, float]:
     """Values that the k-th smallest score almost surely lies between, from a random sample."""
     total = sum(tensor.whole_numel for tensor in tensors)
-    if total <= ranking.MAX_CANDIDATES:
+    if total <= min(_TINY, ranking.MAX_CANDIDATES):
         return -math.inf, math.inf
-    samples = [to_ints(_sample(tensor, total)) for tensor in tensors]
+    share = min(SAMPLE_SIZE / total, _SAMPLE_SHARE)
+    samples = [to_ints(_sample(tensor, share)) for tensor in tensors]
     ends = [(-int(sample.min()), int(sample.max())) for sample in samples if sample.numel()]
     least, most = bounds(torch.float32)
     minus_low, high = processes.maximum(
@@ -190,9 +193,9 @@ def _sampled_bracket(
         return (-math.inf, math.inf) if low > high else (of_int(low, torch.float32),) * 2
     up_to, shift = histogram(iter(samples), low, high, processes)
     size = int(up_to[-1])
-    share = k / total
-    margin = 1 + _BRACKET_SIGMAS * math.sqrt(size * share * (1 - share))
-    first, last = math.floor(share * size - margin), math.ceil(share * size + margin)
+    fraction = k / total
+    margin = 1 + _BRACKET_SIGMAS * math.sqrt(size * fraction * (1 - fraction))
+    first, last = math.floor(fraction * size - margin), math.ceil(fraction * size + margin)
     bracket = [-math.inf, math.inf]
     if first >= 0:
         bracket[0] = of_int(low + (_digit(up_to, first) << shift), torch.float32)
@@ -206,10 +209,10 @@ def _digit(up_to: Tensor, rank: int) -> int:
     return int(torch.searchsorted(up_to, rank + 1))
 
 
-def _sample(tensor: ScoredTensor, total: int) -> Tensor:
-    """A random sample of what this process counts of a tensor, in proportion to its size."""
+def _sample(tensor: ScoredTensor, share: float) -> Tensor:
+    """A random sample, of this share, of what this process counts of a tensor."""
     own, device = tensor.own, tensor.mask.device
-    size = round(SAMPLE_SIZE * (own.stop - own.start) / total)
+    size = round(share * (own.stop - own.start))
     if not size:
         return torch.empty(0, device=device)
     # A generator of its own: the choice must not touch the user's random numbers.
@@ -227,7 +230,7 @@ class _TieBreak:
 
     threshold: float
     kept: bool  # the state whose entries are split; pruned entries are all pruned if it is True
-    cutoff: int | float  # largest tie key that is pruned
+    cutoff: int | float  # the largest tie key that is pruned, or one below the next
 
     def survivors(self, tensor: ScoredTensor, piece: slice, scores: Tensor) -> Tensor | None:
         """Positions within ``piece`` of the tied entries that stay; None if it has no ties."""
@@ -269,7 +272,7 @@ def _tie_break(
     else:
         rank, among = num_pruned, num_pruned_already
     bracket = _even_bracket(rank, among)
-    cutoff = kth_smallest(keys, rank, bracket, processes, torch.int64).value
+    cutoff = kth_smallest(keys, rank, bracket, processes, torch.int64, exact=False).value
     return _TieBreak(threshold, kept, cutoff)
 
 

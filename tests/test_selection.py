@@ -135,6 +135,15 @@ def test_the_kth_smallest_of_64_bit_keys_is_exact(bracket, max_candidates, monke
         assert found == (ordered[k - 1], k - 1, 1), k
 
 
+@pytest.mark.parametrize("k", [1, 5, 777, N])
+def test_a_value_that_need_not_be_exact_separates_the_k_smallest_from_the_rest(k):
+    keys = tie_keys(torch.arange(N))
+    found = kth_smallest(
+        lambda: iter(keys.split(SIZES)), k, (-math.inf, math.inf), dtype=torch.int64, exact=False
+    )
+    assert int((keys <= found.value).sum()) == k
+
+
 def test_tie_keys_are_splitmix64_and_never_alike():
     positions = [0, 1, 2, 12345, 2**31, 2**40 + 7, 2**62]
     assert tie_keys(torch.tensor(positions)).tolist() == [_splitmix(p) for p in positions]

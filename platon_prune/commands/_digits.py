@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,17 @@ class Settings:
     def cooldown_steps(self) -> int:
         """Steps with the final amount, t_f."""
         return round(self.cooldown * self.steps)
+
+
+class Scheduler(Protocol):
+    """What the training loop needs of whoever prunes."""
+
+    @property
+    def amount(self) -> float:
+        """Fraction that is due."""
+
+    def step(self) -> None:
+        """Called after each optimizer step."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,7 @@ def make_model(settings: Settings) -> nn.Module:
 def train_dense(digits: Digits, settings: Settings, on_step: Callable[[], object]) -> Run:
     """Train the model that all others start from."""
     run = Run("dense", make_model(settings))
-    _train(run, digits, settings, settings.learning_rate, None, on_step)
+    train(run, digits, settings, settings.learning_rate, None, on_step)
     return run
 
 
@@ -140,7 +152,7 @@ def fine_tune_dense(
 ) -> Run:
     """Fine-tune a copy of a dense model as the pruned ones are, so that like meets like."""
     run = Run("dense, fine-tuned too", copy.deepcopy(dense.model))
-    _train(run, digits, settings, settings.fine_tuning_learning_rate, None, on_step)
+    train(run, digits, settings, settings.fine_tuning_learning_rate, None, on_step)
     return run
 
 
@@ -170,7 +182,7 @@ def fine_tune_pruned(
     )
     run.accuracies[0] = dense.accuracy
     run.densities[0] = 1.0
-    _train(run, digits, settings, settings.fine_tuning_learning_rate, scheduler, on_step)
+    train(run, digits, settings, settings.fine_tuning_learning_rate, scheduler, on_step)
     _finalize(run.model)
     run.accuracies[settings.steps] = accuracy(run.model, digits)
     return run
@@ -200,12 +212,12 @@ def logits(model: nn.Module, digits: Digits) -> Tensor:
     return result
 
 
-def _train(
+def train(
     run: Run,
     digits: Digits,
     settings: Settings,
     learning_rate: float,
-    scheduler: platon_prune.PlatonScheduler | None,
+    scheduler: Scheduler | None,
     on_step: Callable[[], object],
 ) -> None:
     """The same loop for every run: the same batches in the same order."""

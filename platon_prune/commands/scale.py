@@ -1,0 +1,257 @@
+"""``platon-prune scale``: what one exact choice costs over several processes, beside a model of it.
+
+The processes run on this machine and talk over loopback. Processor time is counted, since they
+share its cores: what a choice costs each of them, not how long they wait for a core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from platon_prune.collectives import Processes
+    from platon_prune.selection import ScoredTensor
+
+HELP = "Measure one exact choice over 1 to 8 processes, and compare it with the cost model."
+
+# Of a choice between PLATON scores in float32, in bytes for each weight that a process holds: two
+# averages read by the sweep, the same read again to write the mask, and the mask.
+BYTES_PER_WEIGHT = 8 + 8 + 1
+_ROW = 1024
+_HISTOGRAM_BYTES = 8 << 16
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one choice cost, over all processes.
+
+    Args:
+        weights: Of the whole model.
+        processes: That choose together, each with its share.
+        seconds: Processor time of one process, the mean over them; median of the repeats.
+        least: The same of the quickest repeat.
+        most: The same of the slowest.
+        wall_seconds: Until the last process was done, which waits for cores too.
+        collectives: How many each took part in.
+        payload: Bytes of their tensors, in each process.
+    """
+
+    weights: int
+    processes: int
+    seconds: float
+    least: float
+    most: float
+    wall_seconds: float
+    collectives: int
+    payload: int
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of one choice in each of R processes that hold N weights together.
+
+    ``per_weight * N / R + per_sample * samples(N) / R + fixed[R]``
+    """
+
+    per_weight: float
+    per_sample: float
+    fixed: dict[int, float]
+
+    @classmethod
+    def fit(cls, choices: Sequence[Choice]) -> CostModel:
+        """From the sizes of one process, and from the smallest choice of each number."""
+        smallest = min(choice.weights for choice in choices)
+        fixed = {c.processes: c.seconds for c in choices if c.weights == smallest}
+        alone = sorted(
+            (c.weights, c.seconds) for c in choices if c.processes == 1 and c.weights > smallest
+        )
+        (small, small_seconds), (large, large_seconds) = alone[0], alone[-1]
+        # Both unknowns from the smallest and the largest size; one alone says only their sum.
+        per_sample = 0.0
+        if small < large:
+            a, b = small_seconds - fixed[1], large_seconds - fixed[1]
+            samples, more = sample_size(small), sample_size(large)
+            per_sample = max(0.0, (a * large - b * small) / (samples * large - more * small))
+        per_weight = (large_seconds - fixed[1] - per_sample * sample_size(large)) / large
+        return cls(per_weight, per_sample, fixed)
+
+    def seconds(self, weights: int, processes: int) -> float:
+        """Of one choice."""
+        local = self.per_weight * weights + self.per_sample * sample_size(weights)
+        return local / processes + self.fixed[processes]
+
+
+def sample_size(weights: int) -> float:
+    """How many scores all processes together look at to bracket the threshold."""
+    return 0 if weights <= 1 << 16 else min(1 << 18, weights / 8)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=[1, 2, 4, 8], help="(default: 1 2 4 8)"
+    )
+    parser.add_argument(
+        "--weights",
+        type=float,
+        nargs="+",
+        default=[1e6, 10e6, 50e6, 200e6],
+        help="sizes of the model (default: 1e6 10e6 50e6 200e6)",
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="of each choice (default: 5)")
+    parser.add_argument(
+        "--storage",
+        action="store_true",
+        help="instead, train on digits with averages in bfloat16 and compare with float32",
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print the table, write the file.
+
+    Raises:
+        ValueError: If one process is not among ``--processes``: the model is fitted to it.
+    """
+    if arguments.storage:
+        from platon_prune.commands import _storage
+
+        print(_storage.table(amounts=(0.9, 0.99), seeds=range(3)))
+        return 0
+    if 1 not in arguments.processes or min(arguments.processes) < 1:
+        raise ValueError(f"--processes must have 1 among them, got {arguments.processes}")
+    sizes = sorted({_ROW, *(round(size) for size in arguments.weights)})
+    choices = [
+        choice
+        for count in sorted(set(arguments.processes))
+        for choice in measure(count, sizes, arguments.repeats)
+    ]
+    model = CostModel.fit(choices)
+    print(_table(choices, model))
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(choice) for choice in choices], indent=2))
+    return 0
+
+
+def measure(num_processes: int, sizes: Sequence[int], repeats: int) -> list[Choice]:
+    """Start the processes, and let them choose over each size in turn, ``repeats`` times."""
+    from torch.multiprocessing.spawn import spawn
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (num_processes, list(sizes), repeats, folder)
+        spawn(_work, arguments, nprocs=num_processes)  # type: ignore[no-untyped-call]
+        measured = [
+            json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(num_processes)
+        ]
+    choices = []
+    for i, size in enumerate(sizes):
+        ranks = [each[i] for each in measured]
+        seconds = [statistics.mean(times) for times in zip(*(r["cpu"] for r in ranks), strict=True)]
+        walls = [max(times) for times in zip(*(r["wall"] for r in ranks), strict=True)]
+        choices.append(
+            Choice(
+                size,
+                num_processes,
+                statistics.median(seconds),
+                min(seconds),
+                max(seconds),
+                statistics.median(walls),
+                ranks[0]["collectives"],
+                ranks[0]["payload"],
+            )
+        )
+    return choices
+
+
+def _work(rank: int, num_processes: int, sizes: list[int], repeats: int, folder: str) -> None:
+    """One process: choose, and write down what it cost."""
+    import torch
+    import torch.distributed as dist
+
+    from platon_prune.selection import prune_smallest_
+
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=num_processes)
+    measured: list[dict[str, Any]] = [{"cpu": [], "wall": []} for _ in sizes]
+    tensors = [_share(size, rank, num_processes) for size in sizes]
+    for repeat in range(-1, repeats):  # the first touches new memory and is not counted
+        for tensor, record in zip(tensors, measured, strict=True):
+            counting = _counting_processes()
+            dist.barrier()
+            wall, cpu = time.perf_counter(), time.process_time()
+            count = round((0.6 + 0.3 * (repeat + 1) / (repeats + 1)) * tensor.whole_numel)
+            prune_smallest_([tensor], count, counting)
+            if repeat >= 0:
+                record["cpu"].append(time.process_time() - cpu)
+                record["wall"].append(time.perf_counter() - wall)
+            record["collectives"], record["payload"] = counting.calls, counting.payload
+    Path(folder, f"{rank}.json").write_text(json.dumps(measured))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _share(size: int, rank: int, num_processes: int) -> ScoredTensor:
+    """This process's rows of one tensor with PLATON scores, log-normal as real ones are."""
+    import torch
+
+    from platon_prune.criteria import Platon
+    from platon_prune.selection import ScoredTensor
+    from platon_prune.shards import Part
+
+    rows = max(1, size // _ROW)
+    index = torch.arange(rows).tensor_split(num_processes)[rank]
+    part = Part(torch.Size((rows, _ROW)), (index, None))
+    generator = torch.Generator().manual_seed(rank)
+    numel = part.local_shape.numel()
+    averages = [torch.empty(numel).log_normal_(-9, 2, generator=generator) for _ in range(2)]
+    out = torch.empty(1 << 20)
+    criterion = Platon()
+
+    def score(at: Any) -> Any:
+        first, second = averages[0][at], averages[1][at]
+        return criterion.score(first, [first, second], out[: first.numel()])
+
+    return ScoredTensor(score, torch.ones(numel, dtype=torch.bool), 0, part)
+
+
+def _counting_processes() -> Any:
+    """All processes, and how often and with how much they speak to each other."""
+    from platon_prune.collectives import Processes
+
+    class Counting(Processes):
+        calls = payload = 0
+
+        def _reduced(self, tensor: Any, operation: Any) -> Any:
+            self.calls += 1
+            self.payload += tensor.numel() * tensor.element_size()
+            return super()._reduced(tensor, operation)
+
+    counting: Processes = Counting()
+    return counting
+
+
+def _table(choices: Sequence[Choice], model: CostModel) -> str:
+    lines = ["weights      processes  ms a process (range)        model  ratio  collectives  KiB"]
+    for c in choices:
+        predicted = model.seconds(c.weights, c.processes)
+        spread = f"({c.least * 1e3:.1f}-{c.most * 1e3:.1f})"
+        lines.append(
+            f"{c.weights:<12,} {c.processes:<10} {c.seconds * 1e3:>8.1f} {spread:<18} "
+            f"{predicted * 1e3:>8.1f}  {c.seconds / predicted:>5.2f}  {c.collectives:>11}  "
+            f"{c.payload / 1024:,.0f}"
+        )
+    per_weight = model.per_weight * 1e9
+    rate = BYTES_PER_WEIGHT / model.per_weight / 1e9
+    lines.append(
+        f"model: {per_weight:.2f} ns for each weight that a process holds, {rate:.1f} GB/s"
+    )
+    return "\n".join(lines)
