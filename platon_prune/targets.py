@@ -55,6 +55,7 @@ def select(
         TypeError: If ``model`` is neither a module nor pairs.
     """
     if isinstance(model, nn.Module):
+        _refuse_flat_gradients(model)
         candidates, saved_whole = _from_model(
             model, _patterns("include", include), _patterns("exclude", exclude)
         )
@@ -344,6 +345,19 @@ def _heads_and_poolers(model: nn.Module) -> set[int]:
             if id(module) not in body or "pooler" in name
         }
     return outside
+
+
+_FLATTENING = {"FullyShardedDataParallel": "FSDP1", "DeepSpeedEngine": "DeepSpeed"}
+
+
+def _refuse_flat_gradients(model: nn.Module) -> None:
+    for part in model.modules():
+        wrapper = _FLATTENING.get(type(part).__name__)
+        if wrapper is not None:
+            raise ValueError(
+                f"each parameter must have its own gradient, got a model under {wrapper}, which "
+                "flattens them: use torch.distributed.fsdp.fully_shard (FSDP2) or DDP"
+            )
 
 
 def _refuse_wrapped_models(model: nn.Module) -> None:

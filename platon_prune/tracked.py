@@ -154,7 +154,8 @@ class TrackedTensor:
             if weight.shape != getattr(module, f"{name}_mask").shape:
                 raise RuntimeError(
                     f"{self.name} must keep its shape {tuple(mask_of(module, name).shape)}, got "
-                    f"{tuple(weight.shape)}: finalize before changing a layer's size"
+                    f"{tuple(weight.shape)}: finalize before changing a layer's size, and shard "
+                    "with fully_shard (FSDP2), which does not flatten as FSDP1 and DeepSpeed do"
                 )
             if weight.is_meta:
                 raise RuntimeError(

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from rank_jobs import SETTINGS, STEPS
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 import platon_prune
 
@@ -126,6 +127,25 @@ def test_ddp_trains_one_mask_and_never_sends_it(wrap_first):
     assert other == (sent, names, masks, sparsity)
     pruned = sum(row.count(False) for mask in masks for row in mask)
     assert pruned == round(0.7 * (8 * 16 + 16 * 3)) and sparsity == pruned / (8 * 16 + 16 * 3)
+
+
+def _wrap_in_fsdp1(prune_first):
+    model = rank_jobs.net()
+    if not prune_first:
+        model = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    model(torch.ones(2, 9)).sum().backward()
+    scheduler.step()
+
+
+@pytest.mark.parametrize(
+    ("prune_first", "message"),
+    [(False, "got a model under FSDP1, which flattens them"), (True, "FSDP1 and DeepSpeed do")],
+)
+def test_fsdp1_is_refused_by_name(prune_first, message):
+    for error in ranks.errors_of(2, _wrap_in_fsdp1, prune_first):
+        assert error is not None and message in error[1], error
 
 
 # --- groups -------------------------------------------------------------------------------------
