@@ -1,0 +1,202 @@
+"""A transformers model as a folder: its config and the sparse file, and the model from them.
+
+The class comes from the transformers package, by the name in the config; code that a folder brings
+is never run.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from platon_prune.export.effective import NamedTensor, tensors_of
+from platon_prune.export.sparse_file import SparseStateDict, write_tensors
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+# Not the name that from_pretrained looks for: it could not read it.
+WEIGHTS = "platon_prune.safetensors"
+
+
+def is_rebuildable(model: nn.Module) -> bool:
+    """Whether it is a model that transformers itself defines."""
+    if not hasattr(model, "save_pretrained") or "transformers" not in sys.modules:
+        return False
+    # A pruned module's class is one of ours with the same name.
+    ours = _class_named(type(model).__name__)
+    return (
+        ours is not None and isinstance(model, ours) and type(model).__module__ == ours.__module__
+    )
+
+
+def save_folder(model: Any, folder: Path, compression: str | None) -> None:
+    """Write a model's config and tensors; see :func:`platon_prune.save`."""
+    tensors = tensors_of(model, non_persistent=True)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".platon_prune-") as beside:
+            _write(model, tensors, Path(beside), compression)
+            # Complete and on the disk; only now is anything replaced.
+            for name in (CONFIG, GENERATION_CONFIG, WEIGHTS):
+                if Path(beside, name).exists():
+                    os.replace(Path(beside, name), folder / name)
+    except BaseException:
+        if is_new:
+            folder.rmdir()
+        raise
+
+
+def load_folder(folder: Path) -> nn.Module:
+    """Build the model of a folder; see :func:`platon_prune.load`."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder} must be a folder that platon_prune.save wrote, got one without {name}: "
+                "load an ordinary model with from_pretrained, or save the model again"
+            )
+    tensors = SparseStateDict(folder / WEIGHTS)
+    config, cls = _read_config(folder)
+    model = _without_values(config, cls, folder)
+    _check_shapes(model, tensors.index.shapes(), str(folder))
+    values = {name: tensors.tensor(name) for name in tensors.index.order}
+    _fill(model, values)
+    if _lacks_values(model):
+        # A buffer that is in no state dict and that another version of transformers did not have.
+        model = cls(config)
+        _fill(model, values)
+    if model.can_generate() and (folder / GENERATION_CONFIG).is_file():
+        model.generation_config = _read_generation_config(folder)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _write(model: Any, tensors: list[NamedTensor], folder: Path, compression: str | None) -> None:
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.save_pretrained(folder)
+    shapes = {entry.name: tuple(entry.tensor.shape) for entry in tensors if entry.persistent}
+    _check_shapes(_without_values(*_read_config(folder), folder), shapes, "model")
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    with open(folder / WEIGHTS, "wb") as file:
+        write_tensors(file, tensors, compression, versions={})
+    for path in folder.iterdir():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _class_named(name: Any) -> Any:
+    """The model class of that name in the transformers package, or None."""
+    transformers = _transformers()
+    if not isinstance(name, str) or not name.isidentifier():
+        return None
+    cls = getattr(transformers, name, None)
+    is_model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    return cls if is_model and cls.__module__.startswith("transformers.models.") else None
+
+
+def _read_config(folder: Path) -> tuple[Any, Any]:
+    """A folder's config and the class of its model."""
+    transformers = _transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise ValueError(
+            f"{folder / CONFIG} must be the config of a model in transformers "
+            f"{transformers.__version__}, got one that it can't read ({error}): upgrade "
+            "transformers, or save the model again"
+        ) from error
+    architectures = config.architectures or [None]
+    cls = _class_named(architectures[0])
+    if cls is None or not isinstance(config, cls.config_class):
+        raise ValueError(
+            f"{folder / CONFIG} must name as architecture a model of transformers "
+            f"{transformers.__version__} with this config, got {architectures[0]!r}: code from "
+            "elsewhere is not run; upgrade transformers, or correct the name"
+        )
+    return config, cls
+
+
+def _read_generation_config(folder: Path) -> Any:
+    try:
+        return _transformers().GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{folder / GENERATION_CONFIG} must be a generation config, got one that transformers "
+            f"can't read ({error}): save the model again, or delete the file"
+        ) from error
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise ImportError(
+            "the folder of a transformers model needs transformers: pip install "
+            "'platon-prune[transformers]'"
+        ) from None
+
+
+def _without_values(config: Any, cls: Any, folder: Path) -> Any:
+    """The model on the meta device: shapes and names, no memory."""
+    try:
+        with torch.device("meta"):
+            return cls(config)
+    except Exception as error:
+        raise ValueError(
+            f"{folder / CONFIG} must describe a {cls.__name__}, got one that can't be built "
+            f"({type(error).__name__}: {error}): correct it, or save the model again"
+        ) from error
+
+
+def _check_shapes(model: Any, shapes: dict[str, tuple[int, ...]], subject: str) -> None:
+    """That a model made from the config has these tensors."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    differing = [
+        f"{name} {shapes.get(name, 'missing')} for {expected.get(name, 'none')}"
+        for name in [*expected, *shapes]
+        if shapes.get(name) != expected.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{subject} must have the tensors that its config describes, got {differing[0]} and "
+            f"{len(set(differing)) - 1} more differences: make the config describe it, or save the "
+            "part that you need, such as model.base_model"
+        )
+
+
+def _fill(model: Any, values: dict[str, Tensor]) -> None:
+    """Put tensors into the modules; names with the same tensor get the same parameter."""
+    parameters: dict[int, nn.Parameter] = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, value in values.items():
+        path, _, key = name.rpartition(".")
+        module = modules.get(path)
+        if module is None:
+            continue  # of a buffer that this version of transformers does not have
+        old = module._parameters.get(key)
+        if old is not None:
+            needs_gradient = old.requires_grad and value.is_floating_point()
+            parameter = parameters.setdefault(id(value), nn.Parameter(value, needs_gradient))
+            module._parameters[key] = parameter
+        elif key in module._buffers:
+            module._buffers[key] = value
+
+
+def _lacks_values(model: nn.Module) -> bool:
+    tensors = (*model.parameters(), *model.buffers())
+    kept = (value for module in model.modules() for value in vars(module).values())
+    return any(tensor.is_meta for tensor in tensors) or any(
+        isinstance(value, Tensor) and value.is_meta for value in kept
+    )
