@@ -18,7 +18,12 @@ from torch.nn.utils import prune
 
 from platon_prune import shards
 from platon_prune.blocks import Scratch, blocks, zero_pruned_
-from platon_prune.forms import TensorForm, to_own_keys, to_torch_form
+from platon_prune.forms import (
+    TensorForm,
+    asked_by_save_pretrained,
+    to_own_keys,
+    to_torch_form,
+)
 from platon_prune.selection import ScoredTensor, prune_smallest_
 from platon_prune.shards import are_alike, as_placed, is_sharded, local_of, placed_like
 from platon_prune.targets import check_prunable
@@ -268,8 +273,9 @@ class _PrunedModule(nn.Module):
         for form in self._platon_forms:
             mask_of(self, form.name)  # puts it where the weight is
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        always = asked_by_save_pretrained()
         for form in self._platon_forms:
-            if form.own_keys:
+            if form.own_keys or always:
                 to_own_keys(destination, prefix, form)
 
     def _load_from_state_dict(

@@ -33,7 +33,7 @@ _BIT_WEIGHTS = (1, 2, 4, 8, 16, 32, 64, 128)
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class DamagedData(ValueError):
+class DamagedDataError(ValueError):
     """Bytes that are not those of the tensor they are read for."""
 
 
@@ -95,7 +95,7 @@ def decode(
         read: Codec and stored bytes of a part.
 
     Raises:
-        DamagedData: If the bytes are not those of such a tensor.
+        DamagedDataError: If the bytes are not those of such a tensor.
     """
     integer, numel = _INTEGER_OF_SIZE[dtype.itemsize], _numel(shape)
     sizes = part_sizes(form, count, dtype, shape)
@@ -106,7 +106,9 @@ def decode(
         mask = torch.empty(numel, dtype=torch.bool)
         unpack_bits_(mask, packed)
         if count_true(mask) != count or (numel % 8 and int(packed[-1]) >> numel % 8):
-            raise DamagedData(f"a bitmask of {count_true(mask):,} entries for {count:,} values")
+            raise DamagedDataError(
+                f"a bitmask of {count_true(mask):,} entries for {count:,} values"
+            )
         values = _unpacked(*read("values"), sizes["values"], integer)
         flat = torch.zeros(numel, dtype=integer).masked_scatter_(mask, values)
     return flat.view(dtype).view(shape)
@@ -185,13 +187,13 @@ def _decompressed(data: bytearray, size: int) -> bytearray:
     try:
         promised = zstandard.frame_content_size(data)
         if promised != size:
-            raise DamagedData(f"compressed data of {promised:,} bytes where {size:,} belong")
+            raise DamagedDataError(f"compressed data of {promised:,} bytes where {size:,} belong")
         decompressor = zstandard.ZstdDecompressor()
         plain: bytes = decompressor.decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise DamagedData(f"data that zstd can't decompress ({error})") from None
+        raise DamagedDataError(f"data that zstd can't decompress ({error})") from None
     if len(plain) != size:
-        raise DamagedData(f"compressed data of {len(plain):,} bytes where {size:,} belong")
+        raise DamagedDataError(f"compressed data of {len(plain):,} bytes where {size:,} belong")
     return bytearray(plain)
 
 

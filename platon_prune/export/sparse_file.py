@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from platon_prune.export.codec import DamagedData, decode, encode, require_zstd
+from platon_prune.export.codec import DamagedDataError, decode, encode, require_zstd
 from platon_prune.export.container import ContainerWriter, read_header, refuse
 from platon_prune.export.effective import NamedTensor
 from platon_prune.export.index import Index, read_index, record_of
@@ -144,7 +144,7 @@ class SparseStateDict(Mapping[str, Tensor]):
 
         try:
             return decode(record.form, record.count, record.torch_dtype, record.shape, read)
-        except DamagedData as error:
+        except DamagedDataError as error:
             refuse(self.path, f"for {name} {error}")
 
     def _read(self, key: str) -> bytearray:
