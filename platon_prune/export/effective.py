@@ -69,7 +69,9 @@ def tensors_of(model: nn.Module, non_persistent: bool = False) -> list[NamedTens
             if name not in found and name not in masks:
                 _check(name, buffer)
                 found[name] = NamedTensor(name, buffer, persistent=False)
-    return list(found.values())
+    # A module that keeps its own keys lists its masked tensors last.
+    order = {name: i for i, name in enumerate(_names_in_order(model, renamed))}
+    return sorted(found.values(), key=lambda entry: order.get(entry.name, len(order)))
 
 
 def versions_of(model: nn.Module) -> dict[str, int]:
@@ -79,6 +81,13 @@ def versions_of(model: nn.Module) -> dict[str, int]:
         for name, module in model.named_modules(remove_duplicate=False)
         if type(module._version) is int
     }
+
+
+def _names_in_order(model: nn.Module, renamed: dict[str, str]) -> Iterator[str]:
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for key in (*module._parameters, *module._buffers):
+            name = f"{prefix}.{key}" if prefix else key
+            yield renamed.get(name, name)
 
 
 def _pruned(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
