@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,54 @@ def test_a_model_without_save_pretrained_from_transformers_parts_saves_torch_for
     model = nn.Sequential(transformers.pytorch_utils.Conv1D(6, 4))
     platon_prune.global_unstructured(model, amount=0.5, total_steps=20)
     assert set(model.state_dict()) == {"0.weight_orig", "0.weight_mask", "0.bias"}
+
+
+def _some_layers(model: nn.Module) -> nn.Sequential:
+    layer = model.bert.encoder.layer[0]
+    return nn.Sequential(layer.intermediate.dense, layer.output.dense)
+
+
+HANDED_OVER: dict[str, Callable[[nn.Module], object]] = {
+    "the model, with torch's form asked for": lambda model: (model, {"own_keys": False}),
+    "pairs": lambda model: ([(layer, "weight") for layer in _some_layers(model)], {}),
+    "one layer": lambda model: (_some_layers(model)[0], {}),
+    "a container of its layers": lambda model: (_some_layers(model), {}),
+    "the model in a plain module": lambda model: (nn.ModuleDict({"model": model}), {}),
+}
+
+
+@both_maskings
+@pytest.mark.parametrize("how", HANDED_OVER)
+def test_save_pretrained_is_complete_and_sparse_however_the_model_was_handed_over(
+    how: str, masking: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    model = bert()
+    handed, settings = HANDED_OVER[how](model)
+    scheduler = platon_prune.global_unstructured(
+        handed, amount=0.6, total_steps=12, window=2, masking=masking, **settings
+    )
+    go_on(model, logits, scheduler, 7)
+    keys = set(model.state_dict())
+    model.eval().save_pretrained(tmp_path)
+
+    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert num_pruned(model) > 0 and torch.equal(logits(again), logits(model))
+    assert set(model.state_dict()) == keys  # the form asked for, everywhere else
+    for key, site in named_sites(model).items():
+        assert torch.equal(again.get_parameter(key), masked(*site))
+
+
+def test_save_pretrained_is_complete_if_a_layer_was_pruned_before_it_joined_the_model(
+    tmp_path: Path,
+) -> None:
+    layer, model = nn.Linear(8, 3), bert().eval()
+    platon_prune.PlatonUnstructured.apply(layer, "weight", amount=0.5)
+    model.classifier = layer
+    assert "classifier.weight_orig" in model.state_dict()
+    model.save_pretrained(tmp_path)
+    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert int((again.classifier.weight == 0).sum()) == 12
+    assert torch.equal(logits(again), logits(model))

@@ -6,6 +6,7 @@ is never run.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import os
@@ -51,7 +52,8 @@ def save_folder(model: Any, folder: Path, compression: str | None) -> None:
                     os.replace(Path(beside, name), folder / name)
     except BaseException:
         if is_new:
-            folder.rmdir()
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise
 
 
@@ -66,7 +68,9 @@ def load_folder(folder: Path) -> nn.Module:
     tensors = SparseStateDict(folder / WEIGHTS)
     config, cls = _read_config(folder)
     model = _without_values(config, cls, folder)
-    _check_shapes(model, tensors.index.shapes(), str(folder))
+    _check_shapes(
+        model, tensors.index.shapes(), str(folder), "correct the config, or save the model again"
+    )
     values = {name: tensors.tensor(name) for name in tensors.index.order}
     _fill(model, values)
     if _lacks_values(model):
@@ -84,7 +88,14 @@ def _write(model: Any, tensors: list[NamedTensor], folder: Path, compression: st
     config.dtype = str(model.dtype).removeprefix("torch.")
     config.save_pretrained(folder)
     shapes = {entry.name: tuple(entry.tensor.shape) for entry in tensors if entry.persistent}
-    _check_shapes(_without_values(*_read_config(folder), folder), shapes, "model")
+    rebuilt = _without_values(*_read_config(folder), folder)
+    _check_shapes(
+        rebuilt,
+        shapes,
+        "model",
+        "merge adapters and make the config describe the rest, or save a file with its state dict: "
+        'save(torch.nn.ModuleDict({"model": model}), path)',
+    )
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
     with open(folder / WEIGHTS, "wb") as file:
@@ -119,7 +130,7 @@ def _read_config(folder: Path) -> tuple[Any, Any]:
         ) from error
     architectures = config.architectures or [None]
     cls = _class_named(architectures[0])
-    if cls is None or not isinstance(config, cls.config_class):
+    if cls is None or not isinstance(config, cls.config_class or transformers.PreTrainedConfig):
         raise ValueError(
             f"{folder / CONFIG} must name as architecture a model of transformers "
             f"{transformers.__version__} with this config, got {architectures[0]!r}: code from "
@@ -160,7 +171,9 @@ def _without_values(config: Any, cls: Any, folder: Path) -> Any:
         ) from error
 
 
-def _check_shapes(model: Any, shapes: dict[str, tuple[int, ...]], subject: str) -> None:
+def _check_shapes(
+    model: Any, shapes: dict[str, tuple[int, ...]], subject: str, advice: str
+) -> None:
     """That a model made from the config has these tensors."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     differing = [
@@ -171,8 +184,7 @@ def _check_shapes(model: Any, shapes: dict[str, tuple[int, ...]], subject: str) 
     if differing:
         raise ValueError(
             f"{subject} must have the tensors that its config describes, got {differing[0]} and "
-            f"{len(set(differing)) - 1} more differences: make the config describe it, or save the "
-            "part that you need, such as model.base_model"
+            f"{len(set(differing)) - 1} more differences: {advice}"
         )
 
 
