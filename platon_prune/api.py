@@ -67,7 +67,8 @@ def global_unstructured(
         exclude: Substrings of names to leave out.
         own_keys: Whether the model's state dict keeps its own keys while it is pruned (``weight``
             with its zeros, no mask) instead of torch's ``weight_orig`` and ``weight_mask``. By
-            default only where transformers saves it (anything with ``save_pretrained``).
+            default only where transformers saves it (anything with ``save_pretrained``). What calls
+            ``save_pretrained`` gets its own keys in any case.
         state_dtype: What the window and the averages are kept in: float32, or bfloat16 for half the
             memory and slightly other masks.
         offload_averages: Whether the averages are kept in host memory, where a window's end and a

@@ -105,6 +105,13 @@ def test_negative_zeros_nans_and_infinities_keep_their_bits(
     assert_same(platon_prune.load(saved(tmp_path, compression, a=tensor))["a"], tensor)
 
 
+@all_compressions
+def test_a_tensor_of_many_pieces_comes_back(compression: str, tmp_path: Path) -> None:
+    numbers = torch.arange(3 * (1 << 20) + 5, dtype=torch.int32)
+    tensor = torch.where(numbers % 7 == 0, numbers, 0)
+    assert_same(platon_prune.load(saved(tmp_path, compression, a=tensor))["a"], tensor)
+
+
 def test_strides_do_not_matter_and_values_are_in_row_major_order(tmp_path: Path) -> None:
     tensor = sparse_normal(20, 30).t()
     path = saved(tmp_path, a=tensor, b=sample(40)[::3], c=torch.tensor(1.5).expand(4, 5))

@@ -434,7 +434,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "platon_prune.bitmask.pack"])
+@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "platon_prune.export.codec.pack_bits"])
 def test_a_save_that_fails_leaves_the_old_file(
     where: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,7 +253,7 @@ def test_a_file_where_the_folder_belongs_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "model").read_text() == "mine"
 
 
-@pytest.mark.parametrize("where", ["os.fsync", "platon_prune.bitmask.pack"])
+@pytest.mark.parametrize("where", ["os.fsync", "platon_prune.export.codec.pack_bits"])
 def test_a_save_that_fails_leaves_the_old_folder(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

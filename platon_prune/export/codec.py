@@ -110,7 +110,7 @@ def decode(
                 f"a bitmask of {count_true(mask):,} entries for {count:,} values"
             )
         values = _unpacked(*read("values"), sizes["values"], integer)
-        flat = torch.zeros(numel, dtype=integer).masked_scatter_(mask, values)
+        flat = _scattered(values, mask)
     return flat.view(dtype).view(shape)
 
 
@@ -158,11 +158,34 @@ def unpack_bits_(mask: Tensor, packed: Tensor) -> None:
 def _forms(flat: Tensor, compression: str | None) -> Iterator[Encoded]:
     kept = flat.ne(0)
     count = count_true(kept)
-    yield Encoded("dense", flat.numel(), (_part("dense", flat, compression),))
-    if count < flat.numel():
+    dense = Encoded("dense", flat.numel(), (_part("dense", flat, compression),))
+    yield dense
+    is_worth_trying = -(-flat.numel() // 8) + count * flat.itemsize < dense.num_bytes
+    if is_worth_trying or (compression is not None and count < flat.numel()):
         bits = _part("bitmask", pack_bits(kept), compression)
-        values = _part("values", flat.masked_select(kept), compression)
+        values = _part("values", _selected(flat, kept, count), compression)
         yield Encoded("bitmask", count, (bits, values))
+
+
+# Both in pieces: torch's own functions make an index of eight bytes for each entry first.
+
+
+def _selected(flat: Tensor, kept: Tensor, count: int) -> Tensor:
+    values, start = flat.new_empty(count), 0
+    for piece in slices(flat.numel(), flat.device):
+        chosen = flat[piece].masked_select(kept[piece])
+        values[start : start + chosen.numel()] = chosen
+        start += chosen.numel()
+    return values
+
+
+def _scattered(values: Tensor, mask: Tensor) -> Tensor:
+    flat, start = torch.zeros(mask.numel(), dtype=values.dtype), 0
+    for piece in slices(mask.numel(), mask.device):
+        stop = start + count_true(mask[piece])
+        flat[piece].masked_scatter_(mask[piece], values[start:stop])
+        start = stop
+    return flat
 
 
 def _part(name: str, flat: Tensor, compression: str | None) -> Part:
