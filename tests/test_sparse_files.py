@@ -14,7 +14,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from tiny import MASKINGS, masked, num_pruned, sample, sites, tied_linears, train
+from tiny import CASES, MASKINGS, masked, num_pruned, sample, sites, tied_linears, train
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -328,6 +328,29 @@ def test_a_model_with_masks_is_saved_as_finalizing_would_leave_it(
         assert_same(state[name], value)
     platon_prune.save(model, tmp_path / "final", compression=compression)
     assert (tmp_path / "final").read_bytes() == (tmp_path / "model").read_bytes()
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+@pytest.mark.parametrize("name", CASES)
+def test_every_kind_of_module_is_saved_as_finalizing_would_leave_it(
+    name: str, masking: str, tmp_path: Path
+) -> None:
+    model = CASES[name].trained(masking)
+    platon_prune.save(model, tmp_path / "model")
+    state = dict(platon_prune.load(tmp_path / "model"))
+    platon_prune.remove(model)
+    assert list(state) == list(model.state_dict())
+    for key, value in model.state_dict().items():
+        assert_same(state[key], value)
+
+
+def test_the_default_device_does_not_matter(tmp_path: Path) -> None:
+    weight = sparse_normal(50)
+    with torch.device("meta"):
+        path = saved(tmp_path, "zstd", a=weight, b=weight.half(), c=torch.tensor(3, device="cpu"))
+        state = dict(platon_prune.load(path))
+    assert_same(state["a"], weight)
+    assert_same(state["b"], weight.half())
 
 
 @pytest.mark.parametrize("masking", MASKINGS)

@@ -135,7 +135,7 @@ def test_a_file_with_something_behind_it_is_refused(path: Path) -> None:
         platon_prune.load(path)
 
 
-def test_every_flipped_bit_of_the_data_is_found(path: Path) -> None:
+def test_a_flipped_bit_in_any_byte_of_the_data_is_found(path: Path) -> None:
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     for position in range(start, len(content)):

@@ -103,7 +103,7 @@ def decode(
         flat = _unpacked(*read("dense"), sizes["dense"], integer)
     else:
         packed = _unpacked(*read("bitmask"), sizes["bitmask"], torch.uint8)
-        mask = torch.empty(numel, dtype=torch.bool)
+        mask = torch.empty(numel, dtype=torch.bool, device="cpu")
         unpack_bits_(mask, packed)
         if count_true(mask) != count or (numel % 8 and int(packed[-1]) >> numel % 8):
             raise DamagedDataError(
@@ -180,7 +180,7 @@ def _selected(flat: Tensor, kept: Tensor, count: int) -> Tensor:
 
 
 def _scattered(values: Tensor, mask: Tensor) -> Tensor:
-    flat, start = torch.zeros(mask.numel(), dtype=values.dtype), 0
+    flat, start = values.new_zeros(mask.numel()), 0
     for piece in slices(mask.numel(), mask.device):
         stop = start + count_true(mask[piece])
         flat[piece].masked_scatter_(mask[piece], values[start:stop])
@@ -245,7 +245,9 @@ def _bytes_of(flat: Tensor) -> memoryview:
 
 
 def _flat_tensor(data: bytearray, dtype: torch.dtype) -> Tensor:
-    return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    return (
+        torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype, device="cpu")
+    )
 
 
 def _numel(shape: tuple[int, ...]) -> int:

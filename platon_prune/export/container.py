@@ -74,7 +74,9 @@ class ContainerWriter:
     def add(self, key: str, code: str, shape: Iterable[int], data: memoryview | bytes) -> None:
         """Append one entry's bytes."""
         if key in self._entries:
-            raise ValueError(f"names of tensors must not end like the parts of others, got {key!r}")
+            raise ValueError(
+                f"names of tensors must not be those of another's parts, got {key!r}: rename it"
+            )
         begin, self._end = self._end, self._end + len(data)
         offsets = [begin, self._end]
         self._entries[key] = {"dtype": code, "shape": list(shape), "data_offsets": offsets}
