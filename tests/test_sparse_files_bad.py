@@ -146,6 +146,18 @@ def test_a_flipped_bit_in_any_byte_of_the_data_is_found(path: Path) -> None:
             read(path)
 
 
+def test_a_flipped_bit_in_any_byte_of_the_header_is_found_when_the_file_is_opened(
+    path: Path,
+) -> None:
+    content = path.read_bytes()
+    for position in range(8 + int.from_bytes(content[:8], "little")):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError):
+            platon_prune.load(path)
+
+
 def test_random_damage_is_an_error_or_changes_nothing(path: Path) -> None:
     content = path.read_bytes()
     assert is_as_saved(read(path))
@@ -318,6 +330,20 @@ def test_compressed_data_must_be_one_frame_of_exactly_the_promised_size(
     forgery.put(key, BOMBS[kind]())
     forgery.write(path)
     with pytest.raises(ValueError):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("a frame of a gigabyte", 1 << 30), ("a frame of more", 5_000_000)]
+)
+def test_a_frame_that_promises_more_is_not_decompressed(
+    kind: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, forgery, key = zstd_forgery(tmp_path)
+    forgery.put(key, BOMBS[kind]())
+    forgery.write(path)
+    monkeypatch.setattr(zstandard, "ZstdDecompressor", None)
+    with pytest.raises(ValueError, match=f"compressed data of {size:,} bytes where 8,000 belong"):
         read(path)
 
 
