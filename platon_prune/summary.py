@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from platon_prune.blocks import count_kept
 from platon_prune.method import mask_of, pruned_tensors, weight_of
 from platon_prune.shards import is_sharded
+from platon_prune.tables import table
 from platon_prune.targets import find_tensors
 
 
@@ -59,11 +60,7 @@ class Summary:
             (row.name, "x".join(map(str, row.shape)), f"{row.kept:,}", f"{row.sparsity:.2%}")
             for row in (*self.rows, self.total)
         ]
-        widths = [max(len(line[column]) for line in lines) for column in range(4)]
-        return "\n".join(
-            f"{name:<{widths[0]}}  {shape:>{widths[1]}}  {kept:>{widths[2]}}  {share:>{widths[3]}}"
-            for name, shape, kept, share in lines
-        )
+        return table(lines)
 
 
 @torch.no_grad()

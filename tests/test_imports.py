@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # Every file of the package, by level; docs/contributing.md says what lives in each.
 LEVELS = [
     {"version", "schedule", "criteria", "blocks", "collectives", "gradients", "memory"}
-    | {"ordering", "shards"},
+    | {"ordering", "shards", "tables", "timing"},
     {"forms", "ranking", "targets"},
     {"selection"},
     {"method"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from platon_prune.scheduler import PlatonScheduler
+    from platon_prune.timing import Clock
 
 HELP = "Measure speed and memory on the shapes of BERT-base against a textbook implementation."
 
@@ -30,9 +30,6 @@ SQUAD = CubicSchedule(
 SHORT = CubicSchedule(amount=0.9, total_steps=45, warmup_steps=20, cooldown_steps=5, window=10)
 _LINEARS_PER_LAYER = 6  # query, key, value, output, and two of the feed-forward block
 KINDS = ("ordinary step", "window's end", "choosing step", "final-phase step")
-
-
-Clock = Callable[[Callable[[], object]], float]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the tables, write the file."""
     import torch
+
+    from platon_prune.timing import clock
 
     if arguments.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, got {arguments.repeats}")
@@ -246,26 +245,6 @@ def _step_times(
                     ratios.append(sample / copy)
         contest.close()
     return times, copies, to_copy
-
-
-def clock(device: str, processor_time: bool = False) -> Clock:
-    """A function that says how many milliseconds another one takes, its kernels included."""
-    import torch
-
-    now = time.thread_time if processor_time else time.perf_counter
-
-    def wait() -> None:
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize(device)
-
-    def timed(function: Callable[[], object]) -> float:
-        wait()
-        start = now()
-        function()
-        wait()
-        return 1000 * (now() - start)
-
-    return timed
 
 
 # --- selection ----------------------------------------------------------------------------------

@@ -1,0 +1,176 @@
+"""`SparseLinear`: a linear layer that holds its weight as CSR and multiplies only what is not zero.
+
+The product is ``W @ x.T`` with 32-bit indices, the one arrangement that is fast on a CPU: the CSR
+weight on the left, the tokens along the contiguous dimension of both dense matrices.
+``F.linear(x, W)`` arranges them the other way round and takes longer than a dense layer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class SparseLinear(nn.Module):
+    """Linear layer for inference on the CPU: ``x @ W.T + bias`` with W as float32 CSR.
+
+    The three tensors of the CSR form are buffers, so the module can be copied, pickled, moved and
+    saved like any other; the bias stays a parameter. Gradients reach inputs and bias, as through
+    a layer with a frozen weight.
+
+    Args:
+        weight: Dense weight, outputs by inputs, float32, on the CPU; its zeros are left out.
+        bias: One float32 number per output, or None.
+        contiguous_output: Whether the output is laid out as a dense layer's. If not, it is a
+            transposed view of the product, which saves a copy.
+    """
+
+    crow_indices: Tensor
+    col_indices: Tensor
+    values: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, weight: Tensor, bias: nn.Parameter | None = None, *, contiguous_output: bool = True
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.contiguous_output = contiguous_output
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            csr = weight.detach().to_sparse_csr()
+        # MKL's kernels are faster with 32-bit indices, and the weight takes two thirds of the
+        # memory.
+        self.register_buffer("crow_indices", csr.crow_indices().to(torch.int32))
+        self.register_buffer("col_indices", csr.col_indices().to(torch.int32))
+        self.register_buffer("values", csr.values())
+        self.register_parameter("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as a sparse CSR tensor, outputs by inputs, sharing memory with the buffers."""
+        return _csr(
+            self.crow_indices,
+            self.col_indices,
+            self.values,
+            self.out_features,
+            self.in_features,
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer to the last dimension, as ``nn.Linear`` does.
+
+        Args:
+            input: Shape ``(..., in_features)``, float32.
+
+        Returns:
+            Shape ``(..., out_features)``, float32.
+
+        Raises:
+            TypeError: If the input is not float32, or automatic mixed precision is on.
+            ValueError: If the last dimension of the input is not ``in_features``.
+        """
+        self._check(input)
+        tokens = input.reshape(-1, self.in_features)
+        if torch.compiler.is_compiling():
+            # A graph can't hold sparse tensors, so the product is one opaque operation in it; the
+            # bias and the transposition are left to the compiler, which fuses them.
+            product = csr_matmul(
+                self.crow_indices,
+                self.col_indices,
+                self.values,
+                self.in_features,
+                tokens.t(),
+            )
+            output = product.t() if self.bias is None else product.t() + self.bias
+        elif self.bias is None:
+            output = (self.weight @ tokens.t()).t()
+        else:
+            output = torch.addmm(self.bias[:, None], self.weight, tokens.t()).t()
+        if self.contiguous_output:
+            output = output.contiguous()
+        return output.view(*input.shape[:-1], self.out_features)
+
+    def _check(self, input: Tensor) -> None:
+        if input.dtype != torch.float32 or self.values.dtype != torch.float32:
+            raise TypeError(
+                "a sparse linear layer must have float32 inputs and weights, got "
+                f"{input.dtype} and {self.values.dtype}: keep the model in float32, or use the "
+                "dense model"
+            )
+        if torch.is_autocast_enabled("cpu"):
+            raise TypeError(
+                "a sparse linear layer must run in float32, got a call under torch.autocast: "
+                "leave autocast off, or use the dense model"
+            )
+        if input.ndim == 0 or input.shape[-1] != self.in_features:
+            raise ValueError(
+                f"input must have {self.in_features} entries in its last dimension, got shape "
+                f"{tuple(input.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        """Sizes and density, for ``print(model)``."""
+        density = self.values.numel() / (self.in_features * self.out_features)
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, density={density:.4f}"
+        )
+
+
+def _csr(
+    crow_indices: Tensor, col_indices: Tensor, values: Tensor, num_rows: int, num_columns: int
+) -> Tensor:
+    return torch.sparse_csr_tensor(
+        crow_indices, col_indices, values, (num_rows, num_columns), check_invariants=False
+    )
+
+
+# --- for torch.compile --------------------------------------------------------------------------
+
+
+@torch.library.custom_op("platon_prune::csr_matmul", mutates_args=())
+def csr_matmul(
+    crow_indices: Tensor, col_indices: Tensor, values: Tensor, num_columns: int, dense: Tensor
+) -> Tensor:
+    """``W @ dense`` for a CSR matrix given by its parts; shape rows of W by columns of dense."""
+    num_rows = crow_indices.numel() - 1
+    return _csr(crow_indices, col_indices, values, num_rows, num_columns) @ dense
+
+
+@torch.library.custom_op("platon_prune::csr_matmul_transposed", mutates_args=())
+def csr_matmul_transposed(
+    crow_indices: Tensor, col_indices: Tensor, values: Tensor, num_columns: int, dense: Tensor
+) -> Tensor:
+    """``W.T @ dense``, which takes gradients back through :func:`csr_matmul`."""
+    num_rows = crow_indices.numel() - 1
+    return _csr(crow_indices, col_indices, values, num_rows, num_columns).t() @ dense
+
+
+@csr_matmul.register_fake
+def _(
+    crow_indices: Tensor, col_indices: Tensor, values: Tensor, num_columns: int, dense: Tensor
+) -> Tensor:
+    return dense.new_empty(crow_indices.shape[0] - 1, dense.shape[1])
+
+
+@csr_matmul_transposed.register_fake
+def _(
+    crow_indices: Tensor, col_indices: Tensor, values: Tensor, num_columns: int, dense: Tensor
+) -> Tensor:
+    return dense.new_empty(num_columns, dense.shape[1])
+
+
+def _remember_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.num_columns = inputs[3]
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return None, None, None, None, csr_matmul_transposed(*ctx.saved_tensors, ctx.num_columns, grad)
+
+
+csr_matmul.register_autograd(_gradients, setup_context=_remember_weight)

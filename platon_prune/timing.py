@@ -1,0 +1,57 @@
+"""Clocks, and times that are fair on a machine whose speed changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+Clock = Callable[[Callable[[], object]], float]
+
+
+def clock(device: str, processor_time: bool = False) -> Clock:
+    """A function that says how many milliseconds another one takes, its kernels included.
+
+    Args:
+        device: Where the work is done.
+        processor_time: Whether to count this thread's processor time instead of wall-clock time.
+    """
+    now = time.thread_time if processor_time else time.perf_counter
+
+    def wait() -> None:
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def timed(function: Callable[[], object]) -> float:
+        wait()
+        start = now()
+        function()
+        wait()
+        return 1000 * (now() - start)
+
+    return timed
+
+
+def interleaved(
+    functions: Sequence[Callable[[], object]], rounds: int, timed: Clock
+) -> list[list[float]]:
+    """Times of several functions that take turns, so that a slow moment of the machine hits all.
+
+    Args:
+        functions: What to time; every other round calls them in reverse order.
+        rounds: Times to take of each, after a first call that is not counted.
+        timed: The clock.
+
+    Returns:
+        For each function its ``rounds`` times, in what ``timed`` counts.
+    """
+    times: list[list[float]] = [[] for _ in functions]
+    order = list(range(len(functions)))
+    for i in order:
+        timed(functions[i])
+    for _ in range(rounds):
+        for i in order:
+            times[i].append(timed(functions[i]))
+        order.reverse()
+    return times
