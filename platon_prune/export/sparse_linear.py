@@ -28,9 +28,9 @@ class SparseLinear(nn.Module):
             transposed view of the product, which saves a copy.
     """
 
-    crow_indices: Tensor
-    col_indices: Tensor
-    values: Tensor
+    weight_crow_indices: Tensor
+    weight_col_indices: Tensor
+    weight_values: Tensor
     bias: nn.Parameter | None
 
     def __init__(
@@ -44,18 +44,18 @@ class SparseLinear(nn.Module):
             csr = weight.detach().to_sparse_csr()
         # MKL's kernels are faster with 32-bit indices, and the weight takes two thirds of the
         # memory.
-        self.register_buffer("crow_indices", csr.crow_indices().to(torch.int32))
-        self.register_buffer("col_indices", csr.col_indices().to(torch.int32))
-        self.register_buffer("values", csr.values())
+        self.register_buffer("weight_crow_indices", csr.crow_indices().to(torch.int32))
+        self.register_buffer("weight_col_indices", csr.col_indices().to(torch.int32))
+        self.register_buffer("weight_values", csr.values())
         self.register_parameter("bias", bias)
 
     @property
     def weight(self) -> Tensor:
         """The weight as a sparse CSR tensor, outputs by inputs, sharing memory with the buffers."""
         return _csr(
-            self.crow_indices,
-            self.col_indices,
-            self.values,
+            self.weight_crow_indices,
+            self.weight_col_indices,
+            self.weight_values,
             self.out_features,
             self.in_features,
         )
@@ -75,13 +75,14 @@ class SparseLinear(nn.Module):
         """
         self._check(input)
         tokens = input.reshape(-1, self.in_features)
+        output: Tensor
         if torch.compiler.is_compiling():
             # A graph can't hold sparse tensors, so the product is one opaque operation in it; the
             # bias and the transposition are left to the compiler, which fuses them.
             product = csr_matmul(
-                self.crow_indices,
-                self.col_indices,
-                self.values,
+                self.weight_crow_indices,
+                self.weight_col_indices,
+                self.weight_values,
                 self.in_features,
                 tokens.t(),
             )
@@ -95,10 +96,10 @@ class SparseLinear(nn.Module):
         return output.view(*input.shape[:-1], self.out_features)
 
     def _check(self, input: Tensor) -> None:
-        if input.dtype != torch.float32 or self.values.dtype != torch.float32:
+        if input.dtype != torch.float32 or self.weight_values.dtype != torch.float32:
             raise TypeError(
                 "a sparse linear layer must have float32 inputs and weights, got "
-                f"{input.dtype} and {self.values.dtype}: keep the model in float32, or use the "
+                f"{input.dtype} and {self.weight_values.dtype}: keep the model in float32, or use the "
                 "dense model"
             )
         if torch.is_autocast_enabled("cpu"):
@@ -114,7 +115,7 @@ class SparseLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes and density, for ``print(model)``."""
-        density = self.values.numel() / (self.in_features * self.out_features)
+        density = self.weight_values.numel() / (self.in_features * self.out_features)
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, density={density:.4f}"
