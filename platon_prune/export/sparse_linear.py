@@ -42,11 +42,11 @@ class SparseLinear(nn.Module):
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             csr = weight.detach().to_sparse_csr()
-        # MKL's kernels are faster with 32-bit indices, and the weight takes two thirds of the
-        # memory.
+        # MKL's kernels are faster with 32-bit indices, and they save a third of the memory.
         self.register_buffer("weight_crow_indices", csr.crow_indices().to(torch.int32))
         self.register_buffer("weight_col_indices", csr.col_indices().to(torch.int32))
-        self.register_buffer("weight_values", csr.values())
+        # A copy: what CSR hands out is a view of a sparse tensor, which the compiler refuses.
+        self.register_buffer("weight_values", csr.values().clone())
         self.register_parameter("bias", bias)
 
     @property
@@ -99,13 +99,13 @@ class SparseLinear(nn.Module):
         if input.dtype != torch.float32 or self.weight_values.dtype != torch.float32:
             raise TypeError(
                 "a sparse linear layer must have float32 inputs and weights, got "
-                f"{input.dtype} and {self.weight_values.dtype}: keep the model in float32, or use the "
-                "dense model"
+                f"{input.dtype} and {self.weight_values.dtype}: keep the model in float32, or "
+                "use the dense one"
             )
         if torch.is_autocast_enabled("cpu"):
             raise TypeError(
                 "a sparse linear layer must run in float32, got a call under torch.autocast: "
-                "leave autocast off, or use the dense model"
+                "leave autocast off, or use the dense one"
             )
         if input.ndim == 0 or input.shape[-1] != self.in_features:
             raise ValueError(
