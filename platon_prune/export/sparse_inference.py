@@ -29,7 +29,9 @@ from platon_prune.timing import Clock, clock, interleaved
 DEFAULT_NUM_TOKENS = 128
 # A layer is converted if it then takes at most this share of its dense time: less may be noise.
 _WORTHWHILE = 0.9
-_ROUNDS = 31
+_FEWEST_ROUNDS, _MOST_ROUNDS = 31, 301
+# Small layers are timed for at least so long, lest one busy moment fill all of it.
+_SHORTEST_MS = 200.0
 
 
 @dataclass(frozen=True)
@@ -242,9 +244,11 @@ class _Measure:
         # A generator of its own: the user's random numbers stay what they were.
         inputs = torch.randn(num_tokens, layer.shape[1], generator=torch.Generator().manual_seed(0))
         functions = [partial(layer.module.forward, inputs), partial(sparse.forward, inputs)]
+        first = sum(self._timed(function) for function in functions)
+        rounds = min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, round(_SHORTEST_MS / max(first, 1e-3))))
         # The shortest, as timeit advises: a busy machine only ever adds, and on one that was, two
         # threads waited in more than three calls of four, so that every median said the same.
-        dense_ms, sparse_ms = map(min, interleaved(functions, _ROUNDS, self._timed))
+        dense_ms, sparse_ms = map(min, interleaved(functions, rounds, self._timed))
         return dense_ms, sparse_ms
 
 
