@@ -429,6 +429,28 @@ def test_a_compiled_model_is_one_graph_with_equal_outputs_and_gradients(bias, mo
     torch._dynamo.reset()
 
 
+@torch.no_grad()
+def test_a_compiled_graph_may_read_the_weight():
+    torch._dynamo.reset()
+    layer = with_zeros(nn.Linear(8, 6))
+    weight = layer.weight.detach().clone()
+    sparse = converted(layer)
+    read = torch.compile(lambda: sparse.weight * 2, fullgraph=True, backend="aot_eager")
+    assert torch.equal(read(), weight * 2)
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_a_compiled_t5_which_asks_weights_for_their_type_is_one_graph():
+    torch._dynamo.reset()
+    model = with_zeros(tiny_transformers.t5())
+    tokens = {"input_ids": torch.ones(1, 4).long(), "decoder_input_ids": torch.ones(1, 4).long()}
+    expected = model(**tokens).logits
+    compiled = torch.compile(converted(model), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**tokens, use_cache=False).logits, expected)
+    torch._dynamo.reset()
+
+
 def test_the_operations_of_compiled_graphs_keep_torchs_rules():
     sparse = SparseLinear(with_zeros(nn.Linear(8, 6)).weight)
     parts = (sparse.weight_crow_indices, sparse.weight_col_indices, sparse.weight_values, 8)

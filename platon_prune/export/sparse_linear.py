@@ -51,7 +51,13 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as a sparse CSR tensor, outputs by inputs, sharing memory with the buffers."""
+        """The weight, outputs by inputs: sparse CSR that shares memory with the buffers.
+
+        Within a compiled graph, which can't hold sparse tensors, it is dense. Models that read no
+        more than its dtype, as T5 does, pay nothing for it: what is not used is not computed.
+        """
+        if torch.compiler.is_compiling():
+            return self._product(torch.eye(self.in_features, device=self.weight_values.device))
         return _csr(
             self.weight_crow_indices,
             self.weight_col_indices,
@@ -79,13 +85,7 @@ class SparseLinear(nn.Module):
         if torch.compiler.is_compiling():
             # A graph can't hold sparse tensors, so the product is one opaque operation in it; the
             # bias and the transposition are left to the compiler, which fuses them.
-            product = csr_matmul(
-                self.weight_crow_indices,
-                self.weight_col_indices,
-                self.weight_values,
-                self.in_features,
-                tokens.t(),
-            )
+            product = self._product(tokens.t())
             output = product.t() if self.bias is None else product.t() + self.bias
         elif self.bias is None:
             output = (self.weight @ tokens.t()).t()
@@ -94,6 +94,16 @@ class SparseLinear(nn.Module):
         if self.contiguous_output:
             output = output.contiguous()
         return output.view(*input.shape[:-1], self.out_features)
+
+    def _product(self, dense: Tensor) -> Tensor:
+        """``W @ dense`` as one operation of a graph."""
+        return csr_matmul(
+            self.weight_crow_indices,
+            self.weight_col_indices,
+            self.weight_values,
+            self.in_features,
+            dense,
+        )
 
     def _check(self, input: Tensor) -> None:
         if input.dtype != torch.float32 or self.weight_values.dtype != torch.float32:
