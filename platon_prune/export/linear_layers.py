@@ -87,8 +87,10 @@ def count_tokens(
     """The most rows that each layer sees in one call of the model; 0 if it is not called."""
     tokens = dict.fromkeys((layer.module for layer in layers), 0)
 
-    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        tokens[module] = max(tokens[module], math.prod(output.shape[:-1]))
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        # A subclass, which stays dense anyway, may return something else.
+        if isinstance(output, Tensor):
+            tokens[module] = max(tokens[module], math.prod(output.shape[:-1]))
 
     handles = [layer.module.register_forward_hook(count) for layer in layers]
     try:
@@ -140,10 +142,10 @@ def reason_to_skip(layer: Layer, num_tokens: int, holders: Mapping[int, int]) ->
             return f"on {tensor.device.type}"
         if tensor is not None and tensor.dtype != torch.float32:
             return f"in {str(tensor.dtype).removeprefix('torch.')}, which has no sparse kernel"
-    if holders[weight.data_ptr()] > 1:
-        return "with a weight that another module shares"
     if weight.numel() == 0:
         return "without entries"
+    if holders[weight.data_ptr()] > 1:
+        return "with a weight that another module shares"
     if num_tokens == 0:
         return "that example_inputs do not reach"
     return None

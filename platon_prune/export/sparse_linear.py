@@ -97,13 +97,14 @@ class SparseLinear(nn.Module):
 
     def _product(self, dense: Tensor) -> Tensor:
         """``W @ dense`` as one operation of a graph."""
-        return csr_matmul(
+        product: Tensor = csr_matmul(
             self.weight_crow_indices,
             self.weight_col_indices,
             self.weight_values,
             self.in_features,
             dense,
         )
+        return product
 
     def _check(self, input: Tensor) -> None:
         if input.dtype != torch.float32 or self.weight_values.dtype != torch.float32:
