@@ -14,7 +14,8 @@ from torch.nn.utils import prune
 from platon_prune.blocks import Scratch
 from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion, make_criterion
-from platon_prune.method import MASKINGS, apply_mask_, pruned_tensors
+from platon_prune.masked import apply_mask_, pruned_tensors
+from platon_prune.method import MASKINGS
 from platon_prune.schedule import CubicSchedule
 from platon_prune.scheduler import PlatonScheduler
 from platon_prune.targets import Pairs, Target, bare, select

@@ -1,4 +1,4 @@
-"""`PlatonUnstructured`: puts a mask on one tensor of a module, updates it in place, takes it off.
+"""`PlatonUnstructured`: puts a mask on one tensor of a module and takes it off again.
 
 As in torch's prune, the Parameter is registered as ``weight_orig``, the mask as the buffer
 ``weight_mask``, and the method sits among the forward pre-hooks. As in torch's parametrize,
@@ -8,24 +8,19 @@ are in the parameter itself, and its gradient stays dense: that is how a pruned 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from platon_prune import shards
-from platon_prune.blocks import Scratch, blocks, zero_pruned_
-from platon_prune.forms import (
-    TensorForm,
-    asked_by_save_pretrained,
-    to_own_keys,
-    to_torch_form,
-)
+from platon_prune.blocks import Scratch
+from platon_prune.forms import TensorForm
+from platon_prune.masked import apply_mask_, form_of, forms_of, mask_of
+from platon_prune.pruned_class import class_with
 from platon_prune.selection import ScoredTensor, prune_smallest_
-from platon_prune.shards import are_alike, as_placed, is_sharded, local_of, placed_like
+from platon_prune.shards import as_placed, local_of
 from platon_prune.targets import check_prunable
 
 MASKINGS = ("step", "window")
@@ -79,7 +74,7 @@ class PlatonUnstructured(prune.BasePruningMethod):
 
     def apply_mask(self, module: nn.Module) -> Tensor:
         """The masked tensor, as torch's contract has it: same shape and dtype, a new tensor."""
-        form = _form_of(module, self._tensor_name)
+        form = form_of(module, self._tensor_name)
         return torch.where(getattr(module, form.mask), getattr(module, form.orig), 0)
 
     @classmethod
@@ -125,10 +120,10 @@ class PlatonUnstructured(prune.BasePruningMethod):
         by ``torch.nn.utils.prune.remove(module, name)``.
         """
         name = self._tensor_name
-        form = _form_of(module, name)
+        form = form_of(module, name)
         apply_mask_(module, name, Scratch())
-        forms = tuple(other for other in _forms_of(module) if other is not form)
-        module.__class__ = _class_with(type(module), forms)
+        forms = tuple(other for other in forms_of(module) if other is not form)
+        module.__class__ = class_with(type(module), forms)
         _rename(module, form.orig, name)
         del module._buffers[form.mask]
         module._non_persistent_buffers_set.discard(form.mask)
@@ -165,7 +160,7 @@ def attach(
     method = PlatonUnstructured(amount)
     method._tensor_name = name
     form = TensorForm(name, masking, own_keys)
-    pruned_class = _class_with(type(module), (*_forms_of(module), form))
+    pruned_class = class_with(type(module), (*forms_of(module), form))
     if mask is None:
         local = torch.ones(local_of(weight).shape, dtype=torch.bool, device=weight.device)
         mask = as_placed(local, weight)
@@ -178,225 +173,6 @@ def attach(
     module.__dict__.setdefault("_platon_methods", {})[name] = method
     module.register_forward_pre_hook(method)
     return method
-
-
-def weight_of(module: nn.Module, name: str) -> Tensor:
-    """The parameter under a mask, whatever has replaced it since (wrapping, ``assign=True``)."""
-    return shards.registered(module, f"{name}_orig")
-
-
-def mask_of(module: nn.Module, name: str) -> Tensor:
-    """The bool mask of a pruned tensor (True = kept), placed over processes as its weight is.
-
-    Updating it in place is allowed.
-    """
-    key = f"{name}_mask"
-    mask: Tensor = getattr(module, key)
-    weight = weight_of(module, name)
-    if not are_alike(mask, weight):  # the weight has been sharded since
-        mask = module._buffers[key] = placed_like(mask, weight)
-    return mask
-
-
-def apply_mask_(module: nn.Module, name: str, scratch: Scratch) -> None:
-    """Zero, in the parameter itself, what the mask prunes."""
-    weight = local_of(weight_of(module, name).detach())
-    for block, mask in blocks(weight, local_of(mask_of(module, name))):
-        zero_pruned_(block, mask, scratch)
-
-
-def pruned_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """(full name, module, tensor name) of every tensor with a mask of ours, shared ones again."""
-    for prefix, module in model.named_modules():
-        for form in _forms_of(module):
-            yield f"{prefix}.{form.name}" if prefix else form.name, module, form.name
-
-
-def method_of(module: nn.Module, name: str) -> PlatonUnstructured | None:
-    """Our method on ``module.name``, or None if it carries no mask of ours."""
-    methods: dict[str, PlatonUnstructured] = module.__dict__.get("_platon_methods", {})
-    return methods.get(name)
-
-
-# --- the subclass -------------------------------------------------------------------------------
-
-
-class _PrunedModule(nn.Module):
-    """What pruned modules of every class share: how they are copied, moved, saved and loaded."""
-
-    _platon_base: type[nn.Module]
-    _platon_forms: tuple[TensorForm, ...]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        # Not passed on: a class that registers its subclasses, or wants arguments for each, must
-        # not take ours for one of them.
-        pass
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class can't be found by its name, which is its base's; it is made again instead.
-        return _new_instance, (self._platon_base, self._platon_forms), self.__getstate__()  # type: ignore[no-untyped-call]
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        for form in self._platon_forms:
-            if form.name == name:
-                if not is_sharded(param):
-                    _refuse_assignment(self, form)
-                name = form.orig  # tensor parallelism puts the sharded weight in its place
-        super().register_parameter(name, param)
-
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        without_values = [mask_of(self, form.name).is_meta for form in self._platon_forms]
-        super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
-        for form, was_meta in zip(self._platon_forms, without_values, strict=True):
-            # type(dtype) and to(memory_format=...) change buffers too.
-            mask = mask_of(self, form.name).to(torch.bool).contiguous()
-            self._buffers[form.mask] = mask
-            if was_meta and not mask.is_meta:
-                mask.fill_(True)
-        if isinstance(self, nn.RNNBase):
-            self.flatten_parameters()
-        return self
-
-    def named_buffers(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, Tensor]]:
-        yield from super().named_buffers(prefix, recurse, remove_duplicate)
-        if not recurse:
-            # What torch.distributed.checkpoint reads to learn which keys a whole dict may have.
-            for form in self._platon_forms:
-                if form.own_keys:
-                    yield f"{prefix}.{form.name}" if prefix else form.name, getattr(self, form.orig)
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        for form in self._platon_forms:
-            mask_of(self, form.name)  # puts it where the weight is
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        always = asked_by_save_pretrained()
-        for form in self._platon_forms:
-            if form.own_keys or always:
-                to_own_keys(destination, prefix, form)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        assign = local_metadata.get("assign_to_params_buffers", False)
-        for form in self._platon_forms:
-            mask_of(self, form.name)  # puts it where the weight is
-            own = None if assign else weight_of(self, form.name)
-            to_torch_form(state_dict, prefix, form, own)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
-
-
-def _new_instance(base: type[nn.Module], forms: tuple[TensorForm, ...]) -> nn.Module:
-    cls: type[nn.Module] = _pruned_class(base, forms)  # type: ignore[arg-type]
-    return cls.__new__(cls)
-
-
-def _class_with(cls: Any, forms: tuple[TensorForm, ...]) -> Any:
-    """The class of a module with these tensors masked instead of those of ``cls``."""
-    if not hasattr(cls, "_platon_forms"):
-        return _pruned_class(cls, forms)
-    if "_platon_base" in cls.__dict__:
-        return _pruned_class(cls._platon_base, forms)
-    # Something has derived from our class since (a parametrization of another tensor).
-    bases = tuple(
-        _class_with(base, forms) if hasattr(base, "_platon_forms") else base
-        for base in cls.__bases__
-    )
-    body = {key: cls.__dict__[key] for key in cls.__dict__.keys() - {"__dict__", "__weakref__"}}
-    return type(cls)(cls.__name__, bases, body)
-
-
-@functools.cache
-def _pruned_class(base: type, forms: tuple[TensorForm, ...]) -> Any:
-    """The subclass of ``base`` with these tensors as properties; ``base`` if there are none."""
-    if not forms:
-        return base
-    body: dict[str, Any] = {form.name: _weight_property(form) for form in forms}
-    if issubclass(base, nn.RNNBase):
-        body |= _RECURRENT
-    body |= {
-        "_platon_base": base,
-        "_platon_forms": forms,
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-    }
-    return type(base)(base.__name__, (_PrunedModule, base), body)
-
-
-# The forward of a recurrent module reads a list of its parameters that it keeps beside them. While
-# pruned it is made at each reading, for the list would go stale, and never in between: half-way
-# through a move or a load the masks and the weights do not fit each other.
-_RECURRENT: dict[str, Any] = {
-    "_flat_weights": property(
-        lambda self: [getattr(self, name) for name in self._flat_weights_names],
-        lambda self, value: None,
-    ),
-    "_init_flat_weights": lambda self: setattr(
-        self, "_flat_weight_refs", [None] * len(self._flat_weights_names)
-    ),
-    "__setattr__": nn.Module.__setattr__,
-    "_replicate_for_data_parallel": nn.Module._replicate_for_data_parallel,
-}
-
-
-def _weight_property(form: TensorForm) -> property:
-    def get(module: nn.Module) -> Tensor:
-        if not torch.compiler.is_compiling():
-            _refuse_foreign_method(module, form)
-        weight: Tensor = getattr(module, form.orig)
-        if form.masking == "step" or module.training:
-            return weight
-        mask: Tensor = getattr(module, form.mask)
-        if not are_alike(mask, weight):  # gathered for a forward: so must the mask be
-            mask = placed_like(mask, weight)
-        return torch.where(mask, weight, 0)
-
-    def set_(module: nn.Module, value: Any) -> None:
-        _refuse_assignment(module, form)
-
-    return property(get, set_, doc=f"The pruned ``{form.name}``.")
-
-
-def _refuse_assignment(module: nn.Module, form: TensorForm) -> NoReturn:
-    raise RuntimeError(
-        f"{form.name} of a pruned {type(module).__name__} can't be assigned: write to "
-        f'{form.orig}, or finalize with torch.nn.utils.prune.remove(module, "{form.name}")'
-    )
-
-
-def _refuse_foreign_method(module: nn.Module, form: TensorForm) -> None:
-    """Put our hook back and complain if a torch method is about to take its place.
-
-    torch's ``apply`` takes the hook of an earlier method out to wrap it in a container, then
-    reads the tensor: the one moment at which it can be stopped before it changes anything.
-    """
-    method = method_of(module, form.name)
-    assert method is not None
-    if any(hook is method for hook in module._forward_pre_hooks.values()):
-        return
-    module.register_forward_pre_hook(method)
-    raise RuntimeError(
-        f"{form.name} of a {type(module).__name__} pruned by platon_prune can't take a second "
-        f'pruning method: finalize it first with torch.nn.utils.prune.remove(module, "{form.name}")'
-    )
-
-
-def _forms_of(module: nn.Module) -> tuple[TensorForm, ...]:
-    forms: tuple[TensorForm, ...] = getattr(type(module), "_platon_forms", ())
-    return forms
-
-
-def _form_of(module: nn.Module, name: str) -> TensorForm:
-    return next(form for form in _forms_of(module) if form.name == name)
 
 
 def _rename(module: nn.Module, old: str, new: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from platon_prune.blocks import count_kept
-from platon_prune.method import mask_of, pruned_tensors, weight_of
+from platon_prune.masked import mask_of, pruned_tensors, weight_of
 from platon_prune.shards import is_sharded
 from platon_prune.tables import table
 from platon_prune.targets import find_tensors

@@ -11,14 +11,8 @@ from torch import Tensor
 from platon_prune.averages import Averages
 from platon_prune.blocks import Scratch, blocks, count_kept, zero_pruned_
 from platon_prune.criteria import Criterion
-from platon_prune.method import (
-    PlatonUnstructured,
-    apply_mask_,
-    attach,
-    mask_of,
-    method_of,
-    weight_of,
-)
+from platon_prune.masked import apply_mask_, mask_of, method_of, weight_of
+from platon_prune.method import PlatonUnstructured, attach
 from platon_prune.selection import ScoredTensor
 from platon_prune.shards import Part, as_placed, local_of, part_of, placed_like, placement_of
 from platon_prune.targets import Target

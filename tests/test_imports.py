@@ -14,7 +14,8 @@ LEVELS = [
     {"version", "schedule", "criteria", "blocks", "collectives", "gradients", "memory"}
     | {"ordering", "shards", "tables", "timing"},
     {"forms", "ranking", "targets"},
-    {"selection"},
+    {"selection", "masked"},
+    {"pruned_class"},
     {"method"},
     {"averages"},
     {"tracked", "states", "export"},
