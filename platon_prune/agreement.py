@@ -62,9 +62,12 @@ def require_same_settings(
     Args:
         processes: Those that prune together.
         settings: Of this process.
-        tensors: Whose names and shapes must be the same too.
+        tensors: Which must be alike too, and in the same order.
     """
-    own = {**settings, **{f"shape of {t.name}": tuple(t.parameter.shape) for t in tensors}}
+    own: dict[str, Any] = dict(settings)
+    for tensor in tensors:
+        own |= tensor.description
+    own["order of tensors"] = [tensor.name for tensor in tensors]
     everyone = processes.gather(own)
     for rank, others in enumerate(everyone[1:], start=1):
         require_equal_settings(everyone[0], others, "in process 0", f"in process {rank}")

@@ -140,10 +140,12 @@ def _keep_masks_out_of_broadcasts(model: nn.Module, wrapped: nn.Module) -> None:
     It reads the model's list when it wraps that, and its own at each forward.
     """
     masks = [f"{name}_mask" for name, _, _ in pruned_tensors(model)]
+    masks += [f"_orig_mod.{name}" for name in masks]  # as torch.compile's wrapper calls them
     ignored: Any = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
     model._ddp_params_and_buffers_to_ignore = [*ignored, *masks]  # type: ignore[assignment]
-    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
-        wrapped.parameters_to_ignore.update(masks)
+    for module in wrapped.modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            module.parameters_to_ignore.update(masks)
 
 
 def remove(model: nn.Module) -> nn.Module:

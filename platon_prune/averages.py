@@ -39,7 +39,7 @@ class Averages:
 
     def follow(self, weight: Tensor) -> None:
         """Be allocated, and be where the weight is if the model has been moved."""
-        if not self.criterion.windowed:
+        if not self.criterion.windowed or weight.is_meta:
             return
         home = _CPU if self.offload else weight.device
         if self._window is None:
@@ -60,6 +60,11 @@ class Averages:
         if self._window is not None:
             yield "window", self._window
         yield from zip(self.criterion.averages, self._averages, strict=bool(self._averages))
+
+    def bytes(self, numel: int) -> dict[str, int]:
+        """Memory of each for a number of weights, whether allocated yet or not."""
+        names = ("window", *self.criterion.averages) if self.criterion.windowed else ()
+        return {name: numel * self.dtype.itemsize for name in names}
 
     def operands(self, fold: bool) -> tuple[Tensor, ...]:
         """What :meth:`take_in` needs blocks of."""

@@ -27,10 +27,21 @@ class Processes:
         self._group = group
         self._alone = alone
 
+    def __deepcopy__(self, memo: Any) -> Processes:
+        return self  # a group can't be copied, and a copy belongs to the same processes
+
     @property
     def size(self) -> int:
         """How many they are."""
-        return dist.get_world_size(self._group) if self._is_parallel() else 1
+        if not self._is_parallel():
+            return 1
+        size = dist.get_world_size(self._group)
+        if size < 1:
+            raise ValueError(
+                "process_group must have this process among its own, got one without: call "
+                "global_unstructured with the group that this process prunes in"
+            )
+        return size
 
     @property
     def rank(self) -> int:
@@ -85,22 +96,19 @@ class Processes:
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
         if self.size == 1:
             return tensor
-        reduced = tensor.to(self._device(tensor.device), copy=True)
+        reduced = tensor.to(self._device(), copy=True)
         dist.all_reduce(reduced, operation, group=self._group)
         return reduced.to(tensor.device)
 
-    def _device(self, preferred: torch.device) -> torch.device:
-        """Where the group can exchange tensors."""
-        # Such as "cpu:gloo,cuda:nccl".
+    def _device(self) -> torch.device:
+        """Where the group exchanges tensors: the same in all its processes, whatever they hold."""
+        # Such as "cpu:gloo,cuda:nccl". An accelerator first: it need not be waited for then.
         config = str(dist.get_backend_config(self._group))
         kinds = [entry.split(":")[0] for entry in config.split(",")]
-        if preferred.type in kinds:
-            return preferred
-        if "cpu" in kinds:
-            return torch.device("cpu")
         device = torch.accelerator.current_accelerator()
-        assert device is not None, f"a group of {config} has no device"
-        return torch.device(device.type, torch.accelerator.current_device_index())
+        if device is not None and device.type in kinds:
+            return torch.device(device.type, torch.accelerator.current_device_index())
+        return torch.device("cpu")
 
     def _is_parallel(self) -> bool:
         return not self._alone and dist.is_available() and dist.is_initialized()

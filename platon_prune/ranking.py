@@ -58,7 +58,7 @@ def kth_smallest(
     """
     least, most = bounds(dtype)
     low, high = (to_int(end, dtype) for end in bracket)
-    while True:
+    for _ in range(2):  # beyond a bracket, all that lies there is looked at
         sweep = _sweep(blocks(), of_int(low, dtype), of_int(high, dtype))
         counts = processes.sum(torch.tensor([sweep.below, sweep.inside]))
         below, inside = (int(count) for count in counts.tolist())
@@ -68,6 +68,8 @@ def kth_smallest(
             low, high = high + 1, most
         else:
             break
+    else:
+        raise ValueError("values must be numbers, got some that are not (NaN)")
     if low == high:
         return Ranked(of_int(low, dtype), below, inside)
     values = sweep.candidates

@@ -81,7 +81,7 @@ class PlatonScheduler:
         self._warned: set[str] = set()  # tensors named in a warning, each once
         self._handle: RemovableHandle | None = None
         self._processes = processes or Processes()
-        self._num_settled = 0  # processes that have settled who holds what
+        self._is_settled = False  # whether processes know who holds what
         self._tensors: list[TrackedTensor] = []
         self._num_weights = 0
         storage, scratch = storage or Storage(), Scratch()
@@ -160,12 +160,13 @@ class PlatonScheduler:
     def _place(self) -> bool:
         """Follow the tensors where they were sharded or moved; whether processes must settle."""
         moved = [tensor.place() for tensor in self._tensors]
-        return any(moved) or self._num_settled != self._processes.size
+        self._is_settled = self._is_settled and not any(moved)
+        return not self._is_settled
 
     def _settle(self) -> None:
         self.require_agreement()
         agreement.settle(self._processes, self._tensors)
-        self._num_settled = self._processes.size
+        self._is_settled = True
 
     def _finite_gradients(self) -> list[Tensor | None] | None:
         """The gradient of each tensor; None instead of the list if one of them is not finite."""
@@ -256,7 +257,7 @@ class PlatonScheduler:
         )
         if self.criterion.windowed:
             schedule.require_scores()
-        self.schedule = schedule
+        self.schedule, self._is_settled = schedule, False
 
     def step_with(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Call :meth:`step` by itself after every step of ``optimizer``.
@@ -301,7 +302,6 @@ class PlatonScheduler:
 
     def memory(self) -> Memory:
         """What pruning keeps for the weights in this process; prints as a table."""
-        self._place()
         return Memory.of([tensor.bytes() for tensor in self._tensors], self._num_weights)
 
     @torch.no_grad()

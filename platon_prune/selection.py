@@ -179,7 +179,7 @@ def _sampled_bracket(
     if total <= min(_TINY, ranking.MAX_CANDIDATES):
         return -math.inf, math.inf
     share = min(SAMPLE_SIZE / total, _SAMPLE_SHARE)
-    samples = [to_ints(_sample(tensor, share)) for tensor in tensors]
+    samples = [to_ints(sample) for sample in _samples(tensors, share, processes.rank)]
     ends = [(-int(sample.min()), int(sample.max())) for sample in samples if sample.numel()]
     least, most = bounds(torch.float32)
     minus_low, high = processes.maximum(
@@ -209,16 +209,21 @@ def _digit(up_to: Tensor, rank: int) -> int:
     return int(torch.searchsorted(up_to, rank + 1))
 
 
-def _sample(tensor: ScoredTensor, share: float) -> Tensor:
-    """A random sample, of this share, of what this process counts of a tensor."""
-    own, device = tensor.own, tensor.mask.device
-    size = round(share * (own.stop - own.start))
-    if not size:
-        return torch.empty(0, device=device)
-    # A generator of its own: the choice must not touch the user's random numbers.
-    generator = torch.Generator(device).manual_seed(tensor.offset + own.start)
-    positions = torch.randint(own.start, own.stop, (size,), generator=generator, device=device)
-    return tensor.score(positions).clone()
+def _samples(tensors: Sequence[ScoredTensor], share: float, rank: int) -> Iterator[Tensor]:
+    """A random sample, of this share, of what this process counts of each tensor."""
+    # Rounded over all of them, and not alike in each process: no tensor is too small for it.
+    so_far = rank * 0.618 % 1
+    for tensor in tensors:
+        own, device = tensor.own, tensor.mask.device
+        before, so_far = so_far, so_far + share * (own.stop - own.start)
+        size = int(so_far) - int(before)
+        if size:
+            # A generator of its own: the choice must not touch the user's random numbers.
+            generator = torch.Generator(device).manual_seed(tensor.offset + own.start + rank)
+            positions = torch.randint(
+                own.start, own.stop, (size,), generator=generator, device=device
+            )
+            yield tensor.score(positions).clone()
 
 
 # --- ties ---------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ All that is known here of DTensors and of ``fully_shard``. A plain tensor is its
 
 from __future__ import annotations
 
+import hashlib
 import sys
-import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Part:
     def key(self) -> tuple[Any, ...]:
         """Equal for two processes if, and only if, they hold the same part."""
         return tuple(
-            None if index is None else (index.numel(), zlib.crc32(array("q", index.tolist())))
+            None if index is None else hashlib.blake2b(array("q", index.tolist())).digest()
             for index in self.indices
         )
 
@@ -136,6 +136,8 @@ def as_placed(local: Tensor, weight: Tensor) -> Tensor:
     if not is_sharded(weight):
         return local
     strides = torch.empty(weight.shape, device="meta").stride()
+    if local.device.type not in ("meta", weight.device_mesh.device_type):  # type: ignore[attr-defined]
+        return _offloaded(local, weight, strides)
     return sys.modules["torch.distributed.tensor"].DTensor.from_local(  # type: ignore[no-any-return]
         local,
         weight.device_mesh,  # type: ignore[attr-defined]
@@ -144,6 +146,16 @@ def as_placed(local: Tensor, weight: Tensor) -> Tensor:
         shape=weight.shape,
         stride=strides,
     )
+
+
+def _offloaded(local: Tensor, weight: Any, strides: tuple[int, ...]) -> Tensor:
+    """As ``from_local``, which would move a tensor in host memory to the mesh's devices."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    meta = TensorMeta(weight.shape, strides, local.dtype)
+    spec = DTensorSpec(weight.device_mesh, tuple(weight.placements), tensor_meta=meta)
+    return DTensor(local, spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 def _indices(tensor: Any, dimension: int, device: torch.device) -> Tensor | None:
@@ -219,11 +231,18 @@ def _everything_kept() -> Iterator[tuple[Any, Any, nn.Module, str]]:
     from torch.distributed._composable_state import _module_state_mapping
 
     for reference in list(_module_state_mapping.values()):
-        for group in getattr(reference(), "_fsdp_param_groups", ()):  # other states have none
+        for group in _groups(reference()):
             for parameter in group.fsdp_params:
                 info = parameter._module_info
                 yield parameter, group, info.module, info.param_name
                 yield from ((parameter, group, site, name) for site, name in _shared(info))
+
+
+def _groups(state: Any) -> list[Any]:
+    groups = getattr(state, "_fsdp_param_groups", None)  # other states have none
+    if groups is None:
+        groups = [getattr(state, "_fsdp_param_group", None)]  # before torch 2.12
+    return [group for group in groups if group is not None]
 
 
 def _shared(info: Any) -> list[tuple[nn.Module, str]]:

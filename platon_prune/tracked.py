@@ -104,6 +104,18 @@ class TrackedTensor:
         return local_of(mask_of(*self.target.sites[0]))
 
     @property
+    def description(self) -> dict[str, Any]:
+        """What processes must have in common, beside the settings."""
+        averages, parameter = self._averages, self.parameter
+        return {
+            f"shape of {self.name}": tuple(parameter.shape),
+            f"dtype of {self.name}": str(parameter.dtype),
+            f"own_keys of {self.name}": self.target.own_keys,
+            "state_dtype": str(averages.dtype),
+            "offload_averages": averages.offload,
+        }
+
+    @property
     def whole_numel(self) -> int:
         """Number of entries that all processes hold together."""
         return self.parameter.numel()
@@ -227,9 +239,8 @@ class TrackedTensor:
 
     def bytes(self) -> dict[str, int]:
         """Memory of this process that pruning takes for it: the mask, the window, the averages."""
-        named = dict(self._averages.named())
-        sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in named.items()}
-        return {"mask": self.mask.numel(), **sizes}
+        numel = self.weight.numel()
+        return {"mask": numel, **self._averages.bytes(numel)}
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of what is remembered, placed as the weight is."""

@@ -51,6 +51,13 @@ def test_every_criterion_and_masking_gives_the_masks_of_one_process(criterion, m
         _assert_equal(layout, size, "tied", settings)
 
 
+@pytest.mark.parametrize(
+    ("layout", "size"), [("tp", 2), ("tp", 3), ("fsdp_tp", 4), ("several_meshes", 4)]
+)
+def test_ties_are_broken_by_global_position_however_a_tensor_is_divided(layout, size):
+    _assert_equal(layout, size, "random", dict(criterion="random"))
+
+
 @pytest.mark.parametrize("layout", ["copies", "fsdp", "tp"])
 def test_a_model_that_is_laid_out_before_it_is_pruned_gives_the_same(layout):
     _assert_equal(layout, 2, "random", {}, prune_first=False)

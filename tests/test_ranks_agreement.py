@@ -30,6 +30,8 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all(layout,
         (dict(window=5), "window is 4 in process 0 and 5 in process 1"),
         (dict(criterion="sensitivity"), "criterion is 'platon' in process 0 and 'sensitivity' in"),
         (dict(masking="window"), "masking is 'step' in process 0 and 'window' in process 1"),
+        (dict(state_dtype=torch.bfloat16), "state_dtype is 'torch.float32' in process 0 and"),
+        (dict(own_keys=True), "own_keys of first.weight is False in process 0 and True"),
         (dict(exclude="one"), "shape of one.weight is (1, 10) in process 0 and 'absent' in"),
     ],
 )
@@ -96,17 +98,70 @@ def test_an_error_in_one_rank_is_an_error_in_all_not_a_hang(what, message):
         )
 
 
+def _read_then_step(read):
+    run = rank_jobs.Run(rank_jobs.copies).to(9)
+    run.model = rank_jobs.hsdp(run.model)
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.05)
+    read(run.scheduler)
+    return run.to(STEPS).result()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        platon_prune.PlatonScheduler.memory,
+        platon_prune.PlatonScheduler.state_dict,
+        platon_prune.PlatonScheduler.sparsity,
+        platon_prune.PlatonScheduler.masks,
+    ],
+)
+def test_reading_a_model_that_was_just_sharded_changes_nothing(read):
+    run = rank_jobs.Run().to(9)
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.05)
+    expected = run.to(STEPS).result()
+    for result in ranks.run(4, _read_then_step, read):
+        assert not rank_jobs.differences(result, expected)
+
+
+def _reschedule_one_rank():
+    run = rank_jobs.Run(rank_jobs.fsdp)
+    run.scheduler.sparsity()
+    if dist.get_rank():
+        run.scheduler.reschedule(total_steps=24, warmup_steps=9, cooldown_steps=6)
+    run.to(STEPS)
+
+
+def test_ranks_that_are_rescheduled_differently_are_refused_at_the_first_step():
+    for kind, message in ranks.errors_of(2, _reschedule_one_rank):
+        assert kind == "ValueError" and "warmup_steps is 3 in process 0 and 9 in" in message
+
+
+def _set_up_outside_the_group():
+    group = dist.new_group([0, 1])
+    rank_jobs.Run(process_group=group).to(2)
+
+
+def test_a_process_outside_the_group_is_refused():
+    errors = ranks.errors_of(3, _set_up_outside_the_group)
+    assert errors[:2] == [None, None]
+    assert errors[2][0] == "ValueError" and "process_group must have this process" in errors[2][1]
+
+
 # --- DistributedDataParallel --------------------------------------------------------------------
 
 
-def _train_with_ddp(wrap_first):
+def _compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+def _train_with_ddp(before, after):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
-    if wrap_first:
-        model = nn.parallel.DistributedDataParallel(model)
+    for wrap in before:
+        model = wrap(model)
     scheduler = platon_prune.global_unstructured(model, **SETTINGS)
-    if not wrap_first:
-        model = nn.parallel.DistributedDataParallel(model)
+    for wrap in after:
+        model = wrap(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(dist.get_rank())  # each rank its own data
     for _ in range(STEPS):
@@ -114,15 +169,28 @@ def _train_with_ddp(wrap_first):
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-    sent = [name for name in model.named_module_buffers if name.endswith("_mask")]
+    ddp = next(m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel))
+    sent = [name for name in ddp.named_module_buffers if name.endswith("_mask")]
     names = list(scheduler.masks())
     masks = [mask.tolist() for mask in scheduler.masks().values()]
     return sent, names, masks, scheduler.sparsity()
 
 
-@pytest.mark.parametrize("wrap_first", [False, True])
-def test_ddp_trains_one_mask_and_never_sends_it(wrap_first):
-    (sent, names, masks, sparsity), other = ranks.run(2, _train_with_ddp, wrap_first)
+DDP = nn.parallel.DistributedDataParallel
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([], [DDP]),
+        ([DDP], []),
+        ([], [_compiled, DDP]),
+        ([_compiled, DDP], []),
+        ([DDP, _compiled], []),
+    ],
+)
+def test_ddp_trains_one_mask_and_never_sends_it(before, after):
+    (sent, names, masks, sparsity), other = ranks.run(2, _train_with_ddp, before, after)
     assert (sent, names) == ([], ["0.weight", "3.weight"])
     assert other == (sent, names, masks, sparsity)
     pruned = sum(row.count(False) for mask in masks for row in mask)
