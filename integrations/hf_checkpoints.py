@@ -1,15 +1,74 @@
-"""The scheduler's file in a transformers checkpoint: written whole or not at all."""
+"""The scheduler's state in a transformers checkpoint: complete or not there."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 from transformers.trainer_callback import TrainerState
 
+from platon_prune import PlatonScheduler
+
 STATE_FILE = "platon_scheduler.pt"
+# Of a sharded model: its tensors as torch.distributed.checkpoint writes them, and this file.
+STATE_FOLDER = "platon_scheduler"
+_OUTLINE = "outline.pt"
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What a checkpoint holds of a scheduler.
+
+    Args:
+        run: Which run wrote it.
+        scheduler: The state; where ``shards`` is given its tensors are on the meta device.
+        shards: Folder with the tensors; None if they are in the state.
+        written: When, in seconds.
+    """
+
+    run: str
+    scheduler: dict[str, Any]
+    shards: Path | None
+    written: float
+
+    def load_into(self, scheduler: PlatonScheduler) -> None:
+        """Load it; collective if it is in shards or the model is sharded.
+
+        Raises:
+            ValueError: If it is of another version, model or configuration.
+        """
+        if self.shards is None:
+            scheduler.load_state_dict(self.scheduler)
+            return
+        own = scheduler.state_dict()
+        import torch.distributed.checkpoint as sharded_files
+
+        # Read into copies of the scheduler's own tensors, whatever processes those are spread over.
+        flat = _flat(own["tensors"])
+        reader = sharded_files.FileSystemReader(self.shards)  # type: ignore[attr-defined]
+        sharded_files.load(  # type: ignore[attr-defined]
+            flat, storage_reader=reader, no_dist=not dist.is_initialized()
+        )
+        state = self.scheduler | {
+            "tensors": {
+                name: entries | {key: flat[f"{name}/{key}"] for key in _tensors_of(entries)}
+                for name, entries in self.scheduler["tensors"].items()
+            }
+        }
+        scheduler.load_state_dict(state)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether processes hold parts of the model's parameters."""
+    from torch.distributed.tensor import DTensor
+
+    return dist.is_initialized() and any(isinstance(p, DTensor) for p in model.parameters())
 
 
 def exported_by_a_platon_callback(state: TrainerState) -> dict[str, Any] | None:
@@ -22,16 +81,65 @@ def exported_by_a_platon_callback(state: TrainerState) -> dict[str, Any] | None:
     return None
 
 
-def read_state(folder: str | os.PathLike[str] | None) -> dict[str, Any] | None:
-    """What was saved in a checkpoint's folder, or None."""
-    path = Path(folder or "", STATE_FILE)
-    if folder is None or not path.is_file():
-        return None
-    content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    return content
+def saved_states(folder: str | os.PathLike[str] | None) -> list[SavedState]:
+    """What was saved in a checkpoint's folder, the newest first.
+
+    There are two where a run on one process and a sharded one wrote the same checkpoint.
+    """
+    found = []
+    for name, shards in ((STATE_FILE, None), (f"{STATE_FOLDER}/{_OUTLINE}", STATE_FOLDER)):
+        path = Path(folder or "", name)
+        if folder is not None and path.is_file():
+            content = torch.load(path, weights_only=True, map_location=None if shards else "cpu")
+            where = None if shards is None else path.parent
+            written = path.stat().st_mtime
+            found.append(SavedState(content["run"], content["scheduler"], where, written))
+    return sorted(found, key=lambda saved: saved.written, reverse=True)
 
 
-def save_atomically(content: dict[str, Any], path: Path) -> None:
+def save_whole(run: str, scheduler: PlatonScheduler, folder: Path) -> None:
+    """Write the state of a scheduler whose tensors are whole, as one file."""
+    _save_atomically({"run": run, "scheduler": scheduler.state_dict()}, folder / STATE_FILE)
+
+
+def save_shards(run: str, scheduler: PlatonScheduler, folder: Path) -> None:
+    """Write the state of a scheduler whose tensors are sharded; collective."""
+    import torch.distributed.checkpoint as sharded_files
+
+    folder, state = folder / STATE_FOLDER, scheduler.state_dict()
+    outline = folder / _OUTLINE
+    if dist.get_rank() == 0:
+        folder.mkdir(exist_ok=True)
+        # Without it nothing counts as saved here, so it goes first and comes last.
+        outline.unlink(missing_ok=True)
+    # It has all processes agree before any writes, and returns when all have written.
+    writer = sharded_files.FileSystemWriter(folder)  # type: ignore[attr-defined]
+    sharded_files.save(_flat(state["tensors"]), storage_writer=writer)  # type: ignore[attr-defined]
+    if dist.get_rank() == 0:
+        tensors = {
+            name: entries | {key: _outline_of(value) for key, value in _tensors_of(entries).items()}
+            for name, entries in state["tensors"].items()
+        }
+        _save_atomically({"run": run, "scheduler": state | {"tensors": tensors}}, outline)
+
+
+def _outline_of(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def _tensors_of(entries: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {key: value for key, value in entries.items() if isinstance(value, Tensor)}
+
+
+def _flat(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        f"{name}/{key}": value
+        for name, entries in tensors.items()
+        for key, value in _tensors_of(entries).items()
+    }
+
+
+def _save_atomically(content: dict[str, Any], path: Path) -> None:
     """Write beside, then replace: a kill leaves a complete file or none."""
     partial = path.with_suffix(".new")
     with open(partial, "wb") as file:

@@ -11,19 +11,24 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch.distributed as dist
 from torch import nn
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
+from transformers.trainer_utils import rotate_checkpoints
 
 import platon_prune
 from platon_prune import PlatonScheduler, PruningWarning
 from platon_prune.integrations.hf_checkpoints import (
     STATE_FILE,
+    STATE_FOLDER,
     exported_by_a_platon_callback,
-    read_state,
-    save_atomically,
+    is_sharded,
+    save_shards,
+    save_whole,
+    saved_states,
 )
-from platon_prune.integrations.hf_limits import refuse_unsupported
+from platon_prune.integrations.hf_limits import refuse_flattened, refuse_unsupported
 from platon_prune.integrations.lengths import UNKNOWN_STEPS, start
 
 logger = logging.getLogger(__name__)
@@ -55,7 +60,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         history: A dict with ``step``, ``amount``, ``sparsity`` and ``threshold`` for each log.
 
     Raises:
-        ValueError: If the trainer uses something that hides or changes gradients (DeepSpeed, FSDP,
+        ValueError: If the trainer uses something that hides or changes gradients (DeepSpeed, FSDP1,
             layer-wise optimizers), or a setting is out of range; when the trainer is made.
     """
 
@@ -80,7 +85,9 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self._trainer: Trainer | None = None
         self._resume_from: str | None = None
         self._running: tuple[TrainingArguments, TrainerState] | None = None
-        self._run_id = uuid.uuid4().hex
+        self._run_id = uuid.uuid4().hex  # that of the process that writes counts
+        self._described: dict[str, Any] = {}
+        self._put_off: tuple[Path, int | None] | None = None  # checkpoint, save_total_limit
 
     def install(self, trainer: Trainer) -> PlatonCallback:
         """Join a trainer in front of its reporters, so that they log the pruning too.
@@ -123,6 +130,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Start the schedule, or go on with that of the checkpoint."""
         model = _bare(kwargs["model"])
+        refuse_flattened(model)
         replaced = _CALLBACKS.get(model)
         if replaced not in (None, self) and replaced.scheduler and self.scheduler is None:
             # The trainer restored callbacks from the checkpoint: be the one that it replaced.
@@ -156,6 +164,32 @@ class PlatonCallback(TrainerCallback, ExportableState):
             self._describe()
 
     on_epoch_end = on_step_end
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the state of a sharded model into the new checkpoint, then rotate older ones away.
+
+        Only here all processes take part; until then :meth:`state` has put the rotation off.
+        """
+        if not self._is_sharded():
+            return
+        folder, limit = self._put_off or (None, args.save_total_limit)
+        args.save_total_limit, self._put_off = limit, None
+        folders = [folder]  # as the process that writes has it
+        dist.broadcast_object_list(folders)
+        folder = folders[0]
+        if folder is None:
+            return
+        assert self.scheduler is not None
+        save_shards(self._run_id, self.scheduler, folder)
+        if args.should_save:
+            rotate_checkpoints(
+                output_dir=str(folder.parent),
+                save_total_limit=limit,
+                best_model_checkpoint=state.best_model_checkpoint,
+                use_mtime=True,
+            )
 
     def on_log(
         self,
@@ -200,21 +234,29 @@ class PlatonCallback(TrainerCallback, ExportableState):
         """Write the scheduler beside a checkpoint; the trainer asks for this as it saves one.
 
         It asks after the weights are written and before older checkpoints are rotated away, so
-        there is always a complete one to resume from.
+        there is always a complete one to resume from. It asks in the process that writes alone:
+        of a sharded model, :meth:`on_save` writes the state and does the rotation.
         """
         folder = self._checkpoint_folder()
         if folder is not None:
-            assert self.scheduler is not None
-            save_atomically(
-                {"run": self._run_id, "scheduler": self.scheduler.state_dict()}, folder / STATE_FILE
-            )
+            assert self.scheduler is not None and self._running is not None
+            if self._is_sharded():
+                args = self._running[0]
+                if self._put_off is None:
+                    self._put_off = folder, args.save_total_limit
+                args.save_total_limit = None
+            else:
+                save_whole(self._run_id, self.scheduler, folder)
         return {
             "args": {"amount": self.amount},
             "attributes": {"checkpoint": {"run": self._run_id, "folder": str(folder or "")}},
         }
 
     def description(self) -> dict[str, Any]:
-        """Settings and measured sparsity, as they go into ``config.json`` and the model card."""
+        """Settings and measured sparsity, as they go into ``config.json`` and the model card.
+
+        Collective if the model is sharded.
+        """
         assert self.scheduler is not None
         return {
             "method": "PLATON",
@@ -226,9 +268,13 @@ class PlatonCallback(TrainerCallback, ExportableState):
     # --- setting up -------------------------------------------------------------------------
 
     def _describe(self) -> None:
+        self._described = self.description()
         config = getattr(self._model, "config", None)
         if config is not None:
-            config.platon_prune = self.description()
+            config.platon_prune = self._described
+
+    def _is_sharded(self) -> bool:
+        return self.scheduler is not None and self._model is not None and is_sharded(self._model)
 
     def _set_up(self, model: nn.Module) -> None:
         if self.scheduler is not None:
@@ -291,17 +337,17 @@ class PlatonCallback(TrainerCallback, ExportableState):
             recorded["folder"],
         ]
         for candidate in candidates:
-            saved = read_state(candidate)
-            if (
-                saved is not None
-                and saved["run"] == recorded["run"]
-                and saved["scheduler"]["last_step"] == state.global_step
-            ):
-                self.scheduler.load_state_dict(saved["scheduler"])
-                return
+            for saved in saved_states(candidate):
+                if (
+                    saved.run == recorded["run"]
+                    and saved.scheduler["last_step"] == state.global_step
+                ):
+                    saved.load_into(self.scheduler)
+                    return
         raise ValueError(
-            f"the checkpoint of step {state.global_step} must hold {STATE_FILE}, found none of "
-            f"this run in {[str(c) for c in candidates if c]}: a checkpoint written with "
+            f"the checkpoint of step {state.global_step} must hold {STATE_FILE} (or {STATE_FOLDER} "
+            "of a sharded model), found none of this run in "
+            f"{[str(c) for c in candidates if c]}: a checkpoint written with "
             "save_only_model can't be resumed; for one that was moved, call "
             "PlatonCallback.install(trainer) before trainer.train(resume_from_checkpoint=...)"
         )
@@ -310,17 +356,17 @@ class PlatonCallback(TrainerCallback, ExportableState):
         """Take the masks of the best checkpoint, whose weights the trainer has loaded."""
         assert self.scheduler is not None
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            saved = read_state(state.best_model_checkpoint)
-            if saved is not None:
-                self.scheduler.load_state_dict(saved["scheduler"])
+            saved = saved_states(state.best_model_checkpoint)
+            if saved:
+                saved[0].load_into(self.scheduler)
 
     # --- what needs the trainer itself ------------------------------------------------------
 
     def _model_card_section(self, trainer: Trainer) -> str:
-        if self.scheduler is not None:
-            pruning = self.description()
-        else:
+        if self.scheduler is None:
             pruning = getattr(getattr(trainer.model, "config", None), "platon_prune", {})
+        else:  # one process alone writes a card, so it can't measure a sharded model
+            pruning = self._described if self._is_sharded() else self.description()
         rows = "".join(f"| {name} | {value} |\n" for name, value in pruning.items())
         return f"\n## Pruning\n\n| | |\n|---|---|\n{rows}"
 
@@ -350,7 +396,7 @@ def _follow(trainer: Trainer) -> None:
     def extended_model_card(*args: Any, **kwargs: Any) -> None:
         create_model_card(*args, **kwargs)
         card = Path(trainer.args.output_dir or ".", "README.md")
-        if card.is_file():
+        if card.is_file() and trainer.is_world_process_zero():
             card.write_text(card.read_text() + callback()._model_card_section(trainer))
 
     trainer.train = followed_train  # type: ignore[method-assign]

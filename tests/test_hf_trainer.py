@@ -529,12 +529,18 @@ def test_optimizers_that_hide_gradients_are_refused_by_name(tmp_path, changes, m
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("deepspeed", {"zero_optimization": {"stage": 2}}), ("fsdp", True)]
+    ("changes", "message"),
+    [
+        (dict(deepspeed={"zero_optimization": {"stage": 2}}), "got DeepSpeed.*or FSDP2"),
+        (dict(fsdp=True, fsdp_config={"version": 1}), "got fsdp of version 1.*use DDP.*or FSDP2"),
+        (dict(fsdp=True, fsdp_config={"xla": True}), "got fsdp with xla.*use DDP"),
+    ],
 )
-def test_engines_that_flatten_gradients_are_refused_by_name(tmp_path, name, value):
+def test_engines_that_flatten_gradients_are_refused_by_name(tmp_path, changes, message):
     arguments = _arguments(tmp_path)
-    setattr(arguments, name, value)
-    with pytest.raises(ValueError, match=f"(?i)got {name}.*use DDP"):
+    for name, value in changes.items():
+        setattr(arguments, name, value)
+    with pytest.raises(ValueError, match=message):
         _callback().on_init_end(arguments, None, None, model=_model())
 
 

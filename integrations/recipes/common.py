@@ -87,6 +87,9 @@ def run(
         metrics["train_loss"] = output.training_loss
         metrics["train_seconds"] = time.perf_counter() - started
         metrics["train_steps"] = trainer.state.global_step
+        if trainer.is_fsdp_enabled:
+            # Of a sharded state dict the trainer writes no model at the end.
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         trainer.save_model()
     if evaluate is not None and (training.do_eval or training.do_predict):
         metrics |= evaluate()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import platon_prune
 from platon_prune.integrations.recipes.parsing import Arguments
@@ -44,10 +44,15 @@ def selected_names(model: nn.Module, pruning: Any) -> list[str]:
 
 @torch.no_grad()
 def measure(model: nn.Module, names: Sequence[str]) -> Summary:
-    """Count the zeros of the named parameters of a model without masks."""
+    """Count the zeros of the named parameters of a model without masks.
+
+    Collective if the model is sharded.
+    """
     rows = []
     for name in names:
-        parameter = model.get_parameter(name)
+        parameter: Tensor = model.get_parameter(name)
+        if hasattr(parameter, "full_tensor"):  # a DTensor
+            parameter = parameter.full_tensor()
         kept = int(torch.count_nonzero(parameter))
         rows.append(TensorSummary(name, tuple(parameter.shape), kept))
     return Summary(tuple(rows))
