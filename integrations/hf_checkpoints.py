@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.trainer_callback import TrainerState
 
 from platon_prune import PlatonScheduler
@@ -62,13 +62,6 @@ class SavedState:
             }
         }
         scheduler.load_state_dict(state)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether processes hold parts of the model's parameters."""
-    from torch.distributed.tensor import DTensor
-
-    return dist.is_initialized() and any(isinstance(p, DTensor) for p in model.parameters())
 
 
 def exported_by_a_platon_callback(state: TrainerState) -> dict[str, Any] | None:

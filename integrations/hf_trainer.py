@@ -23,12 +23,12 @@ from platon_prune.integrations.hf_checkpoints import (
     STATE_FILE,
     STATE_FOLDER,
     exported_by_a_platon_callback,
-    is_sharded,
     save_shards,
     save_whole,
     saved_states,
 )
 from platon_prune.integrations.hf_limits import refuse_flattened, refuse_unsupported
+from platon_prune.integrations.hf_models import bare, is_sharded
 from platon_prune.integrations.lengths import UNKNOWN_STEPS, start
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Put the masks on the bare model."""
         refuse_unsupported(args)
-        model = _bare(kwargs["model"])
+        model = bare(kwargs["model"])
         other = _CALLBACKS.get(model)
         if other not in (None, self) and other.scheduler is not None:
             raise ValueError(
@@ -129,7 +129,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the schedule, or go on with that of the checkpoint."""
-        model = _bare(kwargs["model"])
+        model = bare(kwargs["model"])
         refuse_flattened(model)
         replaced = _CALLBACKS.get(model)
         if replaced not in (None, self) and replaced.scheduler and self.scheduler is None:
@@ -233,9 +233,8 @@ class PlatonCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Write the scheduler beside a checkpoint; the trainer asks for this as it saves one.
 
-        It asks after the weights are written and before older checkpoints are rotated away, so
-        there is always a complete one to resume from. It asks in the process that writes alone:
-        of a sharded model, :meth:`on_save` writes the state and does the rotation.
+        It does after the weights are written and before older checkpoints are rotated away, in the
+        process that writes: of a sharded model, :meth:`on_save` writes the state and rotates.
         """
         folder = self._checkpoint_folder()
         if folder is not None:
@@ -253,10 +252,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         }
 
     def description(self) -> dict[str, Any]:
-        """Settings and measured sparsity, as they go into ``config.json`` and the model card.
-
-        Collective if the model is sharded.
-        """
+        """Settings and sparsity, for ``config.json`` and the model card; collective if sharded."""
         assert self.scheduler is not None
         return {
             "method": "PLATON",
@@ -401,16 +397,3 @@ def _follow(trainer: Trainer) -> None:
 
     trainer.train = followed_train  # type: ignore[method-assign]
     trainer.create_model_card = extended_model_card  # type: ignore[method-assign]
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The model under torch.compile's and a parallel wrapper."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(
-            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        ):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
