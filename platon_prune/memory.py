@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from platon_prune.tables import table
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -41,9 +43,4 @@ class Memory:
         for kind, size in (*self.rows.items(), ("total", self.total)):
             share = size / self.num_local if self.num_local else 0.0
             lines.append((kind, f"{size:,}", f"{share:.2f}"))
-        widths = [max(len(line[column]) for line in lines) for column in range(3)]
-        table = "\n".join(
-            f"{kind:<{widths[0]}}  {size:>{widths[1]}}  {share:>{widths[2]}}"
-            for kind, size, share in lines
-        )
-        return f"{table}\n({self.num_local:,} of {self.num_weights:,} weights are here)"
+        return f"{table(lines)}\n({self.num_local:,} of {self.num_weights:,} weights are here)"

@@ -1,7 +1,8 @@
 """The exact choice: which entries, over many tensors and processes, have the smallest scores.
 
-Nothing is joined, and no score leaves its process: a random sample brackets the threshold,
-:func:`~platon_prune.ranking.kth_smallest` finds it, and each process writes its own masks.
+Nothing is joined, and nothing of the scores leaves its process but the ends of a sample and counts:
+the sample brackets the threshold, :func:`~platon_prune.ranking.kth_smallest` finds it, and each
+process writes its own masks.
 """
 
 from __future__ import annotations
@@ -171,14 +172,21 @@ def _scores_of(tensors: Sequence[ScoredTensor]) -> Callable[[], Iterator[Tensor]
     return lambda: (scores for tensor in tensors for _, scores in tensor.pieces(tensor.own))
 
 
+def sample_size(total: int) -> float:
+    """How many of so many scores all processes together look at to bracket the threshold."""
+    if total <= min(_TINY, ranking.MAX_CANDIDATES):
+        return 0.0
+    return min(SAMPLE_SIZE, total * _SAMPLE_SHARE)
+
+
 def _sampled_bracket(
     tensors: Sequence[ScoredTensor], k: int, processes: Processes
 ) -> tuple[float, float]:
     """Values that the k-th smallest score almost surely lies between, from a random sample."""
     total = sum(tensor.whole_numel for tensor in tensors)
-    if total <= min(_TINY, ranking.MAX_CANDIDATES):
+    share = sample_size(total) / total
+    if not share:
         return -math.inf, math.inf
-    share = min(SAMPLE_SIZE / total, _SAMPLE_SHARE)
     samples = [to_ints(sample) for sample in _samples(tensors, share, processes.rank)]
     ends = [(-int(sample.min()), int(sample.max())) for sample in samples if sample.numel()]
     least, most = bounds(torch.float32)

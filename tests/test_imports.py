@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 
 # Every file of the package, by level; docs/contributing.md says what lives in each.
 LEVELS = [
-    {"version", "schedule", "criteria", "blocks", "collectives", "gradients", "memory"}
+    {"version", "schedule", "criteria", "blocks", "collectives", "gradients"}
     | {"ordering", "shards", "tables", "timing"},
-    {"forms", "ranking", "targets"},
+    {"forms", "memory", "ranking", "targets"},
     {"selection", "masked"},
     {"pruned_class"},
     {"method"},

@@ -26,7 +26,6 @@ HELP = "Measure one exact choice over 1 to 8 processes, and compare it with the 
 # averages read by the sweep, the same read again to write the mask, and the mask.
 BYTES_PER_WEIGHT = 8 + 8 + 1
 _ROW = 1024
-_HISTOGRAM_BYTES = 8 << 16
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,8 @@ class CostModel:
     @classmethod
     def fit(cls, choices: Sequence[Choice]) -> CostModel:
         """From the sizes of one process, and from the smallest choice of each number."""
+        from platon_prune.selection import sample_size
+
         smallest = min(choice.weights for choice in choices)
         fixed = {c.processes: c.seconds for c in choices if c.weights == smallest}
         alone = sorted(
@@ -85,13 +86,10 @@ class CostModel:
 
     def seconds(self, weights: int, processes: int) -> float:
         """Of one choice."""
+        from platon_prune.selection import sample_size
+
         local = self.per_weight * weights + self.per_sample * sample_size(weights)
         return local / processes + self.fixed[processes]
-
-
-def sample_size(weights: int) -> float:
-    """How many scores all processes together look at to bracket the threshold."""
-    return 0 if weights <= 1 << 16 else min(1 << 18, weights / 8)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
