@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/platon-prune demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

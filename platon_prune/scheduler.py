@@ -9,21 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import prune
 from torch.utils.hooks import RemovableHandle
 
-from platon_prune import agreement
-from platon_prune.blocks import Scratch
 from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion
-from platon_prune.gradients import after_each_step, all_finite
+from platon_prune.gradients import after_each_step
+from platon_prune.granularity import Granularity, Unstructured
 from platon_prune.memory import Memory
 from platon_prune.schedule import CubicSchedule
-from platon_prune.selection import prune_smallest_
-from platon_prune.shards import is_sharded
+from platon_prune.selected import SelectedTensors
 from platon_prune.states import STATE_VERSION, check_state, settings_of
 from platon_prune.targets import Target
-from platon_prune.tracked import Storage, TrackedTensor
+from platon_prune.tracked import Storage
 
 
 class PruningWarning(UserWarning):
@@ -51,6 +48,7 @@ class PlatonScheduler:
             until the next choice, except in the final phase.
         storage: How the window and the averages are kept.
         processes: Those that choose together.
+        granularity: Which weights live or die together; each by itself by default.
 
     Attributes:
         last_step: How often :meth:`step` was called.
@@ -69,10 +67,12 @@ class PlatonScheduler:
         masking: str = "step",
         storage: Storage | None = None,
         processes: Processes | None = None,
+        granularity: Granularity | None = None,
     ) -> None:
         self.schedule = schedule
         self.criterion = criterion
         self.masking = masking
+        self.granularity = granularity or Unstructured()
         self.last_step = 0
         self.skipped_steps = 0
         self.threshold: float | None = None
@@ -80,28 +80,16 @@ class PlatonScheduler:
         self._has_scores = False  # whether a window with samples has ended
         self._warned: set[str] = set()  # tensors named in a warning, each once
         self._handle: RemovableHandle | None = None
-        self._processes = processes or Processes()
-        self._is_settled = False  # whether processes know who holds what
-        self._tensors: list[TrackedTensor] = []
-        self._num_weights = 0
-        storage, scratch = storage or Storage(), Scratch()
-        try:
-            with torch.inference_mode(False):
-                for target in targets:
-                    offset = self._num_weights
-                    tensor = TrackedTensor(target, criterion, masking, storage, offset, scratch)
-                    self._tensors.append(tensor)
-                    self._num_weights += tensor.whole_numel
-        except BaseException:
-            self._detach()  # all or nothing
-            raise
+        self._tensors = SelectedTensors(
+            targets, criterion, masking, storage or Storage(), processes or Processes()
+        )
 
     def require_agreement(self) -> None:
         """Raise a ValueError everywhere if processes differ in a setting or the model; collective.
 
         Done when pruning is set up, and again when the first step is taken.
         """
-        agreement.require_same_settings(self._processes, self.settings, self._tensors)
+        self._tensors.require_agreement(self.settings)
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -122,9 +110,10 @@ class PlatonScheduler:
                 tensor is not pruned any more, or something is amiss in another process.
         """
         step = self.last_step + 1
-        gradients = self._agreed_gradients(step, skipped)
+        read = not skipped and step <= self.schedule.total_steps
+        gradients = self._tensors.agreed_gradients(step, self.settings, read=read)
         if step > self.schedule.total_steps:
-            self._apply_masks()
+            self._tensors.apply_masks()
             self.last_step = step
             return
         choosing = self.schedule.is_choosing_step(step)
@@ -134,50 +123,13 @@ class PlatonScheduler:
         self.skipped_steps += gradients is None
         if choosing:
             if self._has_scores or not self.criterion.windowed:
-                count = round(self.schedule.amount_at(step) * self._num_weights)
-                scored = [tensor.scored() for tensor in self._tensors]
-                self.threshold = prune_smallest_(scored, count, self._processes)
-            self._apply_masks()
+                self._choose(self.schedule.amount_at(step))
+            self._tensors.apply_masks()
         self._warn(without_gradient, choosing)
 
-    def _agreed_gradients(self, step: int, skipped: bool) -> list[Tensor | None] | None:
-        """The gradient of each tensor; None instead of the list if any process has to skip."""
-        error, gradients, moved = None, None, False
-        try:
-            self._require_masks()
-            moved = self._place()
-            if not skipped and step <= self.schedule.total_steps:
-                gradients = self._finite_gradients()
-        except Exception as raised:
-            error = raised
-        outcome = agreement.vote(
-            self._processes, step, error=error, skip=gradients is None, settle=moved
-        )
-        if outcome.settle:
-            self._settle()
-        return None if outcome.skip else gradients
-
-    def _place(self) -> bool:
-        """Follow the tensors where they were sharded or moved; whether processes must settle."""
-        moved = [tensor.place() for tensor in self._tensors]
-        self._is_settled = self._is_settled and not any(moved)
-        return not self._is_settled
-
-    def _settle(self) -> None:
-        self.require_agreement()
-        agreement.settle(self._processes, self._tensors)
-        self._is_settled = True
-
-    def _finite_gradients(self) -> list[Tensor | None] | None:
-        """The gradient of each tensor; None instead of the list if one of them is not finite."""
-        gradients = [tensor.gradient for tensor in self._tensors]
-        if self.criterion.windowed and all(gradient is None for gradient in gradients):
-            raise RuntimeError(
-                f"{self._tensors[0].name} and all other pruned tensors have no gradient: call "
-                "scheduler.step() after loss.backward() and before optimizer.zero_grad(), or "
-                "pass skipped=True if the optimizer did not step"
-            )
-        return gradients if all_finite(gradients) else None
+    def _choose(self, amount: float) -> None:
+        scored = [tensor.scored() for tensor in self._tensors]
+        self.threshold = self.granularity.choose_(scored, amount, self._tensors.processes)
 
     def _take_in(
         self, step: int, gradients: list[Tensor | None] | None, apply_masks: bool
@@ -203,14 +155,6 @@ class PlatonScheduler:
             steps_before = 0 if restart else self._window_steps
             self._window_steps = steps_before + (gradients is not None)
         return without_gradient
-
-    def _apply_masks(self) -> None:
-        for tensor in self._tensors:
-            tensor.apply_mask()
-
-    def _require_masks(self) -> None:
-        for tensor in self._tensors:
-            tensor.require_mask()
 
     def _warn(self, without_gradient: list[str], choosing: bool) -> None:
         """Say what went wrong in a step, once all of it is done."""
@@ -257,7 +201,8 @@ class PlatonScheduler:
         )
         if self.criterion.windowed:
             schedule.require_scores()
-        self.schedule, self._is_settled = schedule, False
+        self.schedule = schedule
+        self._tensors.unsettle()
 
     def step_with(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Call :meth:`step` by itself after every step of ``optimizer``.
@@ -294,15 +239,11 @@ class PlatonScheduler:
 
         Collective if the model is sharded.
         """
-        moved, sharded = self._place(), any(is_sharded(t.parameter) for t in self._tensors)
-        if moved and sharded:
-            self._settle()
-        kept = torch.tensor(sum(tensor.count_kept(own=sharded) for tensor in self._tensors))
-        return 1 - int(self._processes.sum(kept) if sharded else kept) / self._num_weights
+        return self._tensors.sparsity(self.settings)
 
     def memory(self) -> Memory:
         """What pruning keeps for the weights in this process; prints as a table."""
-        return Memory.of([tensor.bytes() for tensor in self._tensors], self._num_weights)
+        return Memory.of([tensor.bytes() for tensor in self._tensors], self._tensors.num_weights)
 
     @torch.no_grad()
     def score(self, name: str) -> Tensor:
@@ -317,14 +258,8 @@ class PlatonScheduler:
         Raises:
             KeyError: If no pruned tensor has that name.
         """
-        self._place()
-        for tensor in self._tensors:
-            if tensor.name == name:
-                return tensor.score()
-        raise KeyError(
-            f"name must be that of a pruned tensor before pruning, got {name!r}; there are: "
-            + ", ".join(tensor.name for tensor in self._tensors)
-        )
+        self._tensors.place()
+        return self._tensors.named(name).score()
 
     def masks(self) -> dict[str, Tensor]:
         """A copy of every mask: name before pruning to bool tensor (True = kept).
@@ -339,13 +274,8 @@ class PlatonScheduler:
         Raises:
             RuntimeError: If a tensor has been finalized already.
         """
-        self._require_masks()
-        self._detach()
-
-    def _detach(self) -> None:
-        for tensor in self._tensors:
-            for module, name in tensor.target.sites:
-                prune.remove(module, name)  # type: ignore[no-untyped-call]
+        self._tensors.require_masks()
+        self._tensors.detach()
 
     # --- saving -----------------------------------------------------------------------------
 
@@ -356,7 +286,7 @@ class PlatonScheduler:
         the weights are, which ``torch.distributed.checkpoint`` saves and loads on any number of
         processes.
         """
-        self._place()
+        self._tensors.place()
         return {
             "version": STATE_VERSION,
             "settings": self.settings,
@@ -380,8 +310,8 @@ class PlatonScheduler:
             ValueError: If it is of another version, model or configuration; names the difference.
                 Nothing is changed then.
         """
-        self._require_masks()
-        self._place()
+        self._tensors.require_masks()
+        self._tensors.place()
         shapes = {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
         check_state(state, self.settings, shapes, self._tensors[0].expected_entries())
         for tensor in self._tensors:
@@ -394,5 +324,5 @@ class PlatonScheduler:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Criterion, masking and schedule, as they are saved with the state."""
-        return settings_of(self.criterion, self.masking, self.schedule)
+        """Criterion, masking, schedule and granularity, as they are saved with the state."""
+        return settings_of(self.criterion, self.masking, self.schedule, self.granularity.settings)

@@ -10,11 +10,16 @@ from torch import Tensor
 from platon_prune.criteria import Criterion
 from platon_prune.schedule import CubicSchedule
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 COUNTERS = ("last_step", "skipped_steps", "threshold", "window_steps", "has_scores")
 
 
-def settings_of(criterion: Criterion, masking: str, schedule: CubicSchedule) -> dict[str, Any]:
+def settings_of(
+    criterion: Criterion,
+    masking: str,
+    schedule: CubicSchedule,
+    granularity: Mapping[str, Any],
+) -> dict[str, Any]:
     """What decides which weights are pruned, as plain numbers and strings."""
     fields: dict[str, Any] = vars(criterion)
     return {
@@ -27,6 +32,7 @@ def settings_of(criterion: Criterion, masking: str, schedule: CubicSchedule) -> 
         "warmup_steps": schedule.warmup_steps,
         "cooldown_steps": schedule.cooldown_steps,
         "window": schedule.window,
+        **granularity,
     }
 
 

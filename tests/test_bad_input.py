@@ -289,8 +289,8 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.update(version=99), "version 2, got version 99"),
-        (lambda state: state.pop("version"), "version 2, got version None"),
+        (lambda state: state.update(version=99), "version 3, got version 99"),
+        (lambda state: state.pop("version"), "version 3, got version None"),
         (lambda state: state["settings"].update(total_steps=7), "total_steps is 20 here and 7"),
         (lambda state: state["settings"].update(criterion="movement"), "criterion is 'platon'"),
         (lambda state: state["settings"].update(beta2=0.5), "beta2 is 0.95 here and 0.5"),

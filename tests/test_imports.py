@@ -12,14 +12,15 @@ ROOT = Path(__file__).parent.parent
 # Every file of the package, by level; docs/contributing.md says what lives in each.
 LEVELS = [
     {"version", "schedule", "criteria", "blocks", "collectives", "gradients"}
-    | {"ordering", "shards", "tables", "timing"},
+    | {"ordering", "shards", "tables", "timing", "coupled"},
     {"forms", "memory", "ranking", "targets"},
     {"selection", "masked"},
     {"pruned_class"},
     {"method"},
-    {"averages"},
+    {"averages", "granularity"},
     {"tracked", "states", "export"},
     {"agreement"},
+    {"selected"},
     {"scheduler"},
     {"summary", "compat", "plots"},
     {"api"},

@@ -1,0 +1,53 @@
+"""Coupled groups: entries of several tensors that live or die together, as plain data.
+
+A neuron is its row in the first matrix, its bias and its column in the second; a head its rows of
+the query, key and value matrices and its columns of the output matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Member:
+    """What the groups of one place hold of one tensor: whole slices along one dimension.
+
+    Args:
+        name: The tensor's name in the model before pruning, such as ``layer.0.weight``.
+        dim: Dimension that is cut, from 0.
+        group_of: For each index along ``dim``, the number of its group; -1 for none. int64, on the
+            CPU.
+    """
+
+    name: str
+    dim: int
+    group_of: Tensor
+
+
+@dataclass(frozen=True)
+class CoupledGroups:
+    """All groups of one place in a model, such as the heads of one attention layer.
+
+    Args:
+        name: The place: the name of the module that holds it.
+        kind: "heads", "neurons" or "channels".
+        size: How many groups there are, numbered from 0.
+        members: What they hold; a tensor may be a member of several places.
+    """
+
+    name: str
+    kind: str
+    size: int
+    members: tuple[Member, ...]
+
+    def indices(self, member: Member, groups: Sequence[int] | Tensor) -> Tensor:
+        """Indices along the member's dimension that belong to one of ``groups``; int64, sorted."""
+        wanted = torch.zeros(self.size + 1, dtype=torch.bool)
+        wanted[torch.as_tensor(groups, dtype=torch.int64)] = True
+        wanted[-1] = False  # what belongs to no group
+        return wanted[member.group_of].nonzero().flatten()
