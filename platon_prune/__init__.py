@@ -15,6 +15,7 @@ from platon_prune.patterns import check_semi_structured as check_semi_structured
 from platon_prune.scheduler import PlatonScheduler as PlatonScheduler
 from platon_prune.scheduler import PruningWarning as PruningWarning
 from platon_prune.semi_structured import semi_structured as semi_structured
+from platon_prune.structure import structure as structure
 from platon_prune.structured import global_structured as global_structured
 from platon_prune.summary import summary as summary
 from platon_prune.version import __version__ as __version__

@@ -38,6 +38,7 @@ class Structured(Granularity):
     """
 
     name: ClassVar[str] = "structured"
+    puts_back: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -107,7 +108,8 @@ class Structured(Granularity):
 
     def kept(self, masks: Mapping[str, Tensor]) -> list[Tensor]:
         """For each place, which of its groups the masks of all tensors leave; bool, on the CPU."""
-        return [kept_groups(place, masks[place.members[0].name]) for place in self.groups]
+        first = [(place, place.members[0]) for place in self.groups]
+        return [kept_groups(place, member, masks[member.name]) for place, member in first]
 
     def per_place(self, values: Tensor) -> Iterator[Tensor]:
         """Views of values of all groups, place by place."""
@@ -147,12 +149,11 @@ class Structured(Granularity):
             mask.index_fill_(member.dim, gone.to(mask.device), False)
 
 
-def kept_groups(place: CoupledGroups, mask: Tensor) -> Tensor:
-    """Which groups the mask of a place's first tensor leaves; bool, on the CPU.
+def kept_groups(place: CoupledGroups, member: Member, mask: Tensor) -> Tensor:
+    """Which groups the mask of one of a place's tensors leaves; bool, on the CPU.
 
     One is left if any of its entries is: another place may have taken some of them.
     """
-    member = place.members[0]
     others = [i for i in range(mask.ndim) if i != member.dim]
     left = (mask.any(others) if others else mask).cpu()
     kept = torch.zeros(place.size + 1, dtype=torch.bool)

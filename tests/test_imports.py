@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # Every file of the package, by level; docs/contributing.md says what lives in each.
 LEVELS = [
     {"version", "schedule", "criteria", "blocks", "collectives", "gradients"}
-    | {"ordering", "shards", "tables", "timing", "coupled"},
+    | {"ordering", "shards", "tables", "timing", "coupled", "set_aside"},
     {"forms", "memory", "ranking", "targets", "lanes", "layouts"},
     {"selection", "masked", "input_dims"},
     {"pruned_class", "patterns", "dependencies"},
@@ -22,7 +22,7 @@ LEVELS = [
     {"agreement", "coupled_choice"},
     {"selected"},
     {"scheduler"},
-    {"summary", "compat", "plots", "setting_up"},
+    {"summary", "compat", "plots", "setting_up", "structure"},
     {"api", "semi_structured", "structured"},
     {"__init__"},
     {"commands"},
