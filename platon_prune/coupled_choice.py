@@ -83,10 +83,7 @@ class Structured(Granularity):
     def require_part(self, name: str, part: Part) -> None:
         """Raise a ValueError if this process holds less than the whole tensor."""
         if any(index is not None for index in part.indices):
-            raise ValueError(
-                f"{name} must be whole in every process for structured pruning, got a sharded "
-                "tensor: train with DistributedDataParallel, or shrink the model before sharding it"
-            )
+            raise ValueError(whole_only(name))
 
     def choose_(
         self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes
@@ -147,6 +144,14 @@ class Structured(Granularity):
         for i, member in self._members[tensor.name]:
             gone = self.groups[i].indices(member, places[i].nonzero().flatten())
             mask.index_fill_(member.dim, gone.to(mask.device), False)
+
+
+def whole_only(name: str) -> str:
+    """What to say of a sharded tensor."""
+    return (
+        f"{name} must be whole in every process for structured pruning, got a sharded tensor: "
+        "train with DistributedDataParallel, or finish pruning before sharding"
+    )
 
 
 def kept_groups(place: CoupledGroups, member: Member, mask: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ from torch import nn
 
 from platon_prune.costs import BUDGETS, mac_prices, parameter_prices
 from platon_prune.coupled import CoupledGroups
-from platon_prune.coupled_choice import Structured
+from platon_prune.coupled_choice import Structured, whole_only
 from platon_prune.criteria import Criterion
 from platon_prune.group_scores import AGGREGATES
 from platon_prune.groups import KINDS, find_groups
 from platon_prune.scheduler import PlatonScheduler
 from platon_prune.setting_up import Plan, parameter_of, set_up
+from platon_prune.shards import is_sharded
 from platon_prune.targets import Target, bare
 
 
@@ -116,6 +117,7 @@ def global_structured(
 
     def find(bare_model: nn.Module) -> set[str]:
         _check_choices(aggregate, budget)
+        _refuse_sharded(bare_model)
         everything = find_groups(bare_model, example_inputs, kinds=kinds, time_limit=time_limit)
         found.extend(_selected(everything, include, exclude))
         return {member.name for place in found for member in place.members}
@@ -158,6 +160,12 @@ def global_structured(
     )
     bare(model)._platon_groups = tuple(found)  # type: ignore[assignment]
     return scheduler
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter):
+            raise ValueError(whole_only(name))
 
 
 def _check_choices(aggregate: str, budget: str) -> None:
