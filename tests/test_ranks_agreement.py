@@ -98,6 +98,65 @@ def test_an_error_in_one_rank_is_an_error_in_all_not_a_hang(what, message):
         )
 
 
+# --- gradients that only several processes together can make ------------------------------------
+
+
+def _result_without_optimizer(skipped_step=0):
+    run = rank_jobs.Run()
+    for step in range(1, STEPS + 1):
+        rank_jobs.feed(run.model, step)
+        run.scheduler.step(skipped=step == skipped_step)
+    return run.result()
+
+
+def test_gradients_that_are_yet_to_be_added_up_give_the_masks_of_one_process():
+    expected = _result_without_optimizer()
+    for skipped, result in ranks.run(2, rank_jobs.step_with_sums_undone, 0):
+        assert skipped == 0 and not rank_jobs.differences(result, expected)
+
+
+@pytest.mark.parametrize("what", ["spoil_an_undone_sum", "spoil_a_gradient"])
+def test_one_that_is_not_finite_on_one_rank_skips_the_step_on_all(what):
+    expected = _result_without_optimizer(skipped_step=6)
+    job = rank_jobs.step_with_sums_undone
+    for skipped, result in ranks.run(2, job, 6, 1, getattr(rank_jobs, what)):
+        assert skipped == 1 and not rank_jobs.differences(result, expected)
+
+
+def test_they_are_not_waited_for_where_another_rank_fails_in_the_same_step():
+    job = rank_jobs.step_with_sums_undone
+    errors = ranks.errors_of(2, job, 8, 1, rank_jobs.finalize)
+    assert "was finalized or pruned anew" in errors[1][1]
+    assert errors[0][0] == "RuntimeError" and "failed in another at step 8" in errors[0][1]
+
+
+def test_they_are_not_waited_for_where_another_rank_has_none():
+    job = rank_jobs.step_with_sums_undone
+    for kind, message in ranks.errors_of(2, job, 8, 1, rank_jobs.forget_a_gradient):
+        assert kind == "RuntimeError" and "the gradient of first.weight must be placed" in message
+
+
+VOTE = 5 * 8  # bytes
+
+
+@pytest.mark.parametrize("layout", ["copies", "fsdp", "tp"])
+def test_a_step_that_chooses_nothing_costs_one_vote(layout):
+    for steps in ranks.run(2, rank_jobs.collectives_of_steps, getattr(rank_jobs, layout), False):
+        # Set up with a window of 4 and a warm-up of 3: a choice at 4, 8, ..., 24, the ramp's at 18.
+        for step, sizes in enumerate(steps, start=1):
+            if step % 4 and step != 18:
+                assert sizes == [VOTE]
+            assert sizes[0] == VOTE
+
+
+def test_only_gradients_that_are_yet_to_be_added_up_cost_more():
+    for steps in ranks.run(2, rank_jobs.collectives_of_steps, rank_jobs.tp, True):
+        assert steps[0] == [VOTE, 2 * 3 * 8, VOTE]  # two flags for each of three tensors
+
+
+# --- reading and rescheduling -------------------------------------------------------------------
+
+
 def _read_then_step(read):
     run = rank_jobs.Run(rank_jobs.copies).to(9)
     run.model = rank_jobs.hsdp(run.model)
