@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.trainer_callback import TrainerState
 
 from platon_prune import PlatonScheduler
+from platon_prune.integrations.hf_models import is_sharded, load_renamed
 
 STATE_FILE = "platon_scheduler.pt"
 # Of a sharded model: its tensors as torch.distributed.checkpoint writes them, and this file.
@@ -27,22 +28,30 @@ class SavedState:
 
     Args:
         run: Which run wrote it.
+        folder: The checkpoint's.
         scheduler: The state; where ``shards`` is given its tensors are on the meta device.
         shards: Folder with the tensors; None if they are in the state.
         written: When, in seconds.
     """
 
     run: str
+    folder: Path
     scheduler: dict[str, Any]
     shards: Path | None
     written: float
 
-    def load_into(self, scheduler: PlatonScheduler) -> None:
+    def load_into(self, scheduler: PlatonScheduler, model: nn.Module) -> None:
         """Load it; collective if it is in shards or the model is sharded.
+
+        Args:
+            scheduler: To go on.
+            model: Whose weights the trainer has loaded from the same checkpoint, if it could.
 
         Raises:
             ValueError: If it is of another version, model or configuration.
         """
+        if not is_sharded(model):
+            load_renamed(model, self.folder)
         if self.shards is None:
             scheduler.load_state_dict(self.scheduler)
             return
@@ -86,7 +95,8 @@ def saved_states(folder: str | os.PathLike[str] | None) -> list[SavedState]:
             content = torch.load(path, weights_only=True, map_location=None if shards else "cpu")
             where = None if shards is None else path.parent
             written = path.stat().st_mtime
-            found.append(SavedState(content["run"], content["scheduler"], where, written))
+            state = content["scheduler"]
+            found.append(SavedState(content["run"], Path(folder), state, where, written))
     return sorted(found, key=lambda saved: saved.written, reverse=True)
 
 

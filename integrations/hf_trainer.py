@@ -316,7 +316,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
 
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         """Load the scheduler's file from the checkpoint that the trainer has just loaded."""
-        assert self.scheduler is not None
+        assert self.scheduler is not None and self._model is not None
         exported = exported_by_a_platon_callback(state)
         if exported is None:
             raise ValueError(
@@ -338,7 +338,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
                     saved.run == recorded["run"]
                     and saved.scheduler["last_step"] == state.global_step
                 ):
-                    saved.load_into(self.scheduler)
+                    saved.load_into(self.scheduler, self._model)
                     return
         raise ValueError(
             f"the checkpoint of step {state.global_step} must hold {STATE_FILE} (or {STATE_FOLDER} "
@@ -350,11 +350,11 @@ class PlatonCallback(TrainerCallback, ExportableState):
 
     def _follow_best_model(self, args: TrainingArguments, state: TrainerState) -> None:
         """Take the masks of the best checkpoint, whose weights the trainer has loaded."""
-        assert self.scheduler is not None
+        assert self.scheduler is not None and self._model is not None
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             saved = saved_states(state.best_model_checkpoint)
             if saved:
-                saved[0].load_into(self.scheduler)
+                saved[0].load_into(self.scheduler, self._model)
 
     # --- what needs the trainer itself ------------------------------------------------------
 
