@@ -23,6 +23,7 @@ from platon_prune.integrations.hf_checkpoints import (
     STATE_FILE,
     STATE_FOLDER,
     exported_by_a_platon_callback,
+    newest_if_true,
     save_shards,
     save_whole,
     saved_states,
@@ -344,7 +345,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
             f"the checkpoint of step {state.global_step} must hold {STATE_FILE} (or {STATE_FOLDER} "
             "of a sharded model), found none of this run in "
             f"{[str(c) for c in candidates if c]}: a checkpoint written with "
-            "save_only_model can't be resumed; for one that was moved, call "
+            "save_only_model, or cut off, can't be resumed; for one that was moved, call "
             "PlatonCallback.install(trainer) before trainer.train(resume_from_checkpoint=...)"
         )
 
@@ -385,9 +386,9 @@ def _follow(trainer: Trainer) -> None:
     def followed_train(
         resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        path = resume_from_checkpoint
+        path = newest_if_true(trainer.args.output_dir, resume_from_checkpoint)
         callback()._resume_from = os.fspath(path) if path and not isinstance(path, bool) else None
-        return train(resume_from_checkpoint, *args, **kwargs)
+        return train(path, *args, **kwargs)
 
     def extended_model_card(*args: Any, **kwargs: Any) -> None:
         create_model_card(*args, **kwargs)

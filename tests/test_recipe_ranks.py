@@ -5,6 +5,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,17 @@ def test_two_processes_resume_bit_by_bit(whole_run, given, tmp_path, recipe, lay
     resume = ("--resume_from_checkpoint", str(folder / "checkpoint-4"))
     flags = _flags(given, recipe, layout, tmp_path, *resume)
     ranks.run(2, recipe_jobs.start, recipe, flags)
+    _assert_equal(tmp_path, folder)
+
+
+def test_the_last_checkpoint_is_the_last_complete_one(whole_run, given, tmp_path):
+    folder, _ = whole_run("glue", "fsdp")
+    for name in ("checkpoint-4", "checkpoint-6"):
+        shutil.copytree(folder / name, tmp_path / name)
+    # As if the run had been killed while its processes wrote their shards.
+    (tmp_path / "checkpoint-6" / "platon_scheduler" / "outline.pt").unlink()
+    flags = _flags(given, "glue", "fsdp", tmp_path, "--resume_from_checkpoint", "true")
+    ranks.run(2, recipe_jobs.start, "glue", flags)
     _assert_equal(tmp_path, folder)
 
 
