@@ -1,5 +1,7 @@
 """What processes must have in common, and what they do when something is amiss in one of them."""
 
+import warnings
+
 import pytest
 import rank_jobs
 import ranks
@@ -254,6 +256,46 @@ def test_ddp_trains_one_mask_and_never_sends_it(before, after):
     assert other == (sent, names, masks, sparsity)
     pruned = sum(row.count(False) for mask in masks for row in mask)
     assert pruned == round(0.7 * (8 * 16 + 16 * 3)) and sparsity == pruned / (8 * 16 + 16 * 3)
+
+
+class _Branches(nn.Module):
+    """Each rank uses a branch of its own, and none of them the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.idle = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.branches[dist.get_rank()](x)
+
+
+def _train_with_unused_parameters():
+    torch.manual_seed(0)
+    model = _Branches()
+    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    model = DDP(model, find_unused_parameters=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(STEPS):
+            model(torch.randn(12, 8, generator=generator)).square().mean().backward()
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    said = [str(each.message) for each in caught if each.category is platon_prune.PruningWarning]
+    kept = {name: int(mask.sum()) for name, mask in scheduler.masks().items()}
+    return said, kept, {name: mask.tolist() for name, mask in scheduler.masks().items()}
+
+
+def test_ddp_may_leave_parameters_unused_in_some_ranks_or_in_all():
+    (said, kept, masks), other = ranks.run(2, _train_with_unused_parameters)
+    assert other == (said, kept, masks)
+    assert len(said) == 1 and said[0].startswith("idle.weight had no gradient for a whole window")
+    # Its scores are zero, so all of it goes, and of the 192 weights 58 are left for the branches.
+    assert kept["idle.weight"] == 0 and sum(kept.values()) == 192 - round(0.7 * 192)
+    assert min(kept["branches.0.weight"], kept["branches.1.weight"]) > 0
 
 
 def _wrap_in_fsdp1(prune_first):
