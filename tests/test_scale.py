@@ -5,11 +5,12 @@ import json
 import pytest
 
 from platon_prune.cli import main
+from platon_prune.commands._figures import Spread
 from platon_prune.commands.scale import Choice, CostModel
 
 
 def _choice(weights, processes, seconds):
-    return Choice(weights, processes, seconds, seconds, seconds, seconds, 6, 1000)
+    return Choice(weights, processes, Spread.of([seconds]), seconds, 6, 1000)
 
 
 def test_the_model_is_fitted_to_one_process_and_to_the_smallest_choices():
@@ -46,6 +47,12 @@ def test_the_command_measures_every_size_over_every_number_of_processes(tmp_path
         assert two["payload"] <= 3 * (8 << 16) + 100
     table = capsys.readouterr().out
     assert "300,000" in table and "GB/s" in table
+
+
+@pytest.mark.parametrize("command", ["scale", "bench"])
+def test_a_command_that_would_measure_nothing_is_refused(command, capsys):
+    assert main([command, "--repeats", "0"]) == 2
+    assert "--repeats must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_the_command_needs_one_process_to_compare_with(capsys):
