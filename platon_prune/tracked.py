@@ -110,9 +110,9 @@ class TrackedTensor:
             return None
         if gradient.layout != torch.strided:
             return gradient.to_dense()
-        if is_sharded(gradient) and not are_alike(gradient, parameter):
-            return gradient
-        return local_of(placed_like(gradient, parameter))
+        if are_alike(gradient, parameter):
+            return local_of(gradient)
+        return gradient if is_sharded(gradient) else local_of(placed_like(gradient, parameter))
 
     @property
     def is_in_mesh(self) -> bool:

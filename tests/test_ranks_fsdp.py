@@ -39,16 +39,17 @@ def _train(model, optimizer, scheduler, rank=0, size=1, num_parts=1, until=STEPS
         optimizer.zero_grad()
 
 
-def _sharded_run(num_parts=1, masking="step", compiled=False, **options):
+def _sharded_run(num_parts=1, masking="step", compiled=None, **options):
     model = rank_jobs.net()
     scheduler = platon_prune.global_unstructured(model, masking=masking, **SETTINGS)
     for child in (model.first, model.second):
         fully_shard(child, **options)
-        if compiled:
+        if compiled == "layers":
             child.compile(backend="aot_eager", fullgraph=True)
     fully_shard(model, **options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    _train(model, optimizer, scheduler, dist.get_rank(), dist.get_world_size(), num_parts)
+    trained = torch.compile(model, backend="aot_eager") if compiled == "whole" else model
+    _train(trained, optimizer, scheduler, dist.get_rank(), dist.get_world_size(), num_parts)
     return model, scheduler
 
 
@@ -80,15 +81,25 @@ def _resharding():
     [
         (_nothing, {}),
         (_nothing, dict(num_parts=3)),
-        (_nothing, dict(compiled=True)),
+        (_nothing, dict(compiled="layers")),
+        (_nothing, dict(compiled="whole")),
         (_nothing, dict(masking="window")),
         (_mixed, {}),
         (_offloaded, {}),
         (_resharding, {}),
     ],
-    ids=["plain", "accumulation", "compile", "window", "mixed precision", "offload", "no reshard"],
+    ids=[
+        "plain",
+        "accumulation",
+        "compiled layers",
+        "compiled",
+        "window",
+        "mixed precision",
+        "offload",
+        "no reshard",
+    ],
 )
-def test_sharded_training_prunes_exactly_and_in_every_rank_alike(options, settings):
+def test_sharded_training_prunes_exactly_in_every_rank_as_one_process_does(options, settings):
     (masks, zeros, sparsity, skipped), other = ranks.run(2, _run_with, options, settings)
     total = sum(mask.numel() for mask in masks.values())
     assert sum(int((~mask).sum()) for mask in masks.values()) == round(0.7 * total)
