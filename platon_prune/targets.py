@@ -224,7 +224,7 @@ def _from_model(
 
 def _is_saved_by_transformers(module: nn.Module) -> bool:
     """Whether it is a model with ``save_pretrained``, or a part of one, such as its encoder."""
-    is_part = _is_named(module, "transformers", "") and any(True for _ in module.children())
+    is_part = is_named(module, "transformers", "") and any(True for _ in module.children())
     return hasattr(module, "save_pretrained") or is_part
 
 
@@ -305,12 +305,12 @@ def _current(module: nn.Module, tensor_name: str) -> Tensor:
 def _is_default(module: nn.Module, tensor_name: str, parameter: Tensor) -> bool:
     if isinstance(module, nn.MultiheadAttention):
         return tensor_name in _ATTENTION_WEIGHTS
-    if isinstance(module, _WEIGHT_LAYERS) or _is_named(module, "transformers", "Conv1D"):
+    if isinstance(module, _WEIGHT_LAYERS) or is_named(module, "transformers", "Conv1D"):
         return tensor_name == "weight"
-    return _is_named(module, "", "Experts") and parameter.ndim == 3
+    return is_named(module, "", "Experts") and parameter.ndim == 3
 
 
-def _is_named(module: nn.Module, package: str, suffix: str) -> bool:
+def is_named(module: nn.Module, package: str, suffix: str) -> bool:
     """Whether a class of ``package`` whose name ends so is among the module's classes."""
     return any(
         cls.__module__.split(".")[0] == package if package else True
