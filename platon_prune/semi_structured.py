@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from torch import nn
 from platon_prune.criteria import Criterion
 from platon_prune.input_dims import input_dim, reason_against_groups
 from platon_prune.n_of_m import SemiStructured
+from platon_prune.patterns import require_pattern
 from platon_prune.scheduler import PlatonScheduler, PruningWarning
 from platon_prune.setting_up import Plan, parameter_of, set_up
 from platon_prune.shards import part_of
@@ -97,7 +98,7 @@ def semi_structured(
     left_out: dict[str, str] = {}
 
     def plan(targets: list[Target]) -> Plan:
-        check_pattern(n, m)
+        require_pattern(n, m)
         reasons = {target.name: _reason_against(target, m) for target in targets}
         left_out.update({name: reason for name, reason in reasons.items() if reason})
         named = include is not None or not isinstance(model, nn.Module)
@@ -141,23 +142,6 @@ def semi_structured(
             stacklevel=2,
         )
     return scheduler
-
-
-def check_pattern(n: int, m: int) -> None:
-    """Raise unless n of m is a pattern.
-
-    Raises:
-        TypeError: If one of them is not a whole number.
-        ValueError: If not 1 <= n < m.
-    """
-    for name, value in (("n", n), ("m", m)):
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if not 1 <= n < m:
-        raise ValueError(
-            f"n must be at least 1 and less than m, got n={n} and m={m}: n entries are kept of "
-            "every m"
-        )
 
 
 def _share(argument: str, amount: float) -> float:

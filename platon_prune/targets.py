@@ -276,14 +276,18 @@ _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_pro
 
 
 def find_tensors(
-    model: nn.Module, include: str | Sequence[str] | None = None
+    model: nn.Module,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
 ) -> list[tuple[str, nn.Module, str]]:
     """(name, module, tensor name) of what would be pruned, whether or not it can be."""
-    everything = list(_all_tensors(model))
-    patterns = _patterns("include", include)
+    found = list(_all_tensors(model))
+    patterns, unwanted = _patterns("include", include), _patterns("exclude", exclude) or ()
     if patterns is None:
-        return list(_default_selection(model, everything))
-    return [entry for entry in everything if any(pattern in entry[0] for pattern in patterns)]
+        found = list(_default_selection(model, found))
+    else:
+        found = [entry for entry in found if any(pattern in entry[0] for pattern in patterns)]
+    return [entry for entry in found if not any(pattern in entry[0] for pattern in unwanted)]
 
 
 def _default_selection(model: nn.Module, everything: list[_Candidate]) -> Iterable[_Candidate]:

@@ -15,7 +15,7 @@ LEVELS = [
     | {"ordering", "shards", "tables", "timing", "coupled"},
     {"forms", "memory", "ranking", "targets", "lanes"},
     {"selection", "masked", "input_dims"},
-    {"pruned_class"},
+    {"pruned_class", "patterns"},
     {"method"},
     {"averages", "granularity"},
     {"tracked", "states", "export", "n_of_m"},
