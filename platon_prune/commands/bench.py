@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="on a busy machine: run on one CPU thread and count its processor time",
     )
+    parser.add_argument(
+        "--semi-structured",
+        action="store_true",
+        help="n:m instead: the time of a choice, and 2:4 layers beside dense ones on a GPU",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -74,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.device or "cpu").startswith("cuda") and not has_cuda:
         raise ValueError(f"--device must be there, got {arguments.device}: use --device cpu")
     names = [arguments.device] if arguments.device else ["cpu", "cuda"] if has_cuda else ["cpu"]
+    if arguments.semi_structured:
+        return _semi_structured(arguments, names)
     reports = {}
     for name in names:
         timed = clock(name, arguments.processor_time)
@@ -81,6 +88,25 @@ def run(arguments: argparse.Namespace) -> int:
         print_table(tensor_sizes(arguments.scale), name, figures)
         reports[name] = [figure._asdict() for figure in figures]
     write_json(arguments, reports)
+    return 0
+
+
+def _semi_structured(arguments: argparse.Namespace, names: list[str]) -> int:
+    from platon_prune.commands._semi_structured import choice_table, kernel_table
+    from platon_prune.timing import clock
+
+    if arguments.json:
+        raise ValueError("--json must be left out with --semi-structured: its tables are printed")
+    shapes = [
+        (outputs, max(24, inputs // 24 * 24))  # all patterns divide it
+        for inputs, outputs in encoder_shapes(arguments.scale)
+    ]
+    for name in names:
+        timed = clock(name, arguments.processor_time)
+        num_weights = sum(outputs * inputs for outputs, inputs in shapes)
+        print(f"\n{name}: {num_weights:,} weights; half of them pruned, or of groups constrained\n")
+        print(choice_table(shapes, name, arguments.repeats, timed))
+        print("\n" + kernel_table(name, 20 * arguments.repeats, timed))
     return 0
 
 
