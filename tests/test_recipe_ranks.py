@@ -68,10 +68,14 @@ def whole_run(given, tmp_path_factory):
         if (recipe, layout) not in made:
             folder = tmp_path_factory.mktemp(f"{recipe}-{layout}")
             flags = _flags(given, recipe, layout, folder)
-            made[recipe, layout] = folder, ranks.run(2, recipe_jobs.start, recipe, flags)
+            made[recipe, layout] = folder, _start_two(recipe, flags)
         return made[recipe, layout]
 
     return of
+
+
+def _start_two(recipe, flags):
+    return ranks.run(2, recipe_jobs.start, recipe, flags, timeout=120)
 
 
 def _flags(given, recipe, layout, folder, *more):
@@ -123,7 +127,7 @@ def test_two_processes_resume_bit_by_bit(whole_run, given, tmp_path, recipe, lay
     folder, _ = whole_run(recipe, layout)
     resume = ("--resume_from_checkpoint", str(folder / "checkpoint-4"))
     flags = _flags(given, recipe, layout, tmp_path, *resume)
-    ranks.run(2, recipe_jobs.start, recipe, flags)
+    _start_two(recipe, flags)
     _assert_equal(tmp_path, folder)
 
 
@@ -134,7 +138,7 @@ def test_the_last_checkpoint_is_the_last_complete_one(whole_run, given, tmp_path
     # As if the run had been killed while its processes wrote their shards.
     (tmp_path / "checkpoint-6" / "platon_scheduler" / "outline.pt").unlink()
     flags = _flags(given, "glue", "fsdp", tmp_path, "--resume_from_checkpoint", "true")
-    ranks.run(2, recipe_jobs.start, "glue", flags)
+    _start_two("glue", flags)
     _assert_equal(tmp_path, folder)
 
 
