@@ -9,8 +9,8 @@ import tomllib
 
 import pytest
 import yaml
-
 from pages import PAGES, ROOT, blocks_of, name_of, pages_with, spans_of
+
 from platon_prune.cli import COMMANDS, RECIPES
 from platon_prune.integrations.recipes import arguments, glue, image, parsing, squad
 

@@ -4,7 +4,6 @@ import re
 
 import pytest
 import torch
-
 from pages import PAGES, ROOT, blocks_of, name_of, pages_with
 
 

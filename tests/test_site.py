@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from pages import ROOT
 
 import platon_prune
-from pages import ROOT
 
 
 @pytest.fixture(scope="module")
