@@ -155,11 +155,6 @@ class SelectedTensors(Sequence[TrackedTensor]):
             assert tensor.part is not None
             self.granularity.require_part(tensor.name, tensor.part)
 
-    def _require_parts(self) -> None:
-        for tensor in self._tensors:
-            assert tensor.part is not None
-            self.granularity.require_part(tensor.name, tensor.part)
-
     def _finite_gradients(self) -> list[Tensor | None] | None:
         """The gradient of each tensor; None instead of the list if one of them is not finite."""
         gradients = [tensor.gradient for tensor in self._tensors]

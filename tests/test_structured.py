@@ -93,6 +93,8 @@ def test_the_least_number_of_groups_reaches_the_amount():
     (row,) = platon_prune.structure(model)
     assert (row.name, row.kind, row.size, row.kept) == ("0", "neurons", 6, 3)
     assert scheduler.sparsity() == 0.5
+    # Two biases of the last layer are in no group, and in none of its tensors.
+    assert scheduler.granularity.sparsity_of(0.4) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("masking", ["step", "window"])

@@ -62,6 +62,18 @@ def test_lightning_prunes_2_of_4(tmp_path):
     assert callback.scheduler is None
 
 
+def test_the_trainer_prunes_heads_and_neurons(tmp_path):
+    callback = PlatonCallback(**SETTINGS | dict(granularity="structured", amount=0.4))
+    trainer = test_hf_trainer._trainer(tmp_path, callback)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "pruned"))
+    reloaded = BertForSequenceClassification.from_pretrained(tmp_path / "pruned")
+    rows = list(platon_prune.structure(reloaded))
+    assert {row.kind for row in rows} == {"heads", "neurons"}
+    assert sum(row.kept < row.size for row in rows) and all(row.kept for row in rows)
+    assert reloaded.config.platon_prune["granularity"] == "structured"
+
+
 @pytest.mark.parametrize("callback", [PlatonCallback, PlatonLightningCallback])
 def test_an_unknown_granularity_or_a_missing_amount_is_refused_at_once(callback):
     with pytest.raises(ValueError, match="granularity must be one of unstructured, semi_structur"):
