@@ -76,6 +76,13 @@ class Program:
     seed: int
     settings: dict = field(hash=False)
     calls: tuple[str, ...] = ()
+    pattern: tuple[int, int] | None = None  # n:m instead of single weights
+
+    def set_up(self, model: nn.Module) -> platon_prune.PlatonScheduler:
+        if self.pattern is None:
+            return platon_prune.global_unstructured(model, **self.settings)
+        n, m = self.pattern
+        return platon_prune.semi_structured(model, n=n, m=m, **self.settings)
 
     def model(self) -> nn.Module:
         torch.manual_seed(self.seed)
@@ -111,16 +118,24 @@ def programs(draw) -> Program:
     kind = draw(st.sampled_from(sorted(MODELS)))
     if kind == "encoder layer" and settings["include"] == "weight":
         settings["include"] = None
+    sizes = draw(st.integers(1, 6)), draw(st.integers(1, 8))
+    pattern = None
+    if draw(st.integers(0, 3)) == 0 and kind in ("mlp", "conv", "odd"):
+        n, more = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        pattern = n, n + more
+        settings["include"] = None
+        sizes = tuple(pattern[1] * (1 + size // 4) for size in sizes)
     calls = draw(st.lists(st.sampled_from(STEPS + CALLS), min_size=3, max_size=24))
     if draw(st.floats(0, 1, exclude_max=True)) > 1 - COMPILED:
         calls.insert(draw(st.integers(0, len(calls))), "compile")
     return Program(
         kind,
-        (draw(st.integers(1, 6)), draw(st.integers(1, 8))),
+        sizes,
         draw(st.sampled_from(DTYPES)),
         draw(st.integers(0, 1000)),
         settings,
         tuple(calls),
+        pattern,
     )
 
 
@@ -165,7 +180,7 @@ class Machine:
         self.finish()
 
     def _set_up(self, model):
-        return platon_prune.global_unstructured(model, **self.settings)
+        return self.program.set_up(model)
 
     # --- steps ------------------------------------------------------------------------------
 
@@ -217,11 +232,14 @@ class Machine:
         if not chooses(self.settings, step) or not self.has_scores:
             return
         masks = self.scheduler.masks()
-        pruned = sum(int((~mask).sum()) for mask in masks.values())
-        wanted = due(self.settings, step) * self.total
+        pruned, of = self.count_pruned(masks)
+        wanted = due(self.settings, step) * of
         assert abs(pruned - wanted) <= Fraction(1, 2) + Fraction(1, 10**6), (pruned, wanted)
         if pruned == 0 or self.settings["criterion"] == "magnitude":
             return  # the scores of magnitude are those before zeroing
+        if self.program.pattern:
+            self.check_groups(masks)
+            return
         lowest_kept, highest_pruned = float("inf"), -float("inf")
         for name, mask in masks.items():
             score = self.scheduler.score(name)
@@ -229,6 +247,35 @@ class Machine:
             highest_pruned = max([highest_pruned, *score[~mask].tolist()])
         assert highest_pruned <= lowest_kept
         assert self.scheduler.threshold == highest_pruned
+
+    def check_groups(self, masks) -> None:
+        """A constrained group keeps its largest scores, and gives up less than any other would."""
+        n, m = self.program.pattern
+        given_up, spared = [-float("inf")], [float("inf")]
+        for name, mask in masks.items():
+            kept = mask.movedim(1, -1).reshape(-1, m)
+            scores = self.scheduler.score(name).movedim(1, -1).reshape(-1, m)
+            for row, is_kept in zip(scores, kept, strict=True):
+                lost = row.sort().values[: m - n].double().sum().item()
+                if is_kept.all():
+                    spared.append(lost)
+                else:
+                    assert row[~is_kept].max() <= row[is_kept].min()
+                    given_up.append(lost)
+        # Sums are compared in float32.
+        assert max(given_up) <= min(spared) + 1e-5 * abs(max(given_up))
+
+    def count_pruned(self, masks) -> tuple[int, int]:
+        """Entries that are pruned, or groups that are constrained, and of how many."""
+        if self.program.pattern is None:
+            return sum(int((~mask).sum()) for mask in masks.values()), self.total
+        n, m = self.program.pattern
+        constrained = 0
+        for mask in masks.values():
+            kept = mask.movedim(1, -1).reshape(-1, m).sum(1)
+            assert set(kept.tolist()) <= {n, m}
+            constrained += int((kept == n).sum())
+        return constrained, self.total // m
 
     # --- other calls ------------------------------------------------------------------------
 

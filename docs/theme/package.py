@@ -31,6 +31,6 @@ class Docstrings(griffe.Extension):
             return f'<autoref optional identifier="{path}"><code>{shown}</code></autoref>'
 
         text = _REFERENCE.sub(link, obj.docstring.value)
-        # Under this name an example is shown as a session; a source is a line of its own.
+        # Under this name an example is shown as code; a source is a line of its own.
         text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
         obj.docstring.value = re.sub(r"^Source:\n +", "**Source:** ", text, flags=re.MULTILINE)
