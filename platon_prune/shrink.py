@@ -1,0 +1,124 @@
+"""`shrink`: removes the coupled groups of a model of which nothing is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from platon_prune import head_bias
+from platon_prune.config_sizes import adopt_
+from platon_prune.coupled import CoupledGroups
+from platon_prune.masked import pruned_tensors
+from platon_prune.optimizer_states import check_states, cut_states_
+from platon_prune.removable import Place, find_places, kept_indices
+from platon_prune.resize import Kept, check_sizes, find, resize_, tensor_at
+from platon_prune.tables import table
+from platon_prune.targets import bare
+from platon_prune.uniform import config_of_plan, with_same_counts
+
+
+@dataclass(frozen=True)
+class PlaceReport:
+    """One row: how many heads, neurons or channels a place had and has."""
+
+    name: str
+    kind: str
+    before: int
+    after: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ShrinkReport:
+    """What :func:`shrink` did; prints as a table.
+
+    Args:
+        places: A row for each place with coupled groups.
+        parameters_before: Number of parameters of the model, shared ones once.
+        parameters_after: The same, now.
+        in_config: Kinds of places whose counts the config tells.
+    """
+
+    places: tuple[PlaceReport, ...]
+    parameters_before: int
+    parameters_after: int
+    in_config: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [("place", "kind", "before", "after", "note")]
+        lines += [
+            (row.name, row.kind, f"{row.before:,}", f"{row.after:,}", row.note)
+            for row in self.places
+        ]
+        total = (f"{self.parameters_before:,}", f"{self.parameters_after:,}")
+        return table([*lines, ("total", "parameters", *total, "")])
+
+
+def shrink(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    uniform: bool = False,
+    example_inputs: Any = None,
+) -> ShrinkReport:
+    """Remove from a model the heads, neurons and channels of which nothing is left.
+
+    A group goes when every entry of it is pruned by a mask or, in a tensor without mask, zero; one
+    group of each place stays. The outputs stay what they are. All masks are finalized first, as
+    :func:`platon_prune.remove` does, so what comes out is an ordinary model, which can be trained
+    further, pruned again and shrunk again. Parameters stay the same objects.
+
+    Args:
+        model: Changed in place.
+        optimizer: What it remembers of the parameters is cut alike, so that training goes on as it
+            would have without shrinking. An optimizer that is not given here can't be used further.
+        uniform: Whether every layer gets the same counts, the largest that any layer needs and the
+            config can tell, so that ``save_pretrained`` and ``from_pretrained`` do for the result.
+            What can't go then stays, as zeros. Otherwise every layer gets the counts it needs.
+        example_inputs: What the model can be called with, to find the coupled groups of a model
+            that was not pruned by ``global_structured``; not needed for transformers' models.
+
+    Returns:
+        The counts before and after, place by place.
+
+    Raises:
+        ValueError: If there is nothing to remove, or something can't be cut. The model is as it
+            was then.
+        TypeError: If ``model`` is not a module.
+    """
+    _check_model(model)
+    model = bare(model)
+    before = _num_parameters(model)
+    places = find_places(model, _groups_of(model, example_inputs))
+    if uniform:
+        places = with_same_counts(model, places)
+    kept = kept_indices(places)
+    if not kept:
+        raise _nothing_to_remove(places)
+    heads = _heads_of_bias(model, places)
+    for table_name in _tables(model):
+        kept.pop(table_name, None)  # cut to the heads that any of its layers keeps
+    check_sizes(model, kept)
+    if optimizer is not None:
+        check_states(optimizer, *_by_parameter(model, kept))
+    old, new, in_config = config_of_plan(model, places)
+
+    for _, module, key in list(pruned_tensors(model)):
+        prune.remove(module, key)  # type: ignore[no-untyped-call]
+
+    def also(tensor: Tensor, indices: Kept) -> None:
+        if optimizer is not None:
+            cut_states_(optimizer, tensor, indices)
+
+    resize_(model, kept, also)
+    head_bias.share_bias_(model, heads, also)
+    if new is not None:
+        adopt_(model, old, new)
+    model.__dict__.pop("_platon_groups", None)
+    rows = tuple(_row(place) for place in places)
+    return ShrinkReport(rows, before, _num_parameters(model), in_config)
