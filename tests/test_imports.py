@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"version", "schedule", "criteria", "blocks", "collectives", "gradients"}
     | {"ordering", "shards", "tables", "timing", "coupled"},
-    {"forms", "memory", "ranking", "targets"},
+    {"forms", "memory", "ranking", "targets", "layouts"},
     {"selection", "masked"},
-    {"pruned_class"},
-    {"method"},
+    {"pruned_class", "dependencies"},
+    {"method", "groups"},
     {"averages", "granularity"},
     {"tracked", "states", "export"},
     {"agreement"},
