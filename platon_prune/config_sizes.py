@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 # By kind of place: the entries of configs that count its groups.
 _COUNTS = {
@@ -70,28 +69,18 @@ def _shapes_from(model: Any, config: Any) -> dict[str, tuple[int, ...]] | None:
     return {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
 
 
-def adopt_(model: nn.Module, old: Any, new: Any) -> None:
+def adopt_(model: Any, new: Any) -> None:
     """Change the model's config, and the copies of it that its parts have, to another's entries."""
-    before, after = old.to_dict(), new.to_dict()
+    before, after = model.config.to_dict(), new.to_dict()
     changes = {key: value for key, value in after.items() if before.get(key) != value}
-    configs = {id(config): config for module in model.modules() if (config := _config_of(module))}
+    configs = {id(config): config for module in model.modules() if (config := config_of(module))}
     for config in configs.values():
         for key, value in changes.items():
             if getattr(config, key, None) == before.get(key):
                 setattr(config, key, value)
 
 
-def _config_of(module: nn.Module) -> Any:
+def config_of(module: Any) -> Any | None:
+    """The config of a transformers model or of a part of one."""
     config = getattr(module, "config", None)
-    return config if hasattr(config, "to_dict") else None
-
-
-def smallest_count(
-    first: int, last: int, fits: Callable[[int], Any | None]
-) -> tuple[int, Any] | None:
-    """The smallest number from ``first`` to ``last`` for which ``fits`` finds something."""
-    for count in range(first, last):
-        found = fits(count)
-        if found is not None:
-            return count, found
-    return None
+    return config if hasattr(config, "to_dict") and hasattr(config, "save_pretrained") else None

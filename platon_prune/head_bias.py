@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from platon_prune.removable import Place
 from platon_prune.resize import cut_, refresh_sizes_
 
-_CLASSES = ("T5Attention", "MT5Attention")
+_SHARING = ("T5Attention", "MT5Attention")
+_CLASSES = (*_SHARING, "UMT5Attention")  # in which each layer has a table of its own
 TABLE = "relative_attention_bias"
+# How other models call tables that may be shared; what they do with them is not known.
+_ANY_TABLE = re.compile(r"rel\w*bias|position_bias")
 
 
 class _OwnHeads(nn.Module):
@@ -72,7 +76,7 @@ class _OwnHeads(nn.Module):
 
 
 @functools.cache
-def _class_for(base: type[nn.Module]) -> Any:
+def _class_for(base: Any) -> Any:
     names = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
@@ -81,9 +85,9 @@ def _class_for(base: type[nn.Module]) -> Any:
     return type(base)(base.__name__, (_OwnHeads, base), names)
 
 
-def _new_instance(base: type[nn.Module]) -> nn.Module:
-    cls: type[nn.Module] = _class_for(base)
-    return cls.__new__(cls)
+def _new_instance(base: Any) -> nn.Module:
+    cls = _class_for(base)
+    return cls.__new__(cls)  # type: ignore[no-any-return]
 
 
 # --- which modules, and what they have ----------------------------------------------------------
@@ -97,17 +101,17 @@ def stacks(model: nn.Module) -> list[list[str]]:
     found: dict[str, list[str]] = {}
     for path, module in model.named_modules():
         if type(module).__name__ in _CLASSES and path.endswith("SelfAttention"):
-            found.setdefault(_stack_of(path), []).append(path)
+            key = _stack_of(path) if type(module).__name__ in _SHARING else path
+            found.setdefault(key, []).append(path)
     return [sorted(paths, key=lambda path: not _has_table(model, path)) for paths in found.values()]
 
 
-def cross_attentions(model: nn.Module) -> dict[str, list[str]]:
-    """Names of the cross-attention modules of each stack."""
-    found: dict[str, list[str]] = {}
-    for path, module in model.named_modules():
-        if type(module).__name__ in _CLASSES and path.endswith("EncDecAttention"):
-            found.setdefault(_stack_of(path), []).append(path)
-    return found
+def _cross_attentions(model: nn.Module) -> list[str]:
+    return [
+        path
+        for path, module in model.named_modules()
+        if type(module).__name__ in _CLASSES and path.endswith("EncDecAttention")
+    ]
 
 
 def _stack_of(path: str) -> str:
@@ -127,6 +131,19 @@ def own_heads(model: nn.Module) -> dict[str, list[int] | None]:
     }
 
 
+def heads_fit(model: nn.Module, path: str, heads: list[int] | None) -> bool:
+    """Whether a module can have these columns of its table as heads; see :class:`_OwnHeads`."""
+    if heads is None:
+        return path in _cross_attentions(model)
+    for paths in stacks(model):
+        if path in paths:
+            num_columns = getattr(model.get_submodule(paths[0]), TABLE).weight.shape[1]
+            module: Any = model.get_submodule(path)
+            ascending = all(a < b for a, b in zip(heads, heads[1:], strict=False))
+            return ascending and len(heads) == module.n_heads and heads[-1] < num_columns
+    return False
+
+
 def heads_of_bias(model: nn.Module, path: str) -> Tensor:
     """Which columns of the table are the heads of a module, in its order; int64."""
     module: Any = model.get_submodule(path)
@@ -135,13 +152,51 @@ def heads_of_bias(model: nn.Module, path: str) -> Tensor:
     return torch.arange(module.n_heads)
 
 
+def without_unknown(model: nn.Module, places: Sequence[Place]) -> list[Place]:
+    """The places, but with all heads kept that may have a column in a table that is not known."""
+    if not any(_ANY_TABLE.search(name) for name, _ in model.named_parameters()):
+        return list(places)
+    paths = [path for paths in stacks(model) for path in paths] + _cross_attentions(model)
+    known = {f"{path}.q.weight" for path in paths}
+    return [
+        place.keeping_all("its heads may share a position bias in a way that is not known")
+        if place.groups.kind == "heads"
+        and not place.kept.all()
+        and known.isdisjoint(member.name for member in place.groups.members)
+        else place
+        for place in places
+    ]
+
+
+def tables(model: nn.Module) -> set[str]:
+    """Names of the tables."""
+    return {f"{paths[0]}.{TABLE}.weight" for paths in stacks(model)}
+
+
+def left_heads(model: nn.Module, places: Sequence[Place]) -> dict[str, Tensor]:
+    """For each self-attention module, which columns of the table are the heads that it keeps."""
+    of_query = {member.name: place for place in places for member in place.groups.members}
+    left = {}
+    for path in (path for paths in stacks(model) for path in paths):
+        place = of_query.get(f"{path}.q.weight")
+        heads = heads_of_bias(model, path)
+        left[path] = heads if place is None else heads[place.kept]
+    return left
+
+
+def have_same_heads(model: nn.Module, heads: dict[str, Tensor]) -> bool:
+    """Whether the layers of each stack are left with the same columns of their table."""
+    return all(heads[path].equal(heads[paths[0]]) for paths in stacks(model) for path in paths)
+
+
 # --- changing them ------------------------------------------------------------------------------
 
 
 def set_own_heads_(module: Any, heads: Sequence[int] | Tensor | None) -> None:
     """Note which columns of the table are the module's heads; see :class:`_OwnHeads`."""
     if not isinstance(module, _OwnHeads):
-        module.__class__ = _class_for(type(module))
+        cls: Any = type(module)
+        module.__class__ = _class_for(cls)
         module.register_buffer("bias_heads", None, persistent=False)
     index = None
     if heads is not None:
@@ -169,7 +224,7 @@ def share_bias_(model: nn.Module, heads: dict[str, Tensor], also: Any) -> None:
     """
     for paths in stacks(model):
         table = getattr(model.get_submodule(paths[0]), TABLE)
-        union = torch.cat([heads[path] for path in paths]).unique()
+        union = torch.unique(torch.cat([heads[path] for path in paths]))
         if union.numel() < table.weight.shape[1]:
             also(table.weight, {1: union})
             cut_(table.weight, {1: union})
@@ -180,11 +235,10 @@ def share_bias_(model: nn.Module, heads: dict[str, Tensor], also: Any) -> None:
                 clear_own_heads_(model.get_submodule(path))
             else:
                 set_own_heads_(model.get_submodule(path), own)
-    for paths in cross_attentions(model).values():
-        counts = {model.get_submodule(path).n_heads for path in paths}
-        for path in paths:
-            module = model.get_submodule(path)
-            if len(counts) > 1:
-                set_own_heads_(module, None)
-            else:
-                clear_own_heads_(module)
+    cross = [model.get_submodule(path) for path in _cross_attentions(model)]
+    differ = len({module.n_heads for module in cross}) > 1
+    for module in cross:
+        if differ and type(module).__name__ in _SHARING:
+            set_own_heads_(module, None)
+        else:
+            clear_own_heads_(module)

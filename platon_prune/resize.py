@@ -17,8 +17,9 @@ from torch.nn.modules.batchnorm import _NormBase
 Kept = Mapping[int, Tensor]
 
 # Sizes that attention and feed-forward modules keep of the projections in them.
-_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
-_HEADS += ("num_key_value_heads", "num_kv_heads", "all_head_size", "inner_dim", "split_size")
+_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head") + (
+    ("num_key_value_heads", "num_kv_heads", "all_head_size", "inner_dim", "split_size")
+)
 _WIDTHS = ("intermediate_size", "intermediate_dim", "ffn_dim")
 
 
@@ -43,6 +44,12 @@ def tensor_at(module: nn.Module, key: str) -> Tensor:
     """The parameter or buffer called ``key``."""
     tensor = module._parameters.get(key)
     return tensor if tensor is not None else module._buffers[key]  # type: ignore[return-value]
+
+
+def named_parameter(module: nn.Module, key: str) -> nn.Parameter:
+    """The parameter called ``key`` without masks."""
+    parameters = module._parameters
+    return parameters[key if key in parameters else f"{key}_orig"]  # type: ignore[return-value]
 
 
 def take(tensor: Tensor, kept: Kept) -> Tensor:

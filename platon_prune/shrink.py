@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,14 @@ from torch.nn.utils import prune
 from platon_prune import head_bias
 from platon_prune.config_sizes import adopt_
 from platon_prune.coupled import CoupledGroups
+from platon_prune.groups import find_groups
 from platon_prune.masked import pruned_tensors
 from platon_prune.optimizer_states import check_states, cut_states_
 from platon_prune.removable import Place, find_places, kept_indices
-from platon_prune.resize import Kept, check_sizes, find, resize_, tensor_at
+from platon_prune.resize import Kept, check_sizes, find, named_parameter, resize_
 from platon_prune.tables import table
 from platon_prune.targets import bare
-from platon_prune.uniform import config_of_plan, with_same_counts
+from platon_prune.uniform import config_as_left, with_same_counts
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,19 @@ def shrink(
     model = bare(model)
     before = _num_parameters(model)
     places = find_places(model, _groups_of(model, example_inputs))
+    places = head_bias.without_unknown(model, places)
     if uniform:
         places = with_same_counts(model, places)
     kept = kept_indices(places)
     if not kept:
         raise _nothing_to_remove(places)
-    heads = _heads_of_bias(model, places)
-    for table_name in _tables(model):
-        kept.pop(table_name, None)  # cut to the heads that any of its layers keeps
+    heads = head_bias.left_heads(model, places)
+    for name in head_bias.tables(model):
+        kept.pop(name, None)  # cut to the heads that any of its layers keeps
     check_sizes(model, kept)
     if optimizer is not None:
         check_states(optimizer, *_by_parameter(model, kept))
-    old, new, in_config = config_of_plan(model, places)
+    config, in_config = config_as_left(model, places)
 
     for _, module, key in list(pruned_tensors(model)):
         prune.remove(module, key)  # type: ignore[no-untyped-call]
@@ -117,8 +119,63 @@ def shrink(
 
     resize_(model, kept, also)
     head_bias.share_bias_(model, heads, also)
-    if new is not None:
-        adopt_(model, old, new)
+    if config is not None:
+        adopt_(model, config)
     model.__dict__.pop("_platon_groups", None)
     rows = tuple(_row(place) for place in places)
     return ShrinkReport(rows, before, _num_parameters(model), in_config)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                "model must not be wrapped in DistributedDataParallel, which knows its parameters "
+                "by their sizes, got one: shrink model.module in every process and wrap it again"
+            )
+        if hasattr(module, "lora_A"):
+            raise ValueError(
+                "model must be without adapters, got one of LoRA: merge it first, with peft's "
+                "model.merge_and_unload()"
+            )
+
+
+def _groups_of(model: nn.Module, example_inputs: Any) -> Sequence[CoupledGroups]:
+    known: Sequence[CoupledGroups] | None = getattr(model, "_platon_groups", None)
+    groups = find_groups(model, example_inputs) if known is None else known
+    if not groups:
+        raise ValueError(
+            f"model must have coupled groups, such as heads or neurons, got a "
+            f"{type(model).__name__} without: give example_inputs, from which those of any model "
+            "can be found"
+        )
+    return groups
+
+
+def _nothing_to_remove(places: Sequence[Place]) -> ValueError:
+    notes = sorted({place.note for place in places if place.note})
+    total = sum(place.groups.size for place in places)
+    return ValueError(
+        f"model must have groups of which nothing is left and that can be cut out, got none of "
+        f"{total:,} in {len(places)} places ({'; '.join(notes) or 'something is left of each'}): "
+        "prune with global_structured, which prunes whole groups"
+    )
+
+
+def _by_parameter(
+    model: nn.Module, kept: dict[str, dict[int, Tensor]]
+) -> tuple[dict[Tensor, Kept], dict[Tensor, str]]:
+    """What stays of each parameter, and its name, by the parameter itself."""
+    parameters: dict[Tensor, str] = {named_parameter(*find(model, name)): name for name in kept}
+    return {parameter: kept[name] for parameter, name in parameters.items()}, parameters
+
+
+def _num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _row(place: Place) -> PlaceReport:
+    groups = place.groups
+    return PlaceReport(groups.name, groups.kind, groups.size, place.after, place.note)
