@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,14 +11,12 @@ from torch import nn
 from torch.nn.utils import prune
 
 from platon_prune.blocks import Scratch
-from platon_prune.collectives import Processes
-from platon_prune.criteria import Criterion, make_criterion
+from platon_prune.criteria import Criterion
+from platon_prune.granularity import Unstructured
 from platon_prune.masked import apply_mask_, pruned_tensors
-from platon_prune.method import MASKINGS
-from platon_prune.schedule import CubicSchedule
 from platon_prune.scheduler import PlatonScheduler
-from platon_prune.targets import Pairs, Target, bare, select
-from platon_prune.tracked import Storage
+from platon_prune.setting_up import Plan, parameter_of, set_up
+from platon_prune.targets import Pairs, Target
 
 
 def global_unstructured(
@@ -100,52 +97,34 @@ def global_unstructured(
         Zhang et al., PLATON, ICML 2022 (arXiv:2206.12562).
     """
 
-    def set_up() -> PlatonScheduler:
-        if masking not in MASKINGS:
-            raise ValueError(f'masking must be "step" or "window", got {masking!r}')
-        chosen = make_criterion(criterion, beta1, beta2)
-        storage = Storage(_checked_dtype(state_dtype), offload_averages)
-        targets = select(model, include, exclude, own_keys)
-        num_weights = sum(_numel(target) for target in targets)
-        schedule = CubicSchedule(
-            amount=_fraction("amount", amount, num_weights),
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
-            cooldown_steps=cooldown_steps,
-            initial_amount=_fraction("initial_amount", initial_amount, num_weights),
-            window=window,
+    def plan(targets: list[Target]) -> Plan:
+        num_weights = sum(parameter_of(target).numel() for target in targets)
+        return Plan(
+            targets,
+            Unstructured(),
+            _fraction("amount", amount, num_weights),
+            _fraction("initial_amount", initial_amount, num_weights),
         )
-        if chosen.windowed:
-            schedule.require_scores()
-        return PlatonScheduler(targets, schedule, chosen, masking, storage, processes)
 
-    wrapped = model
-    if isinstance(model, nn.Module):
-        model = bare(model)
-    processes = Processes(process_group)
-    scheduler = processes.all_or_none("global_unstructured", set_up, PlatonScheduler.remove)
-    try:
-        scheduler.require_agreement()
-    except ValueError:
-        scheduler.remove()
-        raise
-    if isinstance(model, nn.Module) and isinstance(wrapped, nn.Module):
-        _keep_masks_out_of_broadcasts(model, wrapped)
-    return scheduler
-
-
-def _keep_masks_out_of_broadcasts(model: nn.Module, wrapped: nn.Module) -> None:
-    """DistributedDataParallel sends all buffers at each forward but those that it finds here.
-
-    It reads the model's list when it wraps that, and its own at each forward.
-    """
-    masks = [f"{name}_mask" for name, _, _ in pruned_tensors(model)]
-    masks += [f"_orig_mod.{name}" for name in masks]  # as torch.compile's wrapper calls them
-    ignored: Any = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
-    model._ddp_params_and_buffers_to_ignore = [*ignored, *masks]  # type: ignore[assignment]
-    for module in wrapped.modules():
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            module.parameters_to_ignore.update(masks)
+    return set_up(
+        "global_unstructured",
+        model,
+        plan,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        cooldown_steps=cooldown_steps,
+        beta1=beta1,
+        beta2=beta2,
+        window=window,
+        criterion=criterion,
+        masking=masking,
+        include=include,
+        exclude=exclude,
+        own_keys=own_keys,
+        state_dtype=state_dtype,
+        offload_averages=offload_averages,
+        process_group=process_group,
+    )
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -195,21 +174,6 @@ def _pruned_or_raise(model: nn.Module) -> list[tuple[nn.Module, str]]:
             "finalized already, or was never pruned"
         )
     return pruned
-
-
-def _numel(target: Target) -> int:
-    module, tensor_name = target.sites[0]
-    parameter: nn.Parameter = getattr(module, tensor_name)
-    return parameter.numel()
-
-
-def _checked_dtype(state_dtype: torch.dtype) -> torch.dtype:
-    if state_dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(
-            f"state_dtype must be torch.float32 or torch.bfloat16, got {state_dtype}: scores span "
-            "more orders of magnitude than float16 has"
-        )
-    return state_dtype
 
 
 def _fraction(argument: str, amount: float | int, num_weights: int) -> float:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from platon_prune.collectives import Processes
 from platon_prune.selection import ScoredTensor, prune_smallest_
+from platon_prune.shards import Part
 
 
 class Granularity:
@@ -25,6 +26,18 @@ class Granularity:
     def settings(self) -> dict[str, Any]:
         """What decides its choices, as plain numbers and strings, for states and comparison."""
         return {"granularity": self.name}
+
+    def sparsity_of(self, amount: float) -> float:
+        """Fraction of zeros among the entries of all tensors that an amount asks for."""
+        return amount
+
+    def require_part(self, name: str, part: Part) -> None:
+        """Raise a ValueError if the masks of a tensor can't be chosen part by part as it is placed.
+
+        Args:
+            name: The tensor's name.
+            part: What this process holds of it.
+        """
 
     def choose_(
         self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes

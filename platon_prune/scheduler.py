@@ -30,12 +30,13 @@ class PruningWarning(UserWarning):
 class PlatonScheduler:
     r"""Scores the weights of a model at every step and chooses the masks by its schedule.
 
-    Made by :func:`platon_prune.global_unstructured`. With the window length :math:`\Delta T`,
-    the step number :math:`t` and :math:`I = |w\,\partial L/\partial w|`: at :math:`t` divisible by
-    :math:`\Delta T` the averages take in the mean of :math:`I` over the window that ended, and the
-    window restarts with this step; otherwise this step joins it. After the warm-up, at each
-    window's end and when the ramp and the run end, the weights with the smallest scores over all
-    tensors together are pruned, exactly ``round(amount * N)`` of them.
+    Made by :func:`platon_prune.global_unstructured` and its like. With the window length
+    :math:`\Delta T`, the step number :math:`t` and :math:`I = |w\,\partial L/\partial w|`: at
+    :math:`t` divisible by :math:`\Delta T` the averages take in the mean of :math:`I` over the
+    window that ended, and the window restarts with this step; otherwise this step joins it. After
+    the warm-up, at each window's end and when the ramp and the run end, the granularity chooses
+    anew what is pruned. Unless it is another, those are the weights with the smallest scores over
+    all tensors together, exactly ``round(amount * N)`` of them.
 
     Where a process group is initialised, its processes choose together, each over what it holds of
     the model: what is said to be collective must be called in all of them.
@@ -53,7 +54,8 @@ class PlatonScheduler:
     Attributes:
         last_step: How often :meth:`step` was called.
         skipped_steps: How many of those had no finite gradients.
-        threshold: The largest score that the last choice pruned; None if it pruned nothing.
+        threshold: The largest score that the last choice pruned, of what the granularity compares
+            (single weights, or groups); None if it pruned nothing.
 
     Source:
         Zhang et al., PLATON, ICML 2022 (arXiv:2206.12562), algorithm 1.
@@ -81,7 +83,12 @@ class PlatonScheduler:
         self._warned: set[str] = set()  # tensors named in a warning, each once
         self._handle: RemovableHandle | None = None
         self._tensors = SelectedTensors(
-            targets, criterion, masking, storage or Storage(), processes or Processes()
+            targets,
+            criterion,
+            masking,
+            storage or Storage(),
+            processes or Processes(),
+            self.granularity,
         )
 
     def require_agreement(self) -> None:
@@ -231,8 +238,17 @@ class PlatonScheduler:
 
     @property
     def amount(self) -> float:
-        """Fraction that the schedule prunes at the last step (0 before the first)."""
+        """Fraction that the schedule prunes at the last step (0 before the first).
+
+        Of the weights, or of what else the granularity counts: of n:m, the share of the groups that
+        are constrained.
+        """
         return self.schedule.amount_at(self.last_step) if self.last_step else 0.0
+
+    @property
+    def target_sparsity(self) -> float:
+        """Fraction of zeros among the selected weights that the schedule asks for in the end."""
+        return self.granularity.sparsity_of(self.schedule.amount)
 
     def sparsity(self) -> float:
         """Measured fraction of zeros among the selected weights, as evaluation uses them.

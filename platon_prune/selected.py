@@ -14,6 +14,7 @@ from platon_prune.blocks import Scratch
 from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion
 from platon_prune.gradients import all_finite
+from platon_prune.granularity import Granularity
 from platon_prune.shards import is_sharded
 from platon_prune.targets import Target
 from platon_prune.tracked import Storage, TrackedTensor
@@ -30,6 +31,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         masking: "step" or "window".
         storage: How it is kept.
         processes: Those that prune together.
+        granularity: Says what each of them has to hold of a tensor.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class SelectedTensors(Sequence[TrackedTensor]):
         masking: str,
         storage: Storage,
         processes: Processes,
+        granularity: Granularity,
     ) -> None:
         self.criterion = criterion
+        self.granularity = granularity
         self.processes = processes
         self.num_weights = 0  # in all processes, each counted once
         self._is_settled = False  # whether processes know who holds what
@@ -115,11 +119,14 @@ class SelectedTensors(Sequence[TrackedTensor]):
         Raises:
             RuntimeError: If no tensor has a gradient, a tensor is not pruned any more, or
                 something is amiss in another process.
+            ValueError: If the granularity can't choose over a tensor as it is sharded.
         """
         error, gradients, moved = None, None, False
         try:
             self.require_masks()
             moved = self.place()
+            if moved:
+                self._require_parts()
             if read:
                 gradients = self._finite_gradients()
         except Exception as raised:
@@ -130,6 +137,11 @@ class SelectedTensors(Sequence[TrackedTensor]):
         if outcome.settle:
             self.settle(settings)
         return None if outcome.skip else gradients
+
+    def _require_parts(self) -> None:
+        for tensor in self._tensors:
+            assert tensor.part is not None
+            self.granularity.require_part(tensor.name, tensor.part)
 
     def _finite_gradients(self) -> list[Tensor | None] | None:
         """The gradient of each tensor; None instead of the list if one of them is not finite."""

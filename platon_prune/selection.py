@@ -127,17 +127,24 @@ def prune_smallest_(
                 mask.fill_(True)
             if survivors is not None:
                 mask[survivors] = True
-    _require_same_copies(tensors, digests, processes)
+    require_same_copies(tensors, digests, processes)
     return float(threshold) if count else None
 
 
-def _require_same_copies(
+def require_same_copies(
     tensors: Sequence[ScoredTensor], digests: Sequence[int], processes: Processes
 ) -> None:
     """Raise everywhere if processes that hold the same part found different digests for it.
 
-    Each multiplies its digest by a number of its own; those of a part's holders add up to zero.
+    Args:
+        tensors: Those of the choice.
+        digests: A number for each, of the scores and masks in this process; collective.
+        processes: Those that choose together.
+
+    Raises:
+        RuntimeError: If they differ; names the tensors.
     """
+    # Each multiplies its digest by a number of its own; those of a part's holders add up to zero.
     if processes.size == 1:
         return
     weighted = [

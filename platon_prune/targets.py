@@ -224,7 +224,7 @@ def _from_model(
 
 def _is_saved_by_transformers(module: nn.Module) -> bool:
     """Whether it is a model with ``save_pretrained``, or a part of one, such as its encoder."""
-    is_part = _is_named(module, "transformers", "") and any(True for _ in module.children())
+    is_part = is_named(module, "transformers", "") and any(True for _ in module.children())
     return hasattr(module, "save_pretrained") or is_part
 
 
@@ -276,14 +276,18 @@ _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_pro
 
 
 def find_tensors(
-    model: nn.Module, include: str | Sequence[str] | None = None
+    model: nn.Module,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
 ) -> list[tuple[str, nn.Module, str]]:
     """(name, module, tensor name) of what would be pruned, whether or not it can be."""
-    everything = list(_all_tensors(model))
-    patterns = _patterns("include", include)
+    found = list(_all_tensors(model))
+    patterns, unwanted = _patterns("include", include), _patterns("exclude", exclude) or ()
     if patterns is None:
-        return list(_default_selection(model, everything))
-    return [entry for entry in everything if any(pattern in entry[0] for pattern in patterns)]
+        found = list(_default_selection(model, found))
+    else:
+        found = [entry for entry in found if any(pattern in entry[0] for pattern in patterns)]
+    return [entry for entry in found if not any(pattern in entry[0] for pattern in unwanted)]
 
 
 def _default_selection(model: nn.Module, everything: list[_Candidate]) -> Iterable[_Candidate]:
@@ -305,12 +309,12 @@ def _current(module: nn.Module, tensor_name: str) -> Tensor:
 def _is_default(module: nn.Module, tensor_name: str, parameter: Tensor) -> bool:
     if isinstance(module, nn.MultiheadAttention):
         return tensor_name in _ATTENTION_WEIGHTS
-    if isinstance(module, _WEIGHT_LAYERS) or _is_named(module, "transformers", "Conv1D"):
+    if isinstance(module, _WEIGHT_LAYERS) or is_named(module, "transformers", "Conv1D"):
         return tensor_name == "weight"
-    return _is_named(module, "", "Experts") and parameter.ndim == 3
+    return is_named(module, "", "Experts") and parameter.ndim == 3
 
 
-def _is_named(module: nn.Module, package: str, suffix: str) -> bool:
+def is_named(module: nn.Module, package: str, suffix: str) -> bool:
     """Whether a class of ``package`` whose name ends so is among the module's classes."""
     return any(
         cls.__module__.split(".")[0] == package if package else True

@@ -33,9 +33,9 @@ class Net(nn.Module):
         return self.one(torch.relu(self.second(torch.relu(self.first(x)))))
 
 
-def net(kind="random"):
+def net(kind="random", make=Net):
     torch.manual_seed(0)
-    model = Net()
+    model = make()
     if kind == "tied":
         # Few different values, exact zeros among them: scores with many ties.
         with torch.no_grad():
@@ -139,13 +139,19 @@ class Run:
 
     def __init__(self, layout=alone, kind="random", prune_first=True, **settings):
         self.kind = kind
-        self.model = net(kind)
+        self.model = self.build(kind)
         if not prune_first:
             self.model = layout(self.model)
-        self.scheduler = platon_prune.global_unstructured(self.model, **SETTINGS | settings)
+        self.scheduler = self.set_up(**settings)
         if prune_first:
             self.model = layout(self.model)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
+
+    def build(self, kind):
+        return net(kind)
+
+    def set_up(self, **settings):
+        return platon_prune.global_unstructured(self.model, **SETTINGS | settings)
 
     def step(self):
         feed(self.model, self.scheduler.last_step + 1, self.kind)
@@ -171,9 +177,9 @@ class Run:
         }
 
 
-def results(layout, kind, at, settings, prune_first=True):
+def results(layout, kind, at, settings, prune_first=True, runs=Run):
     """What there is at some steps of a run."""
-    run = Run(layout, kind, prune_first, **settings)
+    run = runs(layout, kind, prune_first, **settings)
     return [run.to(step).result() for step in at]
 
 
@@ -219,9 +225,9 @@ def set_up_with(settings_by_rank):
     return None
 
 
-def change_one_rank(layout, what, step, rank):
+def change_one_rank(layout, what, step, rank, runs=Run):
     """A run in which something of one rank is changed by hand before a choosing step."""
-    run = Run(layout).to(step - 1)
+    run = runs(layout).to(step - 1)
     if dist.get_rank() == rank:
         what(run)
     run.step()
@@ -252,9 +258,9 @@ def take_a_step_more(run):
 # --- checkpoints --------------------------------------------------------------------------------
 
 
-def save_checkpoint(folder, layout, kind, step, settings):
+def save_checkpoint(folder, layout, kind, step, settings, runs=Run):
     """Train up to a step and save all with torch's distributed checkpoints."""
-    write_checkpoint(Run(layout, kind, **settings).to(step), folder)
+    write_checkpoint(runs(layout, kind, **settings).to(step), folder)
 
 
 def write_checkpoint(run, folder):
@@ -263,9 +269,9 @@ def write_checkpoint(run, folder):
     checkpoint.save(state, checkpoint_id=folder)
 
 
-def resume_checkpoint(folder, layout, kind, at, settings):
+def resume_checkpoint(folder, layout, kind, at, settings, runs=Run):
     """Load into a new run, in whatever layout, and go on; results at some steps."""
-    run = Run(layout, kind, **settings)
+    run = runs(layout, kind, **settings)
     model, optimizer = get_state_dict(run.model, run.optimizer)
     state = {"model": model, "optimizer": optimizer, "scheduler": run.scheduler.state_dict()}
     checkpoint.load(state, checkpoint_id=folder)

@@ -117,11 +117,31 @@ def count_holders(model: nn.Module) -> Counter[int]:
 
 
 def reason_to_skip(layer: Layer, num_tokens: int, holders: Mapping[int, int]) -> str | None:
-    """What rules a sparse form out whatever the zeros, if anything does.
+    """What rules CSR out whatever the zeros, if anything does.
 
     Args:
         layer: The layer.
         num_tokens: Rows that it sees in a call.
+        holders: What :func:`count_holders` says of the model.
+    """
+    reason = reason_against_replacing(layer, holders)
+    if reason is not None:
+        return reason
+    for tensor in (layer.module.weight, layer.module.bias):
+        if isinstance(tensor, Tensor) and tensor.device.type != "cpu":
+            return f"on {tensor.device.type}"
+        if isinstance(tensor, Tensor) and tensor.dtype != torch.float32:
+            return f"in {str(tensor.dtype).removeprefix('torch.')}, which has no sparse kernel"
+    if num_tokens == 0:
+        return "that example_inputs do not reach"
+    return None
+
+
+def reason_against_replacing(layer: Layer, holders: Mapping[int, int]) -> str | None:
+    """What rules out to replace a layer, or its weight, by any sparse form, if anything does.
+
+    Args:
+        layer: The layer.
         holders: What :func:`count_holders` says of the model.
     """
     module = layer.module
@@ -137,17 +157,10 @@ def reason_to_skip(layer: Layer, num_tokens: int, holders: Mapping[int, int]) ->
         _is_plain(tensor) for tensor in (weight, bias) if tensor is not None
     ):
         return "with a weight or bias that is no plain parameter"
-    for tensor in (weight, bias):
-        if tensor is not None and tensor.device.type != "cpu":
-            return f"on {tensor.device.type}"
-        if tensor is not None and tensor.dtype != torch.float32:
-            return f"in {str(tensor.dtype).removeprefix('torch.')}, which has no sparse kernel"
     if weight.numel() == 0:
         return "without entries"
     if holders[weight.data_ptr()] > 1:
         return "with a weight that another module shares"
-    if num_tokens == 0:
-        return "that example_inputs do not reach"
     return None
 
 

@@ -1,0 +1,154 @@
+"""What the functions that set pruning up have in common: all is checked, then masks are put on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from platon_prune.collectives import Processes
+from platon_prune.criteria import Criterion, make_criterion
+from platon_prune.granularity import Granularity
+from platon_prune.masked import pruned_tensors
+from platon_prune.method import MASKINGS
+from platon_prune.schedule import CubicSchedule
+from platon_prune.scheduler import PlatonScheduler
+from platon_prune.shards import registered
+from platon_prune.targets import Pairs, Target, bare, select
+from platon_prune.tracked import Storage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be pruned, and how much of it.
+
+    Args:
+        targets: The tensors to prune.
+        granularity: Which of their weights live or die together.
+        amount: What the granularity prunes in the end, in [0, 1].
+        initial_amount: What it prunes when the ramp starts, in [0, ``amount``].
+    """
+
+    targets: Sequence[Target]
+    granularity: Granularity
+    amount: float
+    initial_amount: float
+
+
+def set_up(
+    call: str,
+    model: nn.Module | Pairs,
+    plan: Callable[[list[Target]], Plan],
+    *,
+    total_steps: int,
+    warmup_steps: int,
+    cooldown_steps: int,
+    beta1: float,
+    beta2: float,
+    window: int,
+    criterion: str | Criterion,
+    masking: str,
+    include: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+    own_keys: bool | None,
+    state_dtype: torch.dtype,
+    offload_averages: bool,
+    process_group: dist.ProcessGroup | None,
+) -> PlatonScheduler:
+    """Select tensors, plan, and put masks on them: in all processes, or in none.
+
+    Args:
+        call: The public function, for messages.
+        model: A module, or (module, tensor name) pairs.
+        plan: Says what to do with the tensors that were selected. It must not change anything, and
+            raises if it can't be done.
+        total_steps: As for :func:`platon_prune.global_unstructured`, and so are all others.
+        warmup_steps: Likewise.
+        cooldown_steps: Likewise.
+        beta1: Likewise.
+        beta2: Likewise.
+        window: Likewise.
+        criterion: Likewise.
+        masking: Likewise.
+        include: Likewise.
+        exclude: Likewise.
+        own_keys: Likewise.
+        state_dtype: Likewise.
+        offload_averages: Likewise.
+        process_group: Likewise.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        ValueError: If a setting is out of range, nothing is selected, a tensor can't be pruned, or
+            processes differ in a setting or in the model. The model is untouched then.
+        TypeError: If ``model`` or a number of steps is of the wrong type.
+        RuntimeError: If it failed in another process.
+    """
+
+    def make() -> PlatonScheduler:
+        if masking not in MASKINGS:
+            raise ValueError(f'masking must be "step" or "window", got {masking!r}')
+        chosen = make_criterion(criterion, beta1, beta2)
+        storage = Storage(_checked_dtype(state_dtype), offload_averages)
+        planned = plan(select(model, include, exclude, own_keys))
+        schedule = CubicSchedule(
+            amount=planned.amount,
+            total_steps=total_steps,
+            warmup_steps=warmup_steps,
+            cooldown_steps=cooldown_steps,
+            initial_amount=planned.initial_amount,
+            window=window,
+        )
+        if chosen.windowed:
+            schedule.require_scores()
+        return PlatonScheduler(
+            planned.targets, schedule, chosen, masking, storage, processes, planned.granularity
+        )
+
+    wrapped = model
+    if isinstance(model, nn.Module):
+        model = bare(model)
+    processes = Processes(process_group)
+    scheduler = processes.all_or_none(call, make, PlatonScheduler.remove)
+    try:
+        scheduler.require_agreement()
+    except ValueError:
+        scheduler.remove()
+        raise
+    if isinstance(model, nn.Module) and isinstance(wrapped, nn.Module):
+        _keep_masks_out_of_broadcasts(model, wrapped)
+    return scheduler
+
+
+def parameter_of(target: Target) -> nn.Parameter:
+    """The parameter of a target that carries no mask yet; a DTensor if it is sharded."""
+    return registered(*target.sites[0])
+
+
+def _checked_dtype(state_dtype: torch.dtype) -> torch.dtype:
+    if state_dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"state_dtype must be torch.float32 or torch.bfloat16, got {state_dtype}: scores span "
+            "more orders of magnitude than float16 has"
+        )
+    return state_dtype
+
+
+def _keep_masks_out_of_broadcasts(model: nn.Module, wrapped: nn.Module) -> None:
+    """DistributedDataParallel sends all buffers at each forward but those that it finds here.
+
+    It reads the model's list when it wraps that, and its own at each forward.
+    """
+    masks = [f"{name}_mask" for name, _, _ in pruned_tensors(model)]
+    masks += [f"_orig_mod.{name}" for name in masks]  # as torch.compile's wrapper calls them
+    ignored: Any = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
+    model._ddp_params_and_buffers_to_ignore = [*ignored, *masks]  # type: ignore[assignment]
+    for module in wrapped.modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            module.parameters_to_ignore.update(masks)
