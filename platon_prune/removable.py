@@ -91,11 +91,6 @@ def _groups_left(model: nn.Module, groups: CoupledGroups, member: Member) -> Ten
     """For each group, whether something is left of it in one tensor."""
     module, key = find(model, member.name)
     masked = any(form.name == key for form in forms_of(module))
-    if not masked and f"{key}_orig" in module._parameters:
-        raise ValueError(
-            f"{member.name} must not carry a mask of another method, got one: finalize it first "
-            f'with torch.nn.utils.prune.remove(module, "{key}")'
-        )
     tensor = mask_of(module, key) if masked else tensor_at(module, key)
     if tensor.is_meta or is_sharded(tensor):
         raise ValueError(
