@@ -68,8 +68,8 @@ def t5(**settings: object) -> nn.Module:
 
 def llama(**settings: object) -> nn.Module:
     """Eight query heads that share four key-value heads, and gated feed-forward layers."""
-    sizes = {**_TEXT, "num_attention_heads": 8, "num_key_value_heads": 4}
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **_SPECIAL, **settings))
+    sizes = {**_TEXT, "num_attention_heads": 8, "num_key_value_heads": 4, **_SPECIAL}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**(sizes | settings)))
 
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
