@@ -50,6 +50,7 @@ def dependent_groups(model: nn.Module, inputs: Any, time_limit: float) -> list[C
 
     Raises:
         ImportError: If torch-pruning is not installed.
+        ValueError: If the model can't be traced.
         TimeoutError: If it took longer.
     """
     twin = _plain_copy(model)
@@ -94,9 +95,15 @@ def _places(model: nn.Module, inputs: Any) -> Iterator[_Place]:
             "the names of its layers: pip install 'platon-prune[structured]'"
         ) from missing
     with torch.enable_grad():
-        graph = DependencyGraph().build_dependency(
-            model, inputs, call, output_transform=_with_gradient, verbose=False
-        )
+        try:
+            graph = DependencyGraph().build_dependency(
+                model, inputs, call, output_transform=_with_gradient, verbose=False
+            )
+        except Exception as error:
+            raise ValueError(
+                "model must run on example_inputs and be traced by torch-pruning, but got "
+                f"{type(error).__name__}: {error}"
+            ) from error
         names = {module: name for name, module in model.named_modules()}
         for group in graph.get_all_groups(root_module_types=[_CONVOLUTION, nn.Linear]):
             place = _place_of(graph, group, names)
@@ -129,6 +136,8 @@ def _place_of(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> _Place 
             return None
         for tensor_name, dim in cut:
             group_of = torch.full((getattr(module, tensor_name).shape[dim],), -1)
+            if max(item.idxs) >= len(group_of):  # torch-pruning lost count (of a GLU's halves)
+                return None
             group_of[torch.tensor(item.idxs)] = torch.tensor(item.root_idxs)
             side = computing if is_computed else reading
             key = (f"{names[module]}.{tensor_name}".removeprefix("."), dim)

@@ -18,9 +18,12 @@ class Granularity:
 
     Attributes:
         name: What it is called in settings and states.
+        puts_back: Whether weights that come back get the values that they had when they went,
+            because zeros of its kind have no gradient to grow by.
     """
 
     name: ClassVar[str]
+    puts_back: ClassVar[bool] = False
 
     @property
     def settings(self) -> dict[str, Any]:

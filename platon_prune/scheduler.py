@@ -136,7 +136,11 @@ class PlatonScheduler:
 
     def _choose(self, amount: float) -> None:
         scored = [tensor.scored() for tensor in self._tensors]
+        puts_back = self.granularity.puts_back
+        before = [tensor.mask.clone() for tensor in scored] if puts_back else []
         self.threshold = self.granularity.choose_(scored, amount, self._tensors.processes)
+        for tensor, mask in zip(self._tensors, before, strict=False):
+            tensor.put_back(mask)
 
     def _take_in(
         self, step: int, gradients: list[Tensor | None] | None, apply_masks: bool

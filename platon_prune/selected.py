@@ -54,7 +54,15 @@ class SelectedTensors(Sequence[TrackedTensor]):
             with torch.inference_mode(False):
                 for target in targets:
                     offset = self.num_weights
-                    tensor = TrackedTensor(target, criterion, masking, storage, offset, scratch)
+                    tensor = TrackedTensor(
+                        target,
+                        criterion,
+                        masking,
+                        storage,
+                        offset,
+                        scratch,
+                        puts_back=granularity.puts_back,
+                    )
                     self._tensors.append(tensor)
                     self.num_weights += tensor.whole_numel
         except BaseException:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ def set_up(
     state_dtype: torch.dtype,
     offload_averages: bool,
     process_group: dist.ProcessGroup | None,
+    find: Callable[[nn.Module], Collection[str]] | None = None,
 ) -> PlatonScheduler:
     """Select tensors, plan, and put masks on them: in all processes, or in none.
 
@@ -80,6 +81,8 @@ def set_up(
         state_dtype: Likewise.
         offload_averages: Likewise.
         process_group: Likewise.
+        find: Names the tensors to take of a model, instead of a selection by ``include`` and
+            ``exclude``.
 
     Returns:
         The scheduler.
@@ -96,7 +99,8 @@ def set_up(
             raise ValueError(f'masking must be "step" or "window", got {masking!r}')
         chosen = make_criterion(criterion, beta1, beta2)
         storage = Storage(_checked_dtype(state_dtype), offload_averages)
-        planned = plan(select(model, include, exclude, own_keys))
+        names = find(model) if find is not None and isinstance(model, nn.Module) else None
+        planned = plan(select(model, include, exclude, own_keys, names))
         schedule = CubicSchedule(
             amount=planned.amount,
             total_steps=total_steps,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ def select(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     own_keys: bool | None = None,
+    names: Collection[str] | None = None,
 ) -> list[Target]:
     """Find the tensors to prune and check that each of them can be pruned.
 
@@ -46,6 +47,7 @@ def select(
             default selection, biases too.
         exclude: Substrings of the names of parameters to leave out.
         own_keys: See :class:`Target`; None decides by whether transformers saves the module.
+        names: Whole names of what to take of a model, instead of patterns.
 
     Returns:
         One target per tensor, in the order of the model; a shared tensor once.
@@ -57,7 +59,7 @@ def select(
     if isinstance(model, nn.Module):
         _refuse_flat_gradients(model)
         candidates, saved_whole = _from_model(
-            model, _patterns("include", include), _patterns("exclude", exclude)
+            model, _patterns("include", include), _patterns("exclude", exclude), names
         )
     else:
         if include is not None or exclude is not None:
@@ -191,7 +193,10 @@ _Candidate = tuple[str, nn.Module, str]  # name in the model, module, tensor nam
 
 
 def _from_model(
-    model: nn.Module, include: tuple[str, ...] | None, exclude: tuple[str, ...] | None
+    model: nn.Module,
+    include: tuple[str, ...] | None,
+    exclude: tuple[str, ...] | None,
+    names: Collection[str] | None,
 ) -> tuple[list[_Candidate], set[int]]:
     everything = list(_all_tensors(model))
     for argument, patterns in (("include", include), ("exclude", exclude)):
@@ -204,6 +209,9 @@ def _from_model(
                 )
     if include is None:
         _refuse_wrapped_models(model)
+    if names is not None:
+        chosen = [entry for entry in everything if entry[0] in names]
+    elif include is None:
         chosen = list(_default_selection(model, everything))
     else:
         chosen = [entry for entry in everything if any(p in entry[0] for p in include)]

@@ -14,6 +14,7 @@ from platon_prune.criteria import Criterion
 from platon_prune.masked import apply_mask_, mask_of, method_of, weight_of
 from platon_prune.method import PlatonUnstructured, attach
 from platon_prune.selection import ScoredTensor
+from platon_prune.set_aside import SetAside
 from platon_prune.shards import Part, as_placed, local_of, part_of, placed_like, placement_of
 from platon_prune.targets import Target
 
@@ -44,6 +45,7 @@ class TrackedTensor:
         storage: How it is kept.
         offset: Global position of its first entry.
         scratch: Temporaries, shared by all tensors.
+        puts_back: Whether entries that come back get the values that they had when they went.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class TrackedTensor:
         storage: Storage,
         offset: int,
         scratch: Scratch,
+        puts_back: bool = False,
     ) -> None:
         self.target = target
         self.criterion = criterion
@@ -62,6 +65,7 @@ class TrackedTensor:
         self.scratch = scratch
         self.part: Part | None = None  # set by place()
         self._averages = Averages(criterion, storage.dtype, storage.offload, scratch)
+        self._set_aside = SetAside() if puts_back else None
         self._placement: Any = None
         self._had_gradient = False  # in the window so far
         self._methods: list[PlatonUnstructured] = []
@@ -207,6 +211,15 @@ class TrackedTensor:
             if mask is not first:  # moving a model copies its buffers apart
                 mask.copy_(first)
 
+    def put_back(self, before: Tensor) -> None:
+        """After a choice: give entries that came back their values, and set aside what goes.
+
+        Args:
+            before: The mask before the choice.
+        """
+        assert self._set_aside is not None
+        self._set_aside.exchange_(self.weight, before, self.mask)
+
     def scored(self) -> ScoredTensor:
         """What the global choice needs of it."""
         weight = self.weight.reshape(-1)
@@ -240,7 +253,8 @@ class TrackedTensor:
     def bytes(self) -> dict[str, int]:
         """Memory of this process that pruning takes for it: the mask, the window, the averages."""
         numel = self.weight.numel()
-        return {"mask": numel, **self._averages.bytes(numel)}
+        aside = {} if self._set_aside is None else {"set_aside": self.weight.nbytes}
+        return {"mask": numel, **self._averages.bytes(numel), **aside}
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of what is remembered, placed as the weight is."""
@@ -249,6 +263,8 @@ class TrackedTensor:
         if self.masking == "window":
             # What pruned weights trained to since the choice: a saved model may lack these.
             state["refilled"] = torch.where(self.mask, 0, weight)
+        if self._set_aside is not None:
+            state["set_aside"] = self._set_aside.values(weight)
         placed: dict[str, Any] = {
             name: as_placed(tensor.clone(), parameter) for name, tensor in state.items()
         }
@@ -262,6 +278,9 @@ class TrackedTensor:
         for name, tensor in self._averages.named():
             tensor.copy_(local_of(placed_like(state[name], parameter)))
         self._had_gradient = state["had_gradient"]
+        if self._set_aside is not None:
+            aside = local_of(placed_like(state["set_aside"], parameter))
+            self._set_aside.values(weight).copy_(aside)
         if self.masking == "window":
             refilled = local_of(placed_like(state["refilled"], parameter)).to(weight)
             weight.copy_(torch.where(self.mask, weight, refilled))
@@ -271,7 +290,8 @@ class TrackedTensor:
     def expected_entries(self) -> tuple[str, ...]:
         """The entries of its state that have the weight's shape."""
         refilled = ("refilled",) if self.masking == "window" else ()
-        return ("mask", *(name for name, _ in self._averages.named()), *refilled)
+        aside = () if self._set_aside is None else ("set_aside",)
+        return ("mask", *(name for name, _ in self._averages.named()), *refilled, *aside)
 
     def _refuse_new_placement(self) -> Tensor:
         raise RuntimeError(

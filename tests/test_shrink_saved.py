@@ -1,4 +1,4 @@
-"""A shrunk model is saved and comes back as it was; a structure in a file is not trusted."""
+"""A shrunk model is saved and comes back as it was; what a file says of sizes is not trusted."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_uniform_counts_need_no_record_in_the_file(tmp_path: Path) -> None:
         model = masked("Llama")
         platon_prune.shrink(model, uniform=uniform)
         platon_prune.save(model, tmp_path)
-        record = Forgery.of(tmp_path / "platon_prune.safetensors").metadata.get("structure")
+        record = Forgery.of(tmp_path / "platon_prune.safetensors").metadata.get("sizes")
         assert (record is None) == uniform
         again = platon_prune.load(tmp_path)
         assert torch.equal(output(again), output(model))
@@ -181,7 +181,7 @@ def _with(model: nn.Module, state: dict[str, Any]) -> nn.Module:
     return model
 
 
-# --- forged structures ----------------------------------------------------------------------------
+# --- forged sizes ----------------------------------------------------------------------------
 
 QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
 ATTENTION = "encoder.block.1.layer.0.SelfAttention"
@@ -231,25 +231,25 @@ FORGED = {
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_a_structure_that_the_model_cannot_have_is_refused(kind: str, tmp_path: Path) -> None:
+def test_sizes_that_the_model_cannot_have_is_refused(kind: str, tmp_path: Path) -> None:
     platon_prune.save(shrunk("T5"), tmp_path)
     path = tmp_path / "platon_prune.safetensors"
     forgery = Forgery.of(path)
-    record = json.loads(forgery.metadata["structure"])
+    record = json.loads(forgery.metadata["sizes"])
     assert ATTENTION in record["own_heads"] and QUERY in record["shapes"]
     FORGED[kind](record)
-    forgery.metadata["structure"] = json.dumps(record)
+    forgery.metadata["sizes"] = json.dumps(record)
     forgery.write(path)
     with pytest.raises(ValueError, match="must be as platon_prune"):
         platon_prune.load(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"shapes": {}, "shapes": {}}', ""])
-def test_a_structure_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+def test_sizes_that_are_none_is_refused(text: str, tmp_path: Path) -> None:
     platon_prune.save(shrunk("T5"), tmp_path)
     path = tmp_path / "platon_prune.safetensors"
     forgery = Forgery.of(path)
-    forgery.metadata["structure"] = text
+    forgery.metadata["sizes"] = text
     forgery.write(path)
     with pytest.raises(ValueError, match="must be as|must have the tensors"):
         platon_prune.load(tmp_path)

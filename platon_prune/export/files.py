@@ -22,11 +22,11 @@ from platon_prune.export.model_folder import (
     save_folder,
 )
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
-from platon_prune.export.structure import (
-    Structure,
-    apply_structure_,
-    read_structure,
-    structure_of,
+from platon_prune.export.size_record import (
+    SizeRecord,
+    apply_sizes_,
+    read_sizes,
+    record_of_sizes,
 )
 from platon_prune.head_bias import own_heads
 from platon_prune.masked import pruned_tensors
@@ -78,8 +78,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, compression: str | N
         )
     tensors = tensors_of(model)
     with _replacing(target) as file:
-        structure = Structure(own_heads=own_heads(model)).to_json()
-        write_tensors(file, tensors, compression, versions_of(model), structure)
+        sizes = SizeRecord(own_heads=own_heads(model)).to_json()
+        write_tensors(file, tensors, compression, versions_of(model), sizes)
 
 
 def load(path: str | os.PathLike[str]) -> SparseStateDict | nn.Module:
@@ -134,18 +134,18 @@ def load_into(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         )
     tensors = SparseStateDict(path)
     shapes = tensors.index.shapes()
-    structure = Structure(
-        structure_of(model, shapes, model).shapes,
-        read_structure(tensors.structure, tensors.path).own_heads,
+    sizes = SizeRecord(
+        record_of_sizes(model, shapes, model).shapes,
+        read_sizes(tensors.sizes, tensors.path).own_heads,
     )
     trial = copy.deepcopy(model).to("meta")
-    apply_structure_(trial, structure, tensors.path)
+    apply_sizes_(trial, sizes, tensors.path)
     check_shapes(
         trial, shapes, tensors.path, "model", "build it with the sizes it had before it was shrunk"
     )
     values = OrderedDict(tensors)
     values._metadata = tensors._metadata  # type: ignore[attr-defined]
-    apply_structure_(model, structure, tensors.path)
+    apply_sizes_(model, sizes, tensors.path)
     model.load_state_dict(values)
     return model
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from platon_prune.export.effective import NamedTensor, tensors_of
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
-from platon_prune.export.structure import apply_structure_, read_structure, structure_of
+from platon_prune.export.size_record import apply_sizes_, read_sizes, record_of_sizes
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -68,9 +68,9 @@ def load_folder(folder: Path) -> nn.Module:
             )
     tensors = SparseStateDict(folder / WEIGHTS)
     config, cls = _read_config(folder)
-    structure = read_structure(tensors.structure, tensors.path)
+    sizes = read_sizes(tensors.sizes, tensors.path)
     model = _without_values(config, cls, folder)
-    apply_structure_(model, structure, tensors.path)
+    apply_sizes_(model, sizes, tensors.path)
     check_shapes(
         model,
         tensors.index.shapes(),
@@ -83,7 +83,7 @@ def load_folder(folder: Path) -> nn.Module:
     if _lacks_values(model):
         # A buffer that is in no state dict and that another version of transformers did not have.
         model = cls(config)
-        apply_structure_(model, structure, tensors.path)
+        apply_sizes_(model, sizes, tensors.path)
         _fill(model, values)
     if model.can_generate() and (folder / GENERATION_CONFIG).is_file():
         model.generation_config = _read_generation_config(folder)
@@ -97,9 +97,9 @@ def _write(model: Any, tensors: list[NamedTensor], folder: Path, compression: st
     config.save_pretrained(folder)
     shapes = {entry.name: tuple(entry.tensor.shape) for entry in tensors if entry.persistent}
     rebuilt = _without_values(*_read_config(folder), folder)
-    structure = structure_of(model, shapes, rebuilt)
+    sizes = record_of_sizes(model, shapes, rebuilt)
     with contextlib.suppress(ValueError):  # then the shapes differ, which is an error below
-        apply_structure_(rebuilt, structure, "model")
+        apply_sizes_(rebuilt, sizes, "model")
     check_shapes(
         rebuilt,
         shapes,
@@ -111,7 +111,7 @@ def _write(model: Any, tensors: list[NamedTensor], folder: Path, compression: st
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
     with open(folder / WEIGHTS, "wb") as file:
-        write_tensors(file, tensors, compression, versions={}, structure=structure.to_json())
+        write_tensors(file, tensors, compression, versions={}, sizes=sizes.to_json())
     for path in folder.iterdir():
         with open(path, "rb+") as file:
             os.fsync(file.fileno())

@@ -25,7 +25,7 @@ def write_tensors(
     tensors: Sequence[NamedTensor],
     compression: str | None,
     versions: Mapping[str, int],
-    structure: str = "",
+    sizes: str = "",
 ) -> None:
     """Write tensors; no more than one of them is encoded at a time.
 
@@ -34,11 +34,11 @@ def write_tensors(
         tensors: What to write; a tied one is written once.
         compression: "zstd" or None.
         versions: See :class:`~platon_prune.export.index.Index`.
-        structure: What :meth:`~platon_prune.export.structure.Structure.to_json` made.
+        sizes: What :meth:`~platon_prune.export.size_record.SizeRecord.to_json` made.
     """
     index = Index(versions=dict(versions))
     first: dict[Any, str] = {}
-    about = {"platon_prune_version": __version__} | ({"structure": structure} if structure else {})
+    about = {"platon_prune_version": __version__} | ({"sizes": sizes} if sizes else {})
     space = _header_space(tensors, index) + len(json.dumps(about))
     writer = ContainerWriter(file, space)
     for entry in tensors:
@@ -99,7 +99,7 @@ class SparseStateDict(Mapping[str, Tensor]):
         except BaseException:
             self._close()
             raise
-        self.structure = metadata.get("structure", "")  # as text, for a model to make sense of
+        self.sizes = metadata.get("sizes", "")  # as text, for a model to make sense of
         self._shapes = self.index.shapes()
         self._lock = threading.Lock()
         # Tied tensors share memory as long as one of them is in use.

@@ -22,7 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Structure:
+class SizeRecord:
     """The difference between a model and what its class builds.
 
     Args:
@@ -42,8 +42,8 @@ class Structure:
         return json.dumps(asdict(self), separators=(",", ":")) if self else ""
 
 
-def read_structure(text: str, path: str) -> Structure:
-    """Read what :meth:`Structure.to_json` made.
+def read_sizes(text: str, path: str) -> SizeRecord:
+    """Read what :meth:`SizeRecord.to_json` made.
 
     Args:
         text: What the file has; may be empty.
@@ -56,19 +56,19 @@ def read_structure(text: str, path: str) -> Structure:
     if content.keys() != {"shapes", "own_heads"} or not all(
         isinstance(part, dict) for part in content.values()
     ):
-        refuse(path, "a structure without its two parts")
+        refuse(path, "sizes without its two parts")
     for value in content["shapes"].values():
         if not isinstance(value, list) or not all(is_size(size) and size for size in value):
-            refuse(path, "a structure with a shape that no layer can have")
+            refuse(path, "sizes with a shape that no layer can have")
     for value in content["own_heads"].values():
         if value is not None and not (isinstance(value, list) and all(map(is_size, value))):
-            refuse(path, "a structure with heads that are not numbers")
-    return Structure(
+            refuse(path, "sizes with heads that are not numbers")
+    return SizeRecord(
         {name: tuple(shape) for name, shape in content["shapes"].items()}, content["own_heads"]
     )
 
 
-def structure_of(model: nn.Module, shapes: Shapes, whole: nn.Module) -> Structure:
+def record_of_sizes(model: nn.Module, shapes: Shapes, whole: nn.Module) -> SizeRecord:
     """What of a model is smaller than in another one of its class.
 
     Args:
@@ -82,7 +82,7 @@ def structure_of(model: nn.Module, shapes: Shapes, whole: nn.Module) -> Structur
         if name in shapes and parameter.shape != shapes[name]
         if _can_be_cut_to(whole, name, parameter, shapes[name])
     }
-    return Structure(smaller, own_heads(model))
+    return SizeRecord(smaller, own_heads(model))
 
 
 def _can_be_cut_to(model: nn.Module, name: str, parameter: Tensor, shape: tuple[int, ...]) -> bool:
@@ -95,25 +95,25 @@ def _can_be_cut_to(model: nn.Module, name: str, parameter: Tensor, shape: tuple[
     )
 
 
-def apply_structure_(model: nn.Module, structure: Structure, path: str) -> None:
-    """Make the layers of a whole model as small as a structure says; what stays is arbitrary.
+def apply_sizes_(model: nn.Module, sizes: SizeRecord, path: str) -> None:
+    """Make the layers of a whole model as small as sizes says; what stays is arbitrary.
 
     Args:
         model: What the class builds; on the meta device or not.
-        structure: As read from a file.
+        sizes: As read from a file.
         path: What to call that in errors.
 
     Raises:
-        ValueError: If the model can't have this structure. It is untouched then, but for heads.
+        ValueError: If the model can't have this sizes. It is untouched then, but for heads.
     """
     kept = {}
-    for name, shape in structure.shapes.items():
+    for name, shape in sizes.shapes.items():
         try:
             parameter = named_parameter(*find(model, name))
         except (ValueError, KeyError):
-            refuse(path, f"a structure with {name}, which the model does not have")
+            refuse(path, f"sizes with {name}, which the model does not have")
         if not _can_be_cut_to(model, name, parameter, shape):
-            refuse(path, f"a structure that makes {name} {shape} from {tuple(parameter.shape)}")
+            refuse(path, f"sizes that makes {name} {shape} from {tuple(parameter.shape)}")
         kept[name] = {
             dim: torch.arange(size)
             for dim, size in enumerate(shape)
@@ -122,10 +122,10 @@ def apply_structure_(model: nn.Module, structure: Structure, path: str) -> None:
     try:
         check_sizes(model, kept)
     except ValueError as error:
-        refuse(path, f"a structure that its layers can't have ({error})")
+        refuse(path, f"sizes that its layers can't have ({error})")
     resize_(model, kept)
     modules: dict[str, Any] = dict(model.named_modules())
-    for name, heads in structure.own_heads.items():
+    for name, heads in sizes.own_heads.items():
         if not heads_fit(model, name, heads):
-            refuse(path, f"a structure with heads of {name} that it can't have")
+            refuse(path, f"sizes with heads of {name} that it can't have")
         set_own_heads_(modules[name], heads)
