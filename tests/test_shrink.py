@@ -222,6 +222,32 @@ def test_channels_last_stays() -> None:
 
 
 @every_family
+def test_what_a_schedule_pruned_is_shrunk_and_pruned_on(name: str) -> None:
+    model = built(name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(2):
+        scheduler = platon_prune.global_structured(model, amount=0.4, total_steps=4, window=2)
+        for _ in range(4):
+            output(model).square().mean().backward()
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        expected = output(model)
+        places = scheduler.granularity.groups
+        total = sum(
+            sum(model.get_parameter(f"{m.name}_orig").numel() for m in place.members)
+            for place in places
+        )
+        report = platon_prune.shrink(model, optimizer)
+        removed = report.parameters_before - report.parameters_after
+        # The least number of groups that reaches the amount; none is larger than a third of it.
+        assert 0.4 * total <= removed < 0.55 * total
+        assert_close(output(model), expected)
+        with pytest.raises(RuntimeError, match="not pruned any more|finalized"):
+            scheduler.step()
+
+
+@every_family
 def test_a_shrunk_model_is_shrunk_again(name: str) -> None:
     model = masked(name)
     platon_prune.shrink(model)

@@ -21,13 +21,13 @@ from platon_prune.export.model_folder import (
     load_folder,
     save_folder,
 )
-from platon_prune.export.sparse_file import SparseStateDict, write_tensors
 from platon_prune.export.size_record import (
     SizeRecord,
     apply_sizes_,
     read_sizes,
     record_of_sizes,
 )
+from platon_prune.export.sparse_file import SparseStateDict, write_tensors
 from platon_prune.head_bias import own_heads
 from platon_prune.masked import pruned_tensors
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from platon_prune.export.effective import NamedTensor, tensors_of
-from platon_prune.export.sparse_file import SparseStateDict, write_tensors
 from platon_prune.export.size_record import apply_sizes_, read_sizes, record_of_sizes
+from platon_prune.export.sparse_file import SparseStateDict, write_tensors
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"

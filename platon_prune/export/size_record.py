@@ -56,13 +56,13 @@ def read_sizes(text: str, path: str) -> SizeRecord:
     if content.keys() != {"shapes", "own_heads"} or not all(
         isinstance(part, dict) for part in content.values()
     ):
-        refuse(path, "sizes without its two parts")
+        refuse(path, "a record of sizes without its two parts")
     for value in content["shapes"].values():
         if not isinstance(value, list) or not all(is_size(size) and size for size in value):
-            refuse(path, "sizes with a shape that no layer can have")
+            refuse(path, "a size that no layer can have")
     for value in content["own_heads"].values():
         if value is not None and not (isinstance(value, list) and all(map(is_size, value))):
-            refuse(path, "sizes with heads that are not numbers")
+            refuse(path, "heads that are not numbers")
     return SizeRecord(
         {name: tuple(shape) for name, shape in content["shapes"].items()}, content["own_heads"]
     )
@@ -96,7 +96,7 @@ def _can_be_cut_to(model: nn.Module, name: str, parameter: Tensor, shape: tuple[
 
 
 def apply_sizes_(model: nn.Module, sizes: SizeRecord, path: str) -> None:
-    """Make the layers of a whole model as small as sizes says; what stays is arbitrary.
+    """Make the layers of a whole model as small as a record says; what of them stays is arbitrary.
 
     Args:
         model: What the class builds; on the meta device or not.
@@ -104,16 +104,18 @@ def apply_sizes_(model: nn.Module, sizes: SizeRecord, path: str) -> None:
         path: What to call that in errors.
 
     Raises:
-        ValueError: If the model can't have this sizes. It is untouched then, but for heads.
+        ValueError: If the model can't have these sizes.
     """
     kept = {}
     for name, shape in sizes.shapes.items():
         try:
             parameter = named_parameter(*find(model, name))
         except (ValueError, KeyError):
-            refuse(path, f"sizes with {name}, which the model does not have")
+            refuse(path, f"a size of {name}, which the model does not have")
         if not _can_be_cut_to(model, name, parameter, shape):
-            refuse(path, f"sizes that makes {name} {shape} from {tuple(parameter.shape)}")
+            refuse(
+                path, f"{name} of shape {shape}, which can't be cut from {tuple(parameter.shape)}"
+            )
         kept[name] = {
             dim: torch.arange(size)
             for dim, size in enumerate(shape)
@@ -122,10 +124,10 @@ def apply_sizes_(model: nn.Module, sizes: SizeRecord, path: str) -> None:
     try:
         check_sizes(model, kept)
     except ValueError as error:
-        refuse(path, f"sizes that its layers can't have ({error})")
+        refuse(path, f"sizes that its layers can't have together ({error})")
     resize_(model, kept)
     modules: dict[str, Any] = dict(model.named_modules())
     for name, heads in sizes.own_heads.items():
         if not heads_fit(model, name, heads):
-            refuse(path, f"sizes with heads of {name} that it can't have")
+            refuse(path, f"heads of {name} that it can't have")
         set_own_heads_(modules[name], heads)
