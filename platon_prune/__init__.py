@@ -6,6 +6,7 @@ from platon_prune.api import global_unstructured as global_unstructured
 from platon_prune.api import remove as remove
 from platon_prune.coupled import CoupledGroups as CoupledGroups
 from platon_prune.export import load as load
+from platon_prune.export import load_into as load_into
 from platon_prune.export import save as save
 from platon_prune.export import to_semi_structured as to_semi_structured
 from platon_prune.export import to_sparse_inference as to_sparse_inference
@@ -15,6 +16,7 @@ from platon_prune.patterns import check_semi_structured as check_semi_structured
 from platon_prune.scheduler import PlatonScheduler as PlatonScheduler
 from platon_prune.scheduler import PruningWarning as PruningWarning
 from platon_prune.semi_structured import semi_structured as semi_structured
+from platon_prune.shrink import shrink as shrink
 from platon_prune.structure import structure as structure
 from platon_prune.structured import global_structured as global_structured
 from platon_prune.summary import summary as summary

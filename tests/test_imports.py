@@ -12,17 +12,18 @@ ROOT = Path(__file__).parent.parent
 # Every file of the package, by level; docs/contributing.md says what lives in each.
 LEVELS = [
     {"version", "schedule", "criteria", "blocks", "collectives", "gradients"}
-    | {"ordering", "shards", "tables", "timing", "coupled", "set_aside"},
-    {"forms", "memory", "ranking", "targets", "lanes", "layouts"},
+    | {"ordering", "shards", "tables", "timing", "coupled", "set_aside"}
+    | {"resize", "config_sizes"},
+    {"optimizer_states", "forms", "memory", "ranking", "targets", "lanes", "layouts"},
     {"selection", "masked", "input_dims"},
-    {"pruned_class", "patterns", "dependencies"},
-    {"method", "groups", "costs"},
-    {"averages", "granularity"},
+    {"removable", "pruned_class", "patterns", "dependencies"},
+    {"head_bias", "method", "groups", "costs"},
+    {"uniform", "averages", "granularity"},
     {"tracked", "states", "export", "n_of_m", "group_scores"},
     {"agreement", "coupled_choice"},
     {"selected"},
     {"scheduler"},
-    {"summary", "compat", "plots", "setting_up", "structure"},
+    {"shrink", "summary", "compat", "plots", "setting_up", "structure"},
     {"api", "semi_structured", "structured"},
     {"__init__"},
     {"commands"},

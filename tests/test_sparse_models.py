@@ -28,7 +28,8 @@ def assert_same_state(found: nn.Module, expected: nn.Module) -> None:
     assert list(state) == list(other)
     for name, value in other.items():
         assert state[name].dtype == value.dtype
-        assert torch.equal(state[name].view(torch.uint8), value.view(torch.uint8)), name
+        found_bits, bits = (t.reshape(-1).view(torch.uint8) for t in (state[name], value))
+        assert torch.equal(found_bits, bits), name
 
 
 @both_maskings

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import secrets
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,21 @@ from torch import nn
 
 from platon_prune.export.codec import require_zstd
 from platon_prune.export.effective import tensors_of, versions_of
-from platon_prune.export.model_folder import is_rebuildable, load_folder, save_folder
+from platon_prune.export.model_folder import (
+    check_shapes,
+    is_rebuildable,
+    load_folder,
+    save_folder,
+)
+from platon_prune.export.size_record import (
+    SizeRecord,
+    apply_sizes_,
+    read_sizes,
+    record_of_sizes,
+)
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
+from platon_prune.head_bias import own_heads
+from platon_prune.masked import pruned_tensors
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, compression: str | None = None) -> None:
@@ -63,7 +78,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, compression: str | N
         )
     tensors = tensors_of(model)
     with _replacing(target) as file:
-        write_tensors(file, tensors, compression, versions_of(model))
+        sizes = SizeRecord(own_heads=own_heads(model)).to_json()
+        write_tensors(file, tensors, compression, versions_of(model), sizes)
 
 
 def load(path: str | os.PathLike[str]) -> SparseStateDict | nn.Module:
@@ -84,6 +100,54 @@ def load(path: str | os.PathLike[str]) -> SparseStateDict | nn.Module:
     if os.path.isdir(path):
         return load_folder(Path(path))
     return SparseStateDict(path)
+
+
+def load_into(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Load a file that :func:`save` wrote of a shrunk model, into one of the original size.
+
+    Layers that are smaller in the file are cut to its sizes; parameters stay the same objects. It
+    also loads a file of a model that was not shrunk.
+
+    Args:
+        model: What the model's code builds, without masks; changed in place.
+        path: A file. A folder is loaded with :func:`load`, which builds the model.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: If the file has other tensors than the model, larger ones, or is damaged. The
+            model is untouched then.
+
+    Example:
+        >>> model = platon_prune.load_into(MyModel(), "model.safetensors")
+    """
+    if os.path.isdir(path):
+        raise ValueError(
+            f"path must be a file, got the folder {os.fspath(path)}: load it with "
+            "platon_prune.load, which builds the model"
+        )
+    if any(True for _ in pruned_tensors(model)):
+        raise ValueError(
+            "model must be without masks, got some of platon_prune: finalize it first with "
+            "platon_prune.remove, or load into a new one"
+        )
+    tensors = SparseStateDict(path)
+    shapes = tensors.index.shapes()
+    sizes = SizeRecord(
+        record_of_sizes(model, shapes, model).shapes,
+        read_sizes(tensors.sizes, tensors.path).own_heads,
+    )
+    trial = copy.deepcopy(model).to("meta")
+    apply_sizes_(trial, sizes, tensors.path)
+    check_shapes(
+        trial, shapes, tensors.path, "model", "build it with the sizes it had before it was shrunk"
+    )
+    values = OrderedDict(tensors)
+    values._metadata = tensors._metadata  # type: ignore[attr-defined]
+    apply_sizes_(model, sizes, tensors.path)
+    model.load_state_dict(values)
+    return model
 
 
 @contextmanager

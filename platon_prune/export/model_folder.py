@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from platon_prune.export.effective import NamedTensor, tensors_of
+from platon_prune.export.size_record import apply_sizes_, read_sizes, record_of_sizes
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
 
 CONFIG = "config.json"
@@ -67,15 +68,22 @@ def load_folder(folder: Path) -> nn.Module:
             )
     tensors = SparseStateDict(folder / WEIGHTS)
     config, cls = _read_config(folder)
+    sizes = read_sizes(tensors.sizes, tensors.path)
     model = _without_values(config, cls, folder)
-    _check_shapes(
-        model, tensors.index.shapes(), str(folder), "correct the config, or save the model again"
+    apply_sizes_(model, sizes, tensors.path)
+    check_shapes(
+        model,
+        tensors.index.shapes(),
+        str(folder),
+        "its config",
+        "correct the config, or save the model again",
     )
     values = {name: tensors.tensor(name) for name in tensors.index.order}
     _fill(model, values)
     if _lacks_values(model):
         # A buffer that is in no state dict and that another version of transformers did not have.
         model = cls(config)
+        apply_sizes_(model, sizes, tensors.path)
         _fill(model, values)
     if model.can_generate() and (folder / GENERATION_CONFIG).is_file():
         model.generation_config = _read_generation_config(folder)
@@ -89,17 +97,21 @@ def _write(model: Any, tensors: list[NamedTensor], folder: Path, compression: st
     config.save_pretrained(folder)
     shapes = {entry.name: tuple(entry.tensor.shape) for entry in tensors if entry.persistent}
     rebuilt = _without_values(*_read_config(folder), folder)
-    _check_shapes(
+    sizes = record_of_sizes(model, shapes, rebuilt)
+    with contextlib.suppress(ValueError):  # then the shapes differ, which is an error below
+        apply_sizes_(rebuilt, sizes, "model")
+    check_shapes(
         rebuilt,
         shapes,
         "model",
+        "its config",
         "merge adapters and make the config describe the rest, or save a file with its state dict: "
         'save(torch.nn.ModuleDict({"model": model}), path)',
     )
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
     with open(folder / WEIGHTS, "wb") as file:
-        write_tensors(file, tensors, compression, versions={})
+        write_tensors(file, tensors, compression, versions={}, sizes=sizes.to_json())
     for path in folder.iterdir():
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
@@ -171,10 +183,10 @@ def _without_values(config: Any, cls: Any, folder: Path) -> Any:
         ) from error
 
 
-def _check_shapes(
-    model: Any, shapes: dict[str, tuple[int, ...]], subject: str, advice: str
+def check_shapes(
+    model: Any, shapes: dict[str, tuple[int, ...]], subject: str, source: str, advice: str
 ) -> None:
-    """That a model made from the config has these tensors."""
+    """Raise a ValueError if ``subject`` has other tensors than a model that ``source`` made."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     differing = [
         f"{name} {shapes.get(name, 'missing')} for {expected.get(name, 'none')}"
@@ -183,7 +195,7 @@ def _check_shapes(
     ]
     if differing:
         raise ValueError(
-            f"{subject} must have the tensors that its config describes, got {differing[0]} and "
+            f"{subject} must have the tensors that {source} describes, got {differing[0]} and "
             f"{len(set(differing)) - 1} more differences: {advice}"
         )
 

@@ -25,6 +25,7 @@ def write_tensors(
     tensors: Sequence[NamedTensor],
     compression: str | None,
     versions: Mapping[str, int],
+    sizes: str = "",
 ) -> None:
     """Write tensors; no more than one of them is encoded at a time.
 
@@ -33,10 +34,13 @@ def write_tensors(
         tensors: What to write; a tied one is written once.
         compression: "zstd" or None.
         versions: See :class:`~platon_prune.export.index.Index`.
+        sizes: What :meth:`~platon_prune.export.size_record.SizeRecord.to_json` made.
     """
     index = Index(versions=dict(versions))
     first: dict[Any, str] = {}
-    writer = ContainerWriter(file, _header_space(tensors, index))
+    about = {"platon_prune_version": __version__} | ({"sizes": sizes} if sizes else {})
+    space = _header_space(tensors, index) + len(json.dumps(about))
+    writer = ContainerWriter(file, space)
     for entry in tensors:
         index.order.append(entry.name)
         if not entry.persistent:
@@ -50,7 +54,7 @@ def write_tensors(
         for part in encoded.parts:
             code, shape = record.slot_of(part.name, len(part.data))
             writer.add(record.key(entry.name, part.name), code, shape, part.data)
-    writer.finish({"platon_prune_version": __version__, "index": index.to_json()})
+    writer.finish(about | {"index": index.to_json()})
 
 
 def _header_space(tensors: Sequence[NamedTensor], index: Index) -> int:
@@ -95,6 +99,7 @@ class SparseStateDict(Mapping[str, Tensor]):
         except BaseException:
             self._close()
             raise
+        self.sizes = metadata.get("sizes", "")  # as text, for a model to make sense of
         self._shapes = self.index.shapes()
         self._lock = threading.Lock()
         # Tied tensors share memory as long as one of them is in use.

@@ -1,0 +1,86 @@
+"""What the config of a transformers model can say about sizes: the same in every layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+# By kind of place: the entries of configs that count its groups.
+_COUNTS = {
+    "neurons": ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim")
+    + ("encoder_ffn_dim", "decoder_ffn_dim"),
+    "heads": ("num_attention_heads", "num_key_value_heads")
+    + ("encoder_attention_heads", "decoder_attention_heads"),
+}
+# Where the size of a head can stand by itself; elsewhere it is the hidden size by the heads.
+_HEAD_SIZES = (None, "head_dim", "attention_head_size")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def config_for(model: Any, config: Any, kind: str, count: int, shapes: Shapes) -> Any | None:
+    """A config that describes the model with ``count`` groups at every place of a kind.
+
+    Args:
+        model: A model of transformers; not changed.
+        config: Its config, with what other kinds have changed of it.
+        kind: "heads", "neurons" or "channels".
+        count: Groups at each place that are to stay.
+        shapes: What the tensors of these places will be.
+
+    Returns:
+        A new config; None if no config can say it.
+    """
+    for changed in _candidates(config, kind, count):
+        built = _shapes_from(model, changed)
+        if built is not None and all(built.get(name) == shape for name, shape in shapes.items()):
+            return changed
+    return None
+
+
+def _candidates(config: Any, kind: str, count: int) -> Iterator[Any]:
+    keys = [key for key in _COUNTS.get(kind, ()) if hasattr(config, key)]
+    heads = getattr(config, "num_attention_heads", None) or 1
+    # A group is a key-value head with all of its query heads.
+    queries = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    for head_size in (_HEAD_SIZES if kind == "heads" else (None,)) if keys else ():
+        changed = copy.deepcopy(config)
+        if head_size is not None:
+            if getattr(config, head_size, None) is not None:
+                continue
+            setattr(changed, head_size, getattr(config, "hidden_size", 0) // heads)
+        for key in keys:
+            setattr(changed, key, count * queries if key == "num_attention_heads" else count)
+        yield changed
+
+
+def _shapes_from(model: Any, config: Any) -> dict[str, tuple[int, ...]] | None:
+    """What a model that is built from a saved config has; None if it can't be built."""
+    try:
+        # As it would be read from a file: what it says must survive that, and its own checks.
+        config = type(config).from_dict(config.to_dict())
+        with torch.device("meta"):
+            built = type(model)(config)
+    except Exception:
+        return None
+    return {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
+
+
+def adopt_(model: Any, new: Any) -> None:
+    """Change the model's config, and the copies of it that its parts have, to another's entries."""
+    before, after = model.config.to_dict(), new.to_dict()
+    changes = {key: value for key, value in after.items() if before.get(key) != value}
+    configs = {id(config): config for module in model.modules() if (config := config_of(module))}
+    for config in configs.values():
+        for key, value in changes.items():
+            if getattr(config, key, None) == before.get(key):
+                setattr(config, key, value)
+
+
+def config_of(module: Any) -> Any | None:
+    """The config of a transformers model or of a part of one."""
+    config = getattr(module, "config", None)
+    return config if hasattr(config, "to_dict") and hasattr(config, "save_pretrained") else None

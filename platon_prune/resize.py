@@ -1,0 +1,262 @@
+"""Cutting the tensors of layers in place, and the sizes that modules keep beside them.
+
+A Parameter stays the same object, so that optimizers, schedulers, averages and tied modules that
+hold it need no word of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+# What is kept of a tensor: for each dimension that is cut, the indices that stay; int64, sorted.
+Kept = Mapping[int, Tensor]
+
+# Sizes that attention and feed-forward modules keep of the projections in them.
+_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head") + (
+    ("num_key_value_heads", "num_kv_heads", "all_head_size", "inner_dim", "split_size")
+)
+_WIDTHS = ("intermediate_size", "intermediate_dim", "ffn_dim")
+
+
+def find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module and the key of a parameter or buffer, by its name without masks.
+
+    Raises:
+        ValueError: If the model has no such tensor.
+    """
+    path, _, key = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        module = None
+    held = () if module is None else (*module._parameters, *module._buffers)
+    if module is None or not {key, f"{key}_orig"}.intersection(held):
+        raise ValueError(f"model must have the tensor {name}, got none of that name")
+    return module, key
+
+
+def tensor_at(module: nn.Module, key: str) -> Tensor:
+    """The parameter or buffer called ``key``."""
+    tensor = module._parameters.get(key)
+    return tensor if tensor is not None else module._buffers[key]  # type: ignore[return-value]
+
+
+def named_parameter(module: nn.Module, key: str) -> nn.Parameter:
+    """The parameter called ``key`` without masks."""
+    parameters = module._parameters
+    return parameters[key if key in parameters else f"{key}_orig"]  # type: ignore[return-value]
+
+
+def take(tensor: Tensor, kept: Kept) -> Tensor:
+    """A new tensor of the entries that stay, in the memory format of the old one."""
+    for dim, index in kept.items():
+        tensor = tensor.index_select(dim, index.to(tensor.device))
+    return tensor
+
+
+def cut_(tensor: Tensor, kept: Kept) -> None:
+    """Cut a parameter or buffer in place, and its gradient."""
+    gradient, tensor.grad = tensor.grad, None
+    new = _in_format_of(tensor, take(tensor.detach(), kept))
+    # Whatever is left of the last backward pass, a loss for instance, keeps alive what autograd
+    # knows of the old shape; only another dtype makes it forget.
+    other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
+    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = new
+    if gradient is not None:
+        tensor.grad = _in_format_of(gradient, take(gradient, kept))
+
+
+def _in_format_of(old: Tensor, new: Tensor) -> Tensor:
+    for memory_format in (torch.channels_last, torch.channels_last_3d):
+        fits = old.dim() == (4 if memory_format == torch.channels_last else 5)
+        if fits and not old.is_contiguous() and old.is_contiguous(memory_format=memory_format):
+            return new.contiguous(memory_format=memory_format)
+    return new.contiguous()
+
+
+# --- layers -------------------------------------------------------------------------------------
+
+
+def refusal(module: nn.Module, key: str, dim: int) -> str | None:
+    """Why a layer's tensor can't be cut along a dimension; None if it can."""
+    cls = type(module)
+    if isinstance(module, (nn.modules.conv._ConvNd)):
+        if module.groups > 1 and not (is_depthwise(module) and dim == 0):
+            return "the channels of a grouped convolution go in sets"
+    elif isinstance(module, nn.Embedding):
+        if dim == 0:
+            return "the rows of an embedding are its vocabulary"
+    elif not (isinstance(module, (nn.Linear, _NormBase, nn.PReLU)) or is_conv1d(module)):
+        return f"how to cut a {cls.__name__} is not known"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "a lazy layer has no size yet"
+    return None
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is a Conv1D of transformers: a linear layer that stores inputs by outputs."""
+    return any(
+        cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers.")
+        for cls in type(module).__mro__
+    )
+
+
+def is_depthwise(module: nn.modules.conv._ConvNd) -> bool:
+    """Whether each channel is convolved by itself."""
+    return module.groups > 1 and module.groups == module.in_channels == module.out_channels
+
+
+def output_dim(module: nn.Module) -> int | None:
+    """The dimension of ``weight`` that a layer's outputs lie along, of a linear layer."""
+    if is_conv1d(module):
+        return 1
+    return 0 if isinstance(module, nn.Linear) else None
+
+
+def companions(module: nn.Module, key: str) -> tuple[str, ...]:
+    """Buffers of a layer that are cut along with its tensor ``key``."""
+    if isinstance(module, _NormBase) and key == "weight" and module.running_mean is not None:
+        return ("running_mean", "running_var")
+    return ()
+
+
+def refresh_sizes_(module: nn.Module) -> None:
+    """Set the sizes that a layer keeps to those of its weight."""
+    weight: Tensor = module._parameters["weight"]  # type: ignore[assignment]
+    sizes: dict[str, int] = {}
+    if is_conv1d(module):
+        sizes = dict(zip(("nx", "nf"), weight.shape, strict=True))
+    elif isinstance(module, nn.Linear):
+        sizes = dict(zip(("out_features", "in_features"), weight.shape, strict=True))
+    elif isinstance(module, nn.modules.conv._ConvTransposeNd):
+        sizes = {"in_channels": weight.shape[0], "out_channels": weight.shape[1] * module.groups}
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        if is_depthwise(module):
+            sizes["groups"] = sizes["in_channels"] = weight.shape[0]
+        else:
+            sizes["in_channels"] = weight.shape[1] * module.groups
+        sizes["out_channels"] = weight.shape[0]
+    elif isinstance(module, _NormBase):
+        sizes["num_features"] = weight.shape[0]
+    elif isinstance(module, nn.Embedding):
+        sizes["embedding_dim"] = weight.shape[1]
+    elif isinstance(module, nn.PReLU):
+        sizes["num_parameters"] = weight.shape[0]
+    for name, size in sizes.items():
+        setattr(module, name, size)
+
+
+# --- modules that hold layers -------------------------------------------------------------------
+
+
+def scaled_sizes(parent: nn.Module, before: int, after: int) -> dict[str, int] | None:
+    """What a module must note when the outputs of its projections go from ``before`` to ``after``.
+
+    Returns:
+        New values of its attributes; None if one of them would not be a whole number.
+    """
+    names = [name for name in _HEADS if _is_count(parent, name)]
+    names = names or [name for name in _WIDTHS if _is_count(parent, name)]
+    sizes = {}
+    for name in names:
+        scaled, rest = divmod(getattr(parent, name) * after, before)
+        if rest or not scaled:
+            return None
+        sizes[name] = scaled
+    return sizes
+
+
+def _is_count(module: nn.Module, name: str) -> bool:
+    return type(getattr(module, name, None)) is int
+
+
+def resize_(
+    model: nn.Module,
+    kept: Mapping[str, Kept],
+    also: Callable[[Tensor, Kept], Any] = lambda tensor, kept: None,
+) -> None:
+    """Cut tensors of a model without masks, and set all sizes that modules keep of them.
+
+    Args:
+        model: Changed in place.
+        kept: What stays, by names of tensors; checked with :func:`check_sizes`.
+        also: Called with each tensor just before it is cut, and with what stays of it.
+    """
+    attributes = list(_attributes(model, kept))
+    done: set[int] = set()
+    for name, indices in kept.items():
+        module, key = find(model, name)
+        for each in (key, *companions(module, key)):
+            tensor = tensor_at(module, each)
+            if id(tensor) not in done:  # a shared tensor has several names
+                done.add(id(tensor))
+                also(tensor, indices)
+                cut_(tensor, indices)
+    for name in kept:
+        refresh_sizes_(find(model, name)[0])
+    for parent, sizes in attributes:
+        for attribute, size in sizes.items():
+            setattr(parent, attribute, size)
+
+
+def check_sizes(model: nn.Module, kept: Mapping[str, Kept]) -> None:
+    """Raise a ValueError if a layer or its parent would be left with sizes that do not fit."""
+    list(_attributes(model, kept))
+    for name in kept:
+        module, _ = find(model, name)
+        path = name.rpartition(".")[0]
+        sizes = {
+            key: _new_shape(module, key, kept.get(f"{path}.{key}" if path else key, {}))
+            for key in ("weight", "bias")
+            if key in (names := _plain_names(module)) and names[key] is not None
+        }
+        if "bias" in sizes and sizes["bias"][0] != _outputs(module, sizes["weight"]):
+            raise ValueError(
+                f"the groups of {path} must hold its weight and its bias alike, got what leaves "
+                f"{sizes['weight']} and {sizes['bias']}: add what is missing to their members"
+            )
+
+
+def _plain_names(module: nn.Module) -> dict[str, Tensor | None]:
+    return {key.removesuffix("_orig"): value for key, value in module._parameters.items()}
+
+
+def _new_shape(module: nn.Module, key: str, kept: Kept) -> tuple[int, ...]:
+    shape = _plain_names(module)[key].shape  # type: ignore[union-attr]
+    return tuple(kept[dim].numel() if dim in kept else size for dim, size in enumerate(shape))
+
+
+def _outputs(module: nn.Module, shape: tuple[int, ...]) -> int:
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return shape[1] * module.groups
+    return shape[output_dim(module) or 0]
+
+
+def _attributes(
+    model: nn.Module, kept: Mapping[str, Kept]
+) -> Iterator[tuple[nn.Module, dict[str, int]]]:
+    """The modules that hold a projection whose outputs are cut, and the sizes they must note."""
+    done: set[str] = set()
+    for name, indices in kept.items():
+        module, key = find(model, name)
+        dim = output_dim(module)
+        parent_path = name.rpartition(".")[0].rpartition(".")[0]
+        if key != "weight" or dim not in indices or parent_path in done:
+            continue
+        done.add(parent_path)
+        parent = model.get_submodule(parent_path)
+        before = _plain_names(module)[key].shape[dim]  # type: ignore[union-attr,index]
+        after = indices[dim].numel()  # type: ignore[index]
+        sizes = scaled_sizes(parent, before, after)
+        if sizes is None:
+            raise ValueError(
+                f"{parent_path} must be left with whole heads, got {after} of {before} outputs of "
+                f"{name}: cut whole heads"
+            )
+        yield parent, sizes

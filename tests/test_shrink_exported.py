@@ -1,0 +1,74 @@
+"""A shrunk model is an ordinary one to torch.compile and to the ONNX exporter."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_shrink import assert_close, masked_mlp, masked_resnet
+from tiny_shrink import FAMILIES, images, inputs_of, masked
+from torch import Tensor, nn
+
+import platon_prune
+
+# The rest is built of the same parts, and an export takes seconds.
+EXPORTED = ("BERT", "ViT", "GPT-2", "T5", "Llama", "ResNet")
+
+
+def shrunk(name: str) -> tuple[nn.Module, dict[str, Any]]:
+    if name == "ResNet":
+        model = masked_resnet(True)
+        platon_prune.shrink(model, example_inputs=images())
+        return model, {"x": images()}
+    model = masked(name)
+    platon_prune.shrink(model)
+    # Caches are no outputs that ONNX knows.
+    no_cache = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+    return model, inputs_of(model) | no_cache
+
+
+def logits(output: object) -> Tensor:
+    return getattr(output, "logits", output)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "ResNet"])
+def test_it_is_compiled_as_one_graph(name: str) -> None:
+    model, inputs = shrunk(name)
+    expected = logits(model(**inputs))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert_close(logits(compiled(**inputs)), expected)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler, which Inductor needs")
+def test_inductor_compiles_it() -> None:
+    model, optimizer = masked_mlp("AdamW")
+    platon_prune.shrink(model, optimizer)
+    x = torch.randn(3, 4)
+    expected = model(x)
+    torch._dynamo.reset()
+    assert_close(torch.compile(model)(x), expected)
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))),
+    reason="ONNX packages are missing: pip install 'platon-prune[onnx]'",
+)
+@pytest.mark.parametrize("name", EXPORTED)
+def test_onnx_runtime_computes_what_it_does(name: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    model, inputs = shrunk(name)
+    path = tmp_path / "model.onnx"
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = logits(model(**inputs))
+        torch.onnx.export(model, (), path, kwargs=inputs, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(path)
+    found = session.run(None, {i.name: inputs[i.name].numpy() for i in session.get_inputs()})
+    assert_close(torch.from_numpy(found[0]), expected)
