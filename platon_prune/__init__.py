@@ -4,6 +4,7 @@ from platon_prune import compat as compat
 from platon_prune.api import apply_masks as apply_masks
 from platon_prune.api import global_unstructured as global_unstructured
 from platon_prune.api import remove as remove
+from platon_prune.deploy import deploy_report as deploy_report
 from platon_prune.export import load as load
 from platon_prune.export import save as save
 from platon_prune.export import to_semi_structured as to_semi_structured
