@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from platon_prune.deploy.inputs import Example
@@ -93,7 +93,10 @@ class Form:
         """Entries of the matrices that pruning selects."""
         if self.model is None:
             return None
-        return sum(getattr(module, name).numel() for _, module, name in find_tensors(self.model))
+        tensors: Iterator[Tensor] = (
+            getattr(module, name) for _, module, name in find_tensors(self.model)
+        )
+        return sum(tensor.numel() for tensor in tensors)
 
 
 def finalized(model: nn.Module) -> nn.Module:
@@ -215,7 +218,7 @@ def dense_files(model: nn.Module, folder: Path) -> tuple[Path, ...]:
     if hasattr(model, "save_pretrained"):
         try:
             with _without_progress_bars():
-                model.save_pretrained(folder)
+                model.save_pretrained(folder)  # type: ignore[operator]
             return tuple(folder.glob("*.safetensors"))
         # Of types that safetensors does not know; the other form says the same of their size.
         except Exception:
@@ -230,13 +233,14 @@ def dense_files(model: nn.Module, folder: Path) -> tuple[Path, ...]:
 def _without_progress_bars() -> Iterator[None]:
     from transformers.utils import logging
 
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    bars: Any = logging
+    enabled = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         if enabled:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def _public(name: str) -> Callable[..., Any]:

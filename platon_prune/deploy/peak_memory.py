@@ -6,6 +6,7 @@ OpenVINO holds no more than such a process needs. It imports no other file of th
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
@@ -83,11 +84,9 @@ def _start() -> int | None:
     """Memory before the form is loaded; the highest so far is forgotten where that can be done."""
     before = _resident_bytes("VmRSS")
     if before is not None:
-        try:
+        # Where it can't be, libraries that took more while they were loaded count; few do.
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            # Libraries that took more while they were loaded then count; few do.
-            pass
     return before
 
 

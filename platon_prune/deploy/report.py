@@ -18,6 +18,8 @@ HOW = {
     "ONNX Runtime": "platon-prune export MODEL --to onnx",
     "OpenVINO": "platon-prune export MODEL --to openvino",
 }
+# Where a form's median is so many times its shortest time, something else ran, too.
+_BUSY = 2.0
 # Forms that need another runtime than torch.
 ELSEWHERE = ("ONNX Runtime", "OpenVINO", "OpenVINO sparse")
 
@@ -127,7 +129,7 @@ class DeployReport:
         share = smallest.num_bytes / self.files[0].num_bytes
         if share < 1 / WORTHWHILE:
             sentences.append(f"Smallest file: {smallest.name}, {share:.3f} of the dense one.")
-        return sentences
+        return sentences + self._disturbed()
 
     def __str__(self) -> str:
         return "\n\n".join(
@@ -193,11 +195,24 @@ class DeployReport:
             low, high = f"{min(speeds):.2f}", f"{max(speeds):.2f}"
             span = low if low == high else f"{low} to {high}"
             return f"Use {name}: {span} times as fast as dense ({HOW.get(name, name)})."
-        parts = [
-            f"{name} at {size} ({self.speed(name, size):.2f} times as fast as dense)"
-            for size, name in winners.items()
+        parts = []
+        for name in dict.fromkeys(winners.values()):
+            sizes = [size for size, winner in winners.items() if winner == name]
+            gains = " and ".join(f"{self.speed(name, size):.2f}" for size in sizes)
+            reason = "" if name == "dense" else f" ({gains} times as fast as dense)"
+            parts.append(f"{name} at {' and '.join(sizes)}{reason}")
+        return f"Use {'; '.join(parts)}."
+
+    def _disturbed(self) -> list[str]:
+        """That the machine was busy, if it was."""
+        times = self.row("dense").times.values()
+        worst = max((each.median / each.low for each in times), default=1.0)
+        if worst < _BUSY:
+            return []
+        return [
+            f"Measure again on a quieter machine: dense took {worst:.1f} times its shortest time "
+            "in the median."
         ]
-        return f"Use {', '.join(parts)}."
 
     # --- tables ---------------------------------------------------------------------------------
 
