@@ -61,6 +61,22 @@ def make_examples(
     return [Example(example.label, _to(example.inputs, device)) for example in examples]
 
 
+def varied_inputs(model: nn.Module) -> list[Any]:
+    """Inputs of two sizes from a model's config: what may have any size differs between them.
+
+    Raises:
+        ValueError: If the model is no text or image model of transformers.
+    """
+    # Not 1, to which torch's exporter would fix a dimension.
+    small = _from_config(model, None if _is_image_model(model) else (6,), 2)
+    large = _from_config(model, None if _is_image_model(model) else (8,), 3)
+    return [small[0].inputs, large[0].inputs]
+
+
+def _is_image_model(model: nn.Module) -> bool:
+    return getattr(model, "main_input_name", None) == "pixel_values"
+
+
 def _from_config(
     model: nn.Module, num_tokens: Sequence[int] | None, batch_size: int
 ) -> list[Example]:
