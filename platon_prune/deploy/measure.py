@@ -23,7 +23,13 @@ from platon_prune.deploy.inputs import Example, make_examples
 from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times
 from platon_prune.export.codec import require_zstd
 from platon_prune.export.files import save
-from platon_prune.export.onnx_file import as_call, named_inputs, tensors_in, without_caches
+from platon_prune.export.onnx_file import (
+    as_call,
+    named_inputs,
+    one_line,
+    tensors_in,
+    without_caches,
+)
 from platon_prune.export.sparse_file import SparseStateDict
 from platon_prune.summary import summary
 from platon_prune.targets import find_tensors
@@ -133,16 +139,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 200 characters."""
-    text = str(error)
-    # torch's exporter puts advice for its developers before the cause.
-    _, _, summary_of_export = text.partition("## Exception summary")
-    lines = [line.strip() for line in (summary_of_export or text).splitlines() if line.strip()]
-    line = lines[0] if lines else type(error).__name__
-    return line if len(line) <= 200 else line[:197] + "..."
 
 
 # --- build, check, time -------------------------------------------------------------------------

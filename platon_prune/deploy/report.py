@@ -218,9 +218,10 @@ class DeployReport:
 
     def _title(self) -> str:
         model, machine = self.model, self.machine
+        threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
         return (
             f"{model['class']}, {model['parameters']:,} parameters, {model['sparsity']:.1%} of the "
-            f"selected weights are zero; {machine['device']}, {machine['threads']} threads; times "
+            f"selected weights are zero; {machine['device']}, {threads}; times "
             "in ms, medians (shortest to longest) of forms that take turns"
         )
 

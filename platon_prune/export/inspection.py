@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from platon_prune.blocks import count_true
-from platon_prune.coupled import Member
-from platon_prune.export.places import Place, find_places, transposed_weights
+from platon_prune.coupled import CoupledGroups, Member
+from platon_prune.export.places import find_places, transposed_weights
 from platon_prune.export.tensor_files import StoredTensor, open_tensors
 from platon_prune.tables import table
 
@@ -68,9 +68,9 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class PlaceRow:
-    """Groups of one place: how many there are, and the numbers of those that can go.
+    """Groups of one place: how many there are, and the numbers of those of which nothing is left.
 
-    Of a convolution, channels whose filter is zero.
+    These are what :func:`platon_prune.shrink` removes; of a channel the filter and bias are known.
     """
 
     name: str
@@ -211,13 +211,10 @@ def _alive(member: Member, kept: Tensor) -> Tensor:
     return kept.any(dim=others) if others else kept
 
 
-def _place_row(place: Place, alive: Mapping[int, Tensor]) -> PlaceRow:
-    ways = [*place.sources, *([place.outputs] if place.outputs else [])]
-    removable = torch.zeros(place.size, dtype=torch.bool)
-    for way in ways:
-        dead = torch.ones(place.size, dtype=torch.bool)
-        for member in way:
-            groups = member.group_of[alive[id(member)]]
-            dead[groups[groups >= 0]] = False
-        removable |= dead
-    return PlaceRow(place.name, place.kind, place.size, tuple(removable.nonzero()[:, 0].tolist()))
+def _place_row(place: CoupledGroups, alive: Mapping[int, Tensor]) -> PlaceRow:
+    left = torch.zeros(place.size, dtype=torch.bool)
+    for member in place.members:
+        groups = member.group_of[alive[id(member)]]
+        left[groups[groups >= 0]] = True
+    removable = tuple((~left).nonzero()[:, 0].tolist())
+    return PlaceRow(place.name, place.kind, place.size, removable)

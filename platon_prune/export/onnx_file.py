@@ -30,25 +30,44 @@ def write_onnx(model: nn.Module, examples: Sequence[Any], path: Path) -> bool:
     Returns:
         Whether the file takes all examples. Where torch can't export a model for several sizes,
         it takes those of the largest example only.
+
+    Raises:
+        ValueError: If torch can't export the model at all.
     """
     shapes = _dynamic_shapes(model, examples)
     largest = max(examples, key=_num_entries)
     if shapes is not None:
         try:
-            _export(model, largest, path, shapes)
-            return True
+            return _export(model, largest, path, shapes)
         # Any error of the exporter: whether another try works is all that matters here.
         except Exception:
             pass
-    _export(model, largest, path, None)
+    try:
+        _export(model, largest, path, None)
+    except Exception as error:
+        raise ValueError(
+            f"model must be one that torch.onnx.export(dynamo=True) can export, got a "
+            f"{type(model).__name__}, of which it says: {one_line(error)}"
+        ) from error
     return shapes is None
 
 
-def _export(model: nn.Module, example: Any, path: Path, dynamic_shapes: Any) -> None:
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters."""
+    text = str(error)
+    # torch's exporter puts advice for its developers before the cause.
+    _, _, cause = text.partition("## Exception summary")
+    lines = [line.strip() for line in (cause or text).splitlines() if line.strip()]
+    line = lines[0] if lines else type(error).__name__
+    return line if len(line) <= 200 else f"{line[:197]}..."
+
+
+def _export(model: nn.Module, example: Any, path: Path, dynamic_shapes: Any) -> bool:
+    """Export, and say whether every dimension that was to be dynamic is."""
     args, kwargs = as_call(example)
     num_bytes = sum(parameter.nbytes for parameter in model.parameters())
     with _quietly(), without_caches(model):
-        torch.onnx.export(
+        program = torch.onnx.export(
             model,
             args,
             path,
@@ -59,6 +78,12 @@ def _export(model: nn.Module, example: Any, path: Path, dynamic_shapes: Any) -> 
             output_names=_output_names(model, args, kwargs),
             dynamic_shapes=dynamic_shapes,
         )
+    assert program is not None
+    # Where the model's code asks for a size, the exporter fixes it without a word.
+    leaves = [leaf for leaf in pytree.tree_leaves(dynamic_shapes) if isinstance(leaf, _Dims)]
+    wanted = sum(len(dims) for dims in leaves)
+    shapes = [entry.shape for entry in program.model.graph.inputs if entry.shape is not None]
+    return wanted <= sum(not isinstance(size, int) for shape in shapes for size in shape)
 
 
 class Runner(NamedTuple):

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from platon_prune.coupled import Member
+from platon_prune.coupled import CoupledGroups, Member
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Names of modules beside each other: value matrices with the output matrix; what feeds a
-# neuron, one or two matrices, with what it feeds.
+# Names of modules beside each other: query, key, value and the output matrix (which may also be
+# one part of the name up); what feeds a neuron, one or two matrices, and what it feeds.
 _HEADS = (
     ("self.query", "self.key", "self.value", "output.dense"),
     ("attention.query", "attention.key", "attention.value", "output.dense"),
@@ -29,7 +28,7 @@ _HEADS = (
     ("SelfAttention.q", "SelfAttention.k", "SelfAttention.v", "SelfAttention.o"),
     ("EncDecAttention.q", "EncDecAttention.k", "EncDecAttention.v", "EncDecAttention.o"),
 )
-_FUSED = (("attn.c_attn", "attn.c_proj"),)
+_FUSED = ("attn.c_attn", "attn.c_proj")
 _NEURONS = (
     (("intermediate.dense",), "output.dense"),
     (("gate_proj", "up_proj"), "down_proj"),
@@ -45,39 +44,16 @@ _ENCODER_DECODER = {"encoder": "encoder_attention_heads", "decoder": "decoder_at
 _NUM_KEY_VALUE_HEADS = "num_key_value_heads"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Groups of one kind in one part of a model.
-
-    Args:
-        name: Of the part.
-        kind: "heads", "neurons" or "channels".
-        size: How many groups there are.
-        sources: Alternatives: a group whose entries in all members of one of them are zero puts
-            out nothing but zeros.
-        outputs: Members through which alone the groups reach the rest; empty if unknown.
-    """
-
-    name: str
-    kind: str
-    size: int
-    sources: tuple[tuple[Member, ...], ...]
-    outputs: tuple[Member, ...]
-
-    @property
-    def members(self) -> Iterator[Member]:
-        """All of them."""
-        yield from self.outputs
-        for source in self.sources:
-            yield from source
-
-
-def find_places(shapes: Shapes, config: Mapping[str, Any]) -> list[Place]:
+def find_places(shapes: Shapes, config: Mapping[str, Any]) -> list[CoupledGroups]:
     """Every place with heads or neurons, and every convolution with its channels.
 
     Args:
         shapes: Of the tensors by name.
         config: Of the model, for the number of heads; without it no heads are found.
+
+    Returns:
+        Coupled groups by name. Of a channel only its filter and bias are known: which norm and
+        which next layer belong to it, names do not tell.
     """
     transposed = transposed_weights(shapes)
     found = [
@@ -86,7 +62,7 @@ def find_places(shapes: Shapes, config: Mapping[str, Any]) -> list[Place]:
         *_neurons(shapes, transposed),
         *_channels(shapes),
     ]
-    return sorted(found, key=lambda place: _natural(place.name))
+    return sorted(found, key=lambda place: (_natural(place.name), place.kind))
 
 
 def transposed_weights(shapes: Shapes) -> set[str]:
@@ -106,65 +82,69 @@ def transposed_weights(shapes: Shapes) -> set[str]:
 # --- kinds --------------------------------------------------------------------------------------
 
 
-def _separate_heads(shapes: Shapes, config: Mapping[str, Any]) -> Iterator[Place]:
+def _separate_heads(shapes: Shapes, config: Mapping[str, Any]) -> Iterator[CoupledGroups]:
     for query, key, value, output in _HEADS:
         for prefix in _prefixes(shapes, value):
-            names = [f"{prefix}{part}.weight" for part in (query, key, value)]
+            inner = [f"{prefix}{part}.weight" for part in (query, key, value)]
             out = _beside(shapes, prefix, output)
-            if out is None or not all(len(shapes.get(name, ())) == 2 for name in names):
+            if out is None or not all(len(shapes.get(name, ())) == 2 for name in inner):
                 continue
             num_heads = _count(config, _NUM_HEADS, prefix)
-            num_groups = _count(config, (_NUM_KEY_VALUE_HEADS,), prefix) or num_heads
-            rows, columns = shapes[names[2]][0], shapes[out][1]
-            if not num_heads or num_heads % num_groups or rows % num_groups or columns % num_heads:
+            # Where several query heads share one of keys and values, they go together.
+            size = _count(config, (_NUM_KEY_VALUE_HEADS,), prefix) or num_heads
+            lengths = [shapes[name][0] for name in inner]
+            if not size or num_heads % size or any(n % size for n in (*lengths, shapes[out][1])):
                 continue
-            # Where several query heads share one value head, they go together.
-            value_rows = _members(shapes, names[2], 0, _runs(num_groups, rows))
-            columns_of = Member(out, 1, _runs(num_groups, columns))
-            yield Place(_place(prefix), "heads", num_groups, (value_rows,), (columns_of,))
+            positions = [f"{prefix}{part}" for part in ("self.pos_query_proj", "self.pos_key_proj")]
+            inner += [f"{name}.weight" for name in positions if f"{name}.weight" in shapes]
+            members = [
+                member
+                for name in inner
+                for member in _members(shapes, name, 0, _runs(size, shapes[name][0]))
+            ]
+            members.append(Member(out, 1, _runs(size, shapes[out][1])))
+            yield CoupledGroups(_place(prefix), "heads", size, tuple(members))
 
 
 def _fused_heads(
     shapes: Shapes, config: Mapping[str, Any], transposed: set[str]
-) -> Iterator[Place]:
-    for fused, output in _FUSED:
-        for prefix in _prefixes(shapes, fused):
-            weight, out = f"{prefix}{fused}.weight", f"{prefix}{output}.weight"
-            num_heads = _count(config, _NUM_HEADS, prefix)
-            if out not in shapes or weight not in transposed or not num_heads:
-                continue
-            width = shapes[out][0]
-            if shapes[weight][1] != 3 * width or width % num_heads:
-                continue
-            # Queries, keys, values: only the last third matters.
-            group_of = torch.cat([torch.full((2 * width,), -1), _runs(num_heads, width)])
-            source = _members(shapes, weight, 1, group_of)
-            columns = Member(out, 0, _runs(num_heads, width))
-            yield Place(_place(f"{prefix}attn."), "heads", num_heads, (source,), (columns,))
+) -> Iterator[CoupledGroups]:
+    fused, output = _FUSED
+    for prefix in _prefixes(shapes, fused):
+        weight, out = f"{prefix}{fused}.weight", f"{prefix}{output}.weight"
+        size = _count(config, _NUM_HEADS, prefix)
+        if out not in shapes or weight not in transposed or not size:
+            continue
+        width = shapes[out][0]
+        if shapes[weight][1] != 3 * width or width % size:
+            continue
+        inner = _members(shapes, weight, 1, _runs(size, width).repeat(3))
+        members = (*inner, Member(out, 0, _runs(size, width)))
+        yield CoupledGroups(_place(f"{prefix}attn."), "heads", size, members)
 
 
-def _neurons(shapes: Shapes, transposed: set[str]) -> Iterator[Place]:
+def _neurons(shapes: Shapes, transposed: set[str]) -> Iterator[CoupledGroups]:
     for inner, output in _NEURONS:
         for prefix in _prefixes(shapes, inner[0]):
             weights = [f"{prefix}{part}.weight" for part in inner]
             out = f"{prefix}{output}.weight"
             if not all(len(shapes.get(name, ())) == 2 for name in (*weights, out)):
                 continue
-            flipped = out in transposed
-            size = shapes[out][0 if flipped else 1]
-            if any(shapes[name][1 if flipped else 0] != size for name in weights):
+            flipped = int(out in transposed)
+            size = shapes[out][1 - flipped]
+            if any(shapes[name][flipped] != size for name in weights):
                 continue
             each = torch.arange(size)
-            sources = tuple(_members(shapes, name, int(flipped), each) for name in weights)
-            columns = Member(out, int(not flipped), each)
-            yield Place(_place(prefix) or "model", "neurons", size, sources, (columns,))
+            members = [m for name in weights for m in _members(shapes, name, flipped, each)]
+            members.append(Member(out, 1 - flipped, each))
+            yield CoupledGroups(_place(prefix), "neurons", size, tuple(members))
 
 
-def _channels(shapes: Shapes) -> Iterator[Place]:
+def _channels(shapes: Shapes) -> Iterator[CoupledGroups]:
     for name, shape in shapes.items():
         if len(shape) == 4 and name.endswith("weight"):
-            source = _members(shapes, name, 0, torch.arange(shape[0]))
-            yield Place(name.removesuffix(".weight"), "channels", shape[0], (source,), ())
+            members = _members(shapes, name, 0, torch.arange(shape[0]))
+            yield CoupledGroups(name.removesuffix(".weight"), "channels", shape[0], members)
 
 
 # --- parts --------------------------------------------------------------------------------------
@@ -221,7 +201,7 @@ def _count(config: Mapping[str, Any], keys: Sequence[str], prefix: str) -> int:
 
 
 def _place(prefix: str) -> str:
-    return prefix.removesuffix(".")
+    return prefix.removesuffix(".") or "(the model)"
 
 
 def _natural(name: str) -> list[Any]:
