@@ -26,6 +26,7 @@ from platon_prune.export.openvino_file import (
     write_openvino,
 )
 from platon_prune.export.sparse_inference import to_sparse_inference
+from platon_prune.method import PlatonUnstructured
 from platon_prune.targets import find_tensors
 
 
@@ -103,12 +104,25 @@ def finalized(model: nn.Module) -> nn.Module:
     """A model without masks: itself if it has none, else a copy with the zeros in its weights."""
     if not prune.is_pruned(model):  # type: ignore[no-untyped-call]
         return model
+    with torch.no_grad():
+        for module, method in _methods(model):
+            if not isinstance(method, PlatonUnstructured):
+                # Torch's methods leave the product of weight and mask on the module; with its
+                # graph it could not be copied. The next forward makes it anew.
+                setattr(module, method._tensor_name, method.apply_mask(module))
     model = copy.deepcopy(model)
-    for module in model.modules():
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
+    for module, method in _methods(model):
+        prune.remove(module, method._tensor_name)  # type: ignore[no-untyped-call]
     return model
+
+
+def _methods(model: nn.Module) -> list[tuple[nn.Module, Any]]:
+    return [
+        (module, hook)
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, prune.BasePruningMethod)
+    ]
 
 
 # --- one function a form ------------------------------------------------------------------------

@@ -84,6 +84,7 @@ def deploy_report(
 
     Raises:
         ValueError: If a setting is out of range, or inputs are needed and missing.
+        TypeError: If ``forms`` is one name instead of a list.
 
     Example:
         >>> print(platon_prune.deploy_report(model, num_tokens=(16, 128)))
@@ -122,10 +123,12 @@ def deploy_report(
 def _wanted(forms: Sequence[str] | None) -> list[str]:
     if forms is None:
         return list(FORMS)
+    if isinstance(forms, str):
+        raise TypeError(f"forms must be a list of names, got {forms!r}: put it in brackets")
     by_name = {name.lower(): name for name in FORMS}
     unknown = [name for name in forms if name.lower() not in by_name]
-    if unknown or isinstance(forms, str):
-        raise ValueError(f"forms must be among {', '.join(FORMS)}; got {unknown or forms!r}")
+    if unknown:
+        raise ValueError(f"forms must be among {', '.join(FORMS)}; got {', '.join(unknown)}")
     chosen = {by_name[name.lower()] for name in forms} | {"dense"}
     return [name for name in FORMS if name in chosen]
 
