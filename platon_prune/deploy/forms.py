@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,8 +147,9 @@ def csr(source: Source) -> Form:
     model = to_sparse_inference(copy.deepcopy(source.dense), source.largest)
     report: Any = model.sparse_report
     if not report.num_sparse:
-        *_, last = str(report).splitlines()
-        raise UnavailableError(f"no linear layer is faster as CSR ({last})")
+        left = Counter(choice.reason for choice in report)
+        reasons = "; ".join(f"{count} {reason}" for reason, count in left.items())
+        raise UnavailableError(f"no linear layer is faster as CSR (left dense: {reasons})")
     path = source.folder / "csr.sparse"
     save(nn.ModuleDict({"model": source.dense}), path)
     note = f"{report.num_sparse} of {len(report)} linear layers are CSR; the file is the sparse one"
