@@ -36,23 +36,42 @@ def write_onnx(model: nn.Module, examples: Sequence[Any], path: Path) -> bool:
     """
     shapes = _dynamic_shapes(model, examples)
     largest = max(examples, key=_num_entries)
-    if shapes is not None:
-        try:
-            _export(model, largest, path, shapes)
-            # Where the model's code asks for a size, the exporter may take its answer for good.
-            if all(_gives_the_same(path, model, example) for example in examples):
-                return True
-        # Any error of the exporter: whether another try works is all that matters here.
-        except Exception:
-            pass
+    first: Exception | None = None
+    for dynamic in [shapes, None] if shapes is not None else [None]:
+        wanted = examples if dynamic is not None else [largest]
+        for attention in _attentions(model):
+            try:
+                with attention:
+                    _export(model, largest, path, dynamic)
+                # Where the model's code asks for a size, the exporter may take its answer for good.
+                if all(_gives_the_same(path, model, example) for example in wanted):
+                    return wanted is examples or len(examples) == 1
+            # Any error of the exporter: whether another way works is all that matters here.
+            except Exception as error:
+                first = first or error
+    said = "its outputs are others" if first is None else one_line(first)
+    raise ValueError(
+        f"model must be one that torch.onnx.export(dynamo=True) can export, got a "
+        f"{type(model).__name__}, of which it says: {said}"
+    ) from first
+
+
+def _attentions(model: nn.Module) -> list[contextlib.AbstractContextManager[None]]:
+    """As the model is; and with the plain attention of transformers, which torch always exports."""
+    ways: list[contextlib.AbstractContextManager[None]] = [contextlib.nullcontext()]
+    used = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
+    if used != "eager" and hasattr(model, "set_attn_implementation"):
+        ways.append(_plain_attention(model, used))
+    return ways
+
+
+@contextlib.contextmanager
+def _plain_attention(model: Any, used: str) -> Iterator[None]:
+    model.set_attn_implementation("eager")
     try:
-        _export(model, largest, path, None)
-    except Exception as error:
-        raise ValueError(
-            f"model must be one that torch.onnx.export(dynamo=True) can export, got a "
-            f"{type(model).__name__}, of which it says: {one_line(error)}"
-        ) from error
-    return shapes is None
+        yield
+    finally:
+        model.set_attn_implementation(used)
 
 
 def one_line(error: BaseException) -> str:
