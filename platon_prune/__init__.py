@@ -5,6 +5,7 @@ from platon_prune.api import apply_masks as apply_masks
 from platon_prune.api import global_unstructured as global_unstructured
 from platon_prune.api import remove as remove
 from platon_prune.coupled import CoupledGroups as CoupledGroups
+from platon_prune.deploy import deploy_report as deploy_report
 from platon_prune.export import load as load
 from platon_prune.export import load_into as load_into
 from platon_prune.export import save as save

@@ -25,11 +25,12 @@ LEVELS = [
     {"scheduler"},
     {"shrink", "summary", "compat", "plots", "setting_up", "structure"},
     {"api", "semi_structured", "structured"},
+    {"deploy"},
     {"__init__"},
     {"commands"},
     {"cli"},
 ]
-FOLDERS = {"commands", "export"}  # of files that may import each other
+FOLDERS = {"commands", "deploy", "export"}  # of files that may import each other
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 NEEDS_NO_EXTRA = {"torch", "platon_prune"} | set(sys.stdlib_module_names)
 

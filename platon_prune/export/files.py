@@ -77,7 +77,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, compression: str | N
             'name of a file in it, such as "model.safetensors"'
         )
     tensors = tensors_of(model)
-    with _replacing(target) as file:
+    with replacing(target) as file:
         sizes = SizeRecord(own_heads=own_heads(model)).to_json()
         write_tensors(file, tensors, compression, versions_of(model), sizes)
 
@@ -151,7 +151,7 @@ def load_into(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of ``path`` when it is complete and on the disk."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

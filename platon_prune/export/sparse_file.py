@@ -137,6 +137,13 @@ class SparseStateDict(Mapping[str, Tensor]):
                 self._decoded[stored] = tensor
         return tensor
 
+    def stored_bytes(self, name: str) -> int:
+        """What a tensor, or the one that it is tied to, takes in the file."""
+        stored = self.index.stored_name(name)
+        record = self.index.records[stored]
+        slots = [self._slots[record.key(stored, part)] for part in record.parts]
+        return sum(slot.end - slot.begin for slot in slots)
+
     def _decode(self, name: str) -> Tensor:
         record = self.index.records[name]
 

@@ -1,0 +1,167 @@
+"""``platon-prune deploy``: a model in every form that this machine can run, and which to use."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from platon_prune.deploy.report import DeployReport
+
+HELP = "Measure file, speed, memory and outputs of a model in every form this machine can run."
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        metavar="MODEL",
+        help="folder of a transformers model, or one that platon_prune.save wrote",
+    )
+    parser.add_argument(
+        "--bert-base",
+        action="store_true",
+        help="instead of MODEL, measure BERT-base with random weights: at 90 and 95 %% sparsity, "
+        "and with half of its heads and neurons zero",
+    )
+    parser.add_argument(
+        "--layers", type=int, default=12, help="of --bert-base, for a quick try (default: 12)"
+    )
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", help="lengths of the sequence (default: 8 32 128)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=1, help="sequences or images in a call (default: 1)"
+    )
+    parser.add_argument(
+        "--forms",
+        nargs="+",
+        metavar="FORM",
+        help='only these beside dense, such as CSR shrunk 2:4 "ONNX Runtime" OpenVINO '
+        "(default: all)",
+    )
+    parser.add_argument("--threads", type=int, help="of the CPU (default: what torch takes)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as saved)")
+    parser.add_argument(
+        "--rounds", type=int, help="times to take of each form (default: about ten seconds a size)"
+    )
+    parser.add_argument(
+        "--no-memory", action="store_true", help="start no processes to measure memory"
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("platon-deploy"),
+        help="where deploy.md, deploy.json and deploy.png go (default: platon-deploy)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print the tables, write the files.
+
+    Raises:
+        ValueError: If an option can't be used, before anything is measured.
+    """
+    import torch
+
+    _check(arguments)
+    importlib.import_module("matplotlib")
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(arguments.threads or num_threads)
+    try:
+        if arguments.bert_base:
+            return _run_bert_base(arguments)
+        from platon_prune.deploy.models import read_model
+
+        report = measure(read_model(arguments.model), arguments)
+        print(report)
+        _write(report, _make_folder(arguments.output_dir))
+        return 0
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def measure(model: nn.Module, arguments: argparse.Namespace) -> DeployReport:
+    """The report of one model, with what is going on in the terminal's error stream."""
+    import torch
+
+    from platon_prune.deploy import deploy_report
+
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    return deploy_report(
+        model.to(arguments.device, dtype),
+        num_tokens=arguments.tokens,
+        batch_size=arguments.batch,
+        forms=arguments.forms,
+        rounds=arguments.rounds,
+        memory=not arguments.no_memory,
+        progress=lambda words: print(f"{words} ...", file=sys.stderr, flush=True),
+    )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    import torch
+
+    if arguments.bert_base == (arguments.model is not None):
+        raise ValueError("MODEL or --bert-base must be given, and not both: name a folder")
+    for name in ("threads", "rounds", "batch", "layers"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("--device must be there, got cuda without a GPU: use --device cpu")
+    if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
+        raise ValueError(
+            f"--output-dir must be a folder, got the file {arguments.output_dir}: give another path"
+        )
+
+
+def _make_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--output-dir must be a folder that can be made, got {folder} ({error.strerror}): "
+            "give another path"
+        ) from error
+    return folder
+
+
+def _write(report: DeployReport, folder: Path) -> None:
+    from platon_prune.deploy.picture import save_picture
+
+    (folder / "deploy.md").write_text(report.to_markdown() + "\n", encoding="utf-8")
+    (folder / "deploy.json").write_text(_json(report.to_json()), encoding="utf-8")
+    save_picture(report, folder / "deploy.png")
+    print(f"\nwritten: deploy.md, deploy.json and deploy.png in {folder}")
+
+
+def _run_bert_base(arguments: argparse.Namespace) -> int:
+    from platon_prune.commands import _bert_base
+
+    reports = {}
+    folder = _make_folder(arguments.output_dir)
+    for name, build in _bert_base.MODELS.items():
+        print(f"--- BERT-base, {name} ---\n")
+        reports[name] = measure(build(arguments.layers), arguments)
+        print(reports[name])
+        _write(reports[name], _make_folder(folder / name.replace(" ", "-")))
+        print()
+    aims = _bert_base.aims(reports)
+    print(_bert_base.table_of(aims))
+    (folder / "aims.json").write_text(_json([aim._asdict() for aim in aims]), encoding="utf-8")
+    return 0
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2) + "\n"

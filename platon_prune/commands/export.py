@@ -1,0 +1,150 @@
+"""``platon-prune export``: a model in another form of file."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+HELP = "Write a model as an ordinary or a sparse file, or for ONNX Runtime or OpenVINO."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="folder of a transformers model, or a folder or file that platon_prune.save wrote; "
+        "to dense or sparse also a safetensors file",
+    )
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=tuple(_WRITERS),
+        help="dense: for from_pretrained, or a safetensors file; sparse: as platon_prune.save "
+        "writes; onnx: model.onnx; openvino: model.xml and model.bin",
+    )
+    parser.add_argument(
+        "--output", "-o", type=Path, required=True, help="folder to write, or file if MODEL is one"
+    )
+    parser.add_argument("--compression", choices=("zstd",), help="of --to sparse (default: none)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the model, and say what was written.
+
+    Raises:
+        ValueError: If the model can't be read or written so.
+    """
+    source, target = arguments.model, arguments.output
+    if arguments.compression and arguments.to != "sparse":
+        raise ValueError(
+            f"--compression must go with --to sparse, got --to {arguments.to}: drop it"
+        )
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ValueError(f"--output must not be MODEL itself, got {target}: give another path")
+    if target.exists() and target.is_dir() != source.is_dir():
+        kind = "folder" if source.is_dir() else "file"
+        raise ValueError(f"--output must be a {kind} as MODEL is, got {target}: give another path")
+    write = _convert_file if source.is_file() else _WRITERS[arguments.to]
+    write(arguments)
+    for path in sorted(target.iterdir()) if target.is_dir() else [target]:
+        print(f"{path.stat().st_size / 1e6:>12,.3f} MB  {path}")
+    return 0
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def _convert_file(arguments: argparse.Namespace) -> None:
+    """A file holds tensors and no model: it can become dense or sparse."""
+    if arguments.to not in ("dense", "sparse"):
+        raise ValueError(
+            f"MODEL must be a folder with a config.json for --to {arguments.to}, got the file "
+            f"{arguments.model}, which holds tensors but not what to do with them"
+        )
+    from platon_prune.export.tensor_files import write_dense, write_sparse
+
+    if arguments.to == "dense":
+        write_dense(arguments.model, arguments.output)
+    else:
+        write_sparse(arguments.model, arguments.output, arguments.compression)
+
+
+# --- folders ------------------------------------------------------------------------------------
+
+
+def _write_dense(arguments: argparse.Namespace) -> None:
+    model = _read(arguments)
+    model.save_pretrained(arguments.output)
+    _copy_companions(arguments)
+
+
+def _write_sparse(arguments: argparse.Namespace) -> None:
+    from platon_prune.export.files import save
+
+    save(_read(arguments), arguments.output, compression=arguments.compression)
+    _copy_companions(arguments)
+
+
+def _write_onnx(arguments: argparse.Namespace) -> None:
+    from platon_prune.deploy.inputs import varied_inputs
+    from platon_prune.export.onnx_file import write_onnx
+
+    _require("onnx", "onnxscript")
+    model = _read(arguments)
+    examples = varied_inputs(model)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    if not write_onnx(model, examples, arguments.output / "model.onnx"):
+        print("torch can export this model for one size of inputs only; the file takes:")
+        for name, tensor in max(examples, key=lambda e: sum(t.numel() for t in e.values())).items():
+            print(f"  {name} of shape {tuple(tensor.shape)}")
+    _copy_companions(arguments)
+
+
+def _write_openvino(arguments: argparse.Namespace) -> None:
+    from platon_prune.export.openvino_file import write_openvino
+
+    _require("openvino")
+    _write_onnx(arguments)
+    onnx = arguments.output / "model.onnx"
+    write_openvino(onnx, arguments.output / "model.xml")
+    for path in (onnx, onnx.with_name("model.onnx.data")):
+        path.unlink(missing_ok=True)
+
+
+_WRITERS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "dense": _write_dense,
+    "sparse": _write_sparse,
+    "onnx": _write_onnx,
+    "openvino": _write_openvino,
+}
+
+
+def _read(arguments: argparse.Namespace) -> Any:
+    from platon_prune.deploy.models import read_model
+
+    return read_model(arguments.model)
+
+
+def _require(*packages: str) -> None:
+    """Import what will be needed, before anything is done."""
+    for package in packages:
+        importlib.import_module(package)
+
+
+def _copy_companions(arguments: argparse.Namespace) -> None:
+    """The tokenizer's files and the like: without them the new folder could not be used."""
+    from platon_prune.deploy.models import COMPANIONS
+
+    for pattern in (
+        *COMPANIONS,
+        *(() if arguments.to in ("dense", "sparse") else ("config.json",)),
+    ):
+        for path in arguments.model.glob(pattern):
+            if path.is_file():
+                shutil.copy2(path, arguments.output / path.name)

@@ -1,0 +1,37 @@
+"""``platon-prune inspect``: zeros, n:m patterns and removable groups in a file, without a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+HELP = "Show zeros, n:m patterns and removable heads and neurons of a file, without its model."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="safetensors file, sparse file, or folder of a transformers model",
+    )
+    parser.add_argument("--all", action="store_true", help="list vectors and scalars, too")
+    parser.add_argument("--json", type=Path, help="also write everything to this file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the tables, write the file.
+
+    Raises:
+        ValueError: If the path holds no tensors that can be read.
+    """
+    from platon_prune.export.inspection import inspect_path
+
+    inspection = inspect_path(arguments.path)
+    print(inspection.to_text(every=arguments.all))
+    if arguments.json:
+        content = json.dumps(inspection.to_json(), indent=2)
+        arguments.json.write_text(content + "\n", encoding="utf-8")
+    return 0

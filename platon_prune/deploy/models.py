@@ -1,0 +1,82 @@
+"""Reads a model from a folder: one of transformers, or one that `platon_prune.save` wrote."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from platon_prune.export.files import load
+from platon_prune.export.model_folder import CONFIG, WEIGHTS
+
+# What a folder may hold beside weights and config that a user of the model needs, too.
+COMPANIONS = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+def read_model(path: Path) -> nn.Module:
+    """Build the model of a folder, in evaluation mode.
+
+    Args:
+        path: A folder of transformers, or one that :func:`platon_prune.save` wrote.
+
+    Raises:
+        ValueError: If there is no such model, with what to do.
+    """
+    if path.is_file():
+        raise ValueError(
+            f"MODEL must be a folder with a config.json, got the file {path}, which holds tensors "
+            "but not what to do with them: call platon_prune.deploy_report(model) from Python"
+        )
+    if not path.is_dir():
+        raise ValueError(
+            f"MODEL must be a folder on this machine, got {path}, which does not exist: save the "
+            "model with model.save_pretrained(folder) or platon_prune.save(model, folder)"
+        )
+    if (path / WEIGHTS).is_file():
+        model = load(path)
+        assert isinstance(model, nn.Module)
+        return model
+    if not (path / CONFIG).is_file():
+        raise ValueError(
+            f"MODEL must be a folder with a {CONFIG}, got {path} without one: save the model with "
+            "model.save_pretrained(folder) or platon_prune.save(model, folder)"
+        )
+    return _from_pretrained(path)
+
+
+def _from_pretrained(folder: Path) -> nn.Module:
+    transformers = importlib.import_module("transformers")
+    options = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        names = config.architectures or []
+        cls: Any = getattr(transformers, names[0], None) if names else transformers.AutoModel
+        if cls is None:
+            raise ValueError(f"its class {names[0]} is not in transformers")
+        model, info = cls.from_pretrained(folder, output_loading_info=True, **options)
+    # transformers raises errors of many kinds for folders that it can't read.
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise ValueError(
+            f"MODEL must be a folder that from_pretrained can read, got {folder}, of which "
+            f"transformers {transformers.__version__} says: {first or type(error).__name__}"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"MODEL must hold every weight of its {type(model).__name__}, got {folder} without "
+            f"{missing[0]} and {len(missing) - 1} more: save the whole model again"
+        )
+    return model.eval()  # type: ignore[no-any-return]

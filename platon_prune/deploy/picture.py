@@ -1,0 +1,88 @@
+"""The picture of a deploy report: speed, file and memory of each form beside those of dense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from platon_prune.deploy.report import DeployReport, FormRow
+from platon_prune.plots import COLOURS, INK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Light to dark: more tokens.
+_SIZE_COLOURS = ("#9ecae1", "#4292c6", "#084594", "#041f4a")
+
+
+def save_picture(report: DeployReport, path: str | Path) -> None:
+    """Draw a report into a PNG.
+
+    Args:
+        report: With at least one form that was measured.
+        path: File to write.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [row for row in report.rows if row.reason is None]
+    bars = len(rows) * len(report.sizes)
+    height = 2.4 + 0.22 * bars + 0.25 * len(rows)
+    figure = Figure(figsize=(12.5, height), layout="constrained", facecolor="white")
+    speed, file, memory = figure.subplots(1, 3, sharey=True, width_ratios=(2.2, 1, 1))
+    _draw_speed(speed, report, rows)
+    _draw_bytes(file, rows, [row.file_bytes for row in rows], "file (MB)")
+    _draw_bytes(memory, rows, [row.peak_bytes for row in rows], "peak memory beyond libraries (MB)")
+    speed.set_yticks(range(len(rows)), [row.name for row in rows])
+    speed.set_ylim(len(rows) - 0.4, -0.6)
+    model, machine = report.model, report.machine
+    figure.suptitle(
+        f"{model['class']}, {model['sparsity']:.0%} of the selected weights zero, on "
+        f"{machine['device']}, {machine['threads']} threads",
+        fontsize=13,
+        fontweight="bold",
+        color=INK,
+    )
+    figure.savefig(path, dpi=150, format="png")
+
+
+def _draw_speed(axes: Axes, report: DeployReport, rows: Sequence[FormRow]) -> None:
+    num_sizes = len(report.sizes)
+    thickness = 0.8 / num_sizes
+    for i, size in enumerate(report.sizes):
+        shown = [(y, report.speed(row.name, size) or 0.0) for y, row in enumerate(rows)]
+        offset = (i - (num_sizes - 1) / 2) * thickness
+        colour = _SIZE_COLOURS[min(i, len(_SIZE_COLOURS) - 1) if num_sizes > 1 else 1]
+        positions = [y + offset for y, _ in shown]
+        values = [value for _, value in shown]
+        axes.barh(positions, values, thickness * 0.9, color=colour, label=size)
+        for position, row, value in zip(positions, rows, values, strict=True):
+            times = row.times.get(size)
+            text = f" {value:.2f}   ({times.median:.3g} ms)" if times else " not for this size"
+            axes.text(value, position, text, va="center", fontsize=8, color=INK)
+    axes.axvline(1, color=COLOURS[1], linewidth=1, linestyle=":")
+    axes.set_xlabel("times as fast as dense (median time)")
+    axes.margins(x=0.25)
+    if num_sizes > 1:
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=4)
+    _plain(axes)
+
+
+def _draw_bytes(
+    axes: Axes, rows: Sequence[FormRow], values: Sequence[int | None], label: str
+) -> None:
+    sizes = [(value or 0) / 1e6 for value in values]
+    axes.barh(range(len(rows)), sizes, 0.6, color=COLOURS[2])
+    for y, (value, size) in enumerate(zip(values, sizes, strict=True)):
+        text = " -" if value is None else f" {size:,.3g}"
+        axes.text(size, y, text, va="center", fontsize=8, color=INK)
+    axes.set_xlabel(label)
+    axes.margins(x=0.2)
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)

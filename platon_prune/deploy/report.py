@@ -1,0 +1,281 @@
+"""What was measured of a model's forms: tables, JSON, and which form to use."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from platon_prune.tables import table
+
+# Less may be noise, even between medians that take turns.
+WORTHWHILE = 1.1
+HOW = {
+    "CSR": "load the model and call platon_prune.to_sparse_inference(model)",
+    "shrunk": "call platon_prune.shrink(model), and save the result",
+    "2:4": "call platon_prune.to_semi_structured(model) on the device",
+    "ONNX Runtime": "platon-prune export MODEL --to onnx",
+    "OpenVINO": "platon-prune export MODEL --to openvino",
+}
+# Where a form's median is so many times its shortest time, something else ran, too.
+_BUSY = 2.0
+# Forms that need another runtime than torch.
+ELSEWHERE = ("ONNX Runtime", "OpenVINO", "OpenVINO sparse")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of one form at one size: median, shortest and longest."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Times:
+        """Of at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class FormRow:
+    """One form of the model.
+
+    Args:
+        name: Such as "dense" or "CSR".
+        reason: Why nothing was measured; None if something was.
+        file_bytes: Of the file that it is loaded from.
+        num_weights: Entries of the matrices that pruning selects; None for other runtimes.
+        times: By the label of a size; a size that the form can't run is left out.
+        peak_bytes: The most memory that a process of its own needed for it; None if not measured.
+        difference: The largest difference of an output from the dense model's.
+        note: What else there is to know.
+    """
+
+    name: str
+    reason: str | None = None
+    file_bytes: int | None = None
+    num_weights: int | None = None
+    times: Mapping[str, Times] = field(default_factory=dict)
+    peak_bytes: int | None = None
+    difference: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class FileSize:
+    """One way to save the model.
+
+    Args:
+        name: Such as "sparse".
+        num_bytes: Of all files with weights.
+        matrix_bytes: Of these, what the matrices take that pruning selects.
+    """
+
+    name: str
+    num_bytes: int
+    matrix_bytes: int
+
+
+@dataclass(frozen=True)
+class DeployReport:
+    """The forms of a model side by side; prints as tables with a recommendation.
+
+    Args:
+        rows: The forms, "dense" first.
+        files: The ways to save it, "dense" first.
+        sizes: Labels of the sizes of inputs.
+        tolerance: Difference of outputs up to which a form counts as the same model.
+        model: Facts about the model.
+        machine: The kind of machine.
+        versions: Of the libraries that took part.
+    """
+
+    rows: tuple[FormRow, ...]
+    files: tuple[FileSize, ...]
+    sizes: tuple[str, ...]
+    tolerance: float
+    model: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def __iter__(self) -> Iterator[FormRow]:
+        return iter(self.rows)
+
+    def row(self, name: str) -> FormRow:
+        """The form of that name, or a KeyError."""
+        return {row.name: row for row in self.rows}[name]
+
+    def speed(self, name: str, size: str) -> float | None:
+        """How many times as fast as dense a form is at a size; None if one was not measured."""
+        dense, times = self.row("dense").times.get(size), self.row(name).times.get(size)
+        return dense.median / times.median if dense and times else None
+
+    @property
+    def recommendation(self) -> list[str]:
+        """Sentences that say which form to use and why."""
+        winners = {size: self._fastest(size) for size in self.sizes}
+        sentences = [self._use(winners)]
+        if any(name in ELSEWHERE for name in winners.values()):
+            within = {size: self._fastest(size, ELSEWHERE) for size in self.sizes}
+            sentences.append("Without leaving PyTorch: " + _lower(self._use(within)))
+        sentences += [
+            f"{row.name} is not the same model: its outputs differ by {row.difference:.2g}."
+            for row in self.rows
+            if row.difference is not None and not self._is_same(row)
+        ]
+        smallest = min(self.files, key=lambda file: file.num_bytes)
+        share = smallest.num_bytes / self.files[0].num_bytes
+        if share < 1 / WORTHWHILE:
+            sentences.append(f"Smallest file: {smallest.name}, {share:.3f} of the dense one.")
+        return sentences + self._disturbed()
+
+    def __str__(self) -> str:
+        return "\n\n".join(
+            [self._title(), table(self._form_lines()), *self._notes(), table(self._file_lines())]
+            + ["\n".join(self.recommendation)]
+        )
+
+    def to_markdown(self) -> str:
+        """The same as a page."""
+        forms, files = map(_markdown_table, (self._form_lines(), self._file_lines()))
+        recommended = "\n".join(f"- {sentence}" for sentence in self.recommendation)
+        return "\n\n".join(
+            ["# Forms of a model, measured", self._title(), recommended, forms]
+            + [*self._notes(), "## Files", files]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as numbers and text, for ``json.dump``."""
+        forms = [
+            asdict(row) | {"speed": {size: self.speed(row.name, size) for size in row.times}}
+            for row in self.rows
+        ]
+        return {
+            "model": dict(self.model),
+            "machine": dict(self.machine),
+            "versions": dict(self.versions),
+            "sizes": list(self.sizes),
+            "tolerance": self.tolerance,
+            "forms": forms,
+            "files": [asdict(file) for file in self.files],
+            "recommendation": self.recommendation,
+        }
+
+    # --- which one ------------------------------------------------------------------------------
+
+    def _is_same(self, row: FormRow) -> bool:
+        return row.difference is not None and row.difference <= self.tolerance
+
+    def _fastest(self, size: str, but: Sequence[str] = ()) -> str:
+        """The fastest form at a size; dense if no other one is clearly faster."""
+        speeds = {
+            row.name: self.speed(row.name, size) or 0.0
+            for row in self.rows
+            if row.name not in but and self._is_same(row) and self._gains(row, size)
+        }
+        return max(speeds, key=lambda name: speeds[name], default="dense")
+
+    def _gains(self, row: FormRow, size: str) -> bool:
+        """Whether a form is faster than dense by its median and by its shortest time."""
+        dense, times = self.row("dense").times.get(size), row.times.get(size)
+        if dense is None or times is None:
+            return False
+        ratios = (dense.median / times.median, dense.low / times.low)
+        return min(ratios) >= WORTHWHILE
+
+    def _use(self, winners: Mapping[str, str]) -> str:
+        """One sentence for the fastest forms of all sizes."""
+        if set(winners.values()) == {"dense"}:
+            return f"Use dense: no other form is {WORTHWHILE} times as fast."
+        if len(set(winners.values())) == 1:
+            name = next(iter(winners.values()))
+            speeds = [self.speed(name, size) or 0.0 for size in self.sizes]
+            low, high = f"{min(speeds):.2f}", f"{max(speeds):.2f}"
+            span = low if low == high else f"{low} to {high}"
+            return f"Use {name}: {span} times as fast as dense ({HOW.get(name, name)})."
+        parts = []
+        for name in dict.fromkeys(winners.values()):
+            sizes = [size for size, winner in winners.items() if winner == name]
+            gains = " and ".join(f"{self.speed(name, size):.2f}" for size in sizes)
+            reason = "" if name == "dense" else f" ({gains} times as fast as dense)"
+            parts.append(f"{name} at {' and '.join(sizes)}{reason}")
+        return f"Use {'; '.join(parts)}."
+
+    def _disturbed(self) -> list[str]:
+        """That the machine was busy, if it was."""
+        times = self.row("dense").times.values()
+        worst = max((each.median / each.low for each in times), default=1.0)
+        if worst < _BUSY:
+            return []
+        return [
+            f"Measure again on a quieter machine: dense took {worst:.1f} times its shortest time "
+            "in the median."
+        ]
+
+    # --- tables ---------------------------------------------------------------------------------
+
+    def _title(self) -> str:
+        model, machine = self.model, self.machine
+        threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+        return (
+            f"{model['class']}, {model['parameters']:,} parameters, {model['sparsity']:.1%} of the "
+            f"selected weights are zero; {machine['device']}, {threads}; times "
+            "in ms, medians (shortest to longest) of forms that take turns"
+        )
+
+    def _form_lines(self) -> list[list[str]]:
+        lines = [["form", "file", "memory", "difference", *self.sizes]]
+        for row in self.rows:
+            if row.reason is not None:
+                continue
+            cells = [_megabytes(row.file_bytes), _megabytes(row.peak_bytes)]
+            cells.append("-" if row.difference is None else f"{row.difference:.1e}")
+            lines.append([row.name, *cells, *(self._cell(row.name, size) for size in self.sizes)])
+        return lines
+
+    def _cell(self, name: str, size: str) -> str:
+        times = self.row(name).times.get(size)
+        if times is None:
+            return "-"
+        speed = self.speed(name, size)
+        span = f"{_ms(times.median)} ({_ms(times.low)} to {_ms(times.high)})"
+        return span if name == "dense" else f"{span} {speed:.2f}x"
+
+    def _notes(self) -> list[str]:
+        missing = [f"- {row.name}: {row.reason}" for row in self.rows if row.reason is not None]
+        notes = [f"- {row.name}: {row.note}" for row in self.rows if row.note]
+        return [
+            "\n".join([title, *lines])
+            for title, lines in (("Not measured:", missing), ("Notes:", notes))
+            if lines
+        ]
+
+    def _file_lines(self) -> list[list[str]]:
+        lines = [["saved as", "size", "of dense", "pruned matrices alone"]]
+        dense = self.files[0]
+        for file in self.files:
+            share = f"{file.num_bytes / dense.num_bytes:.3f}"
+            matrices = (
+                f"{file.matrix_bytes / dense.matrix_bytes:.3f}" if dense.matrix_bytes else "-"
+            )
+            lines.append([file.name, _megabytes(file.num_bytes), share, matrices])
+        return lines
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
+
+
+def _megabytes(num_bytes: int | None) -> str:
+    return "-" if num_bytes is None else f"{num_bytes / 1e6:,.3g} MB"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    head, *rows = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([head, "|---" + "|---:" * (len(lines[0]) - 1) + "|", *rows])
