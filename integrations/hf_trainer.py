@@ -53,7 +53,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         cooldown_steps: Steps at the end with the final amount: a count, or a fraction of the run.
         finalize: Whether masks are removed when training ends (their zeros stay).
         settings: ``initial_amount``, ``beta1``, ``beta2``, ``window``, ``criterion``, ``masking``,
-            ``include`` and ``exclude``, as in :func:`platon_prune.global_unstructured`.
+            ``include``, ``exclude`` and others, as in :func:`platon_prune.global_unstructured`.
 
     Attributes:
         scheduler: The scheduler while pruning is set up; None after it is finalized.

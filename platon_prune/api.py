@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 from platon_prune.blocks import Scratch
 from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion, make_criterion
+from platon_prune.granularity import Unstructured
 from platon_prune.masked import apply_mask_, pruned_tensors
 from platon_prune.method import MASKINGS
 from platon_prune.schedule import CubicSchedule
@@ -37,6 +38,7 @@ def global_unstructured(
     masking: str = "step",
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    max_amount: float | Mapping[str, float] | None = None,
     own_keys: bool | None = None,
     state_dtype: torch.dtype = torch.float32,
     offload_averages: bool = False,
@@ -66,6 +68,9 @@ def global_unstructured(
             until the next choice, as the authors' code does, except in the final phase.
         include: Substrings of parameter names; what matches one is selected instead of the above.
         exclude: Substrings of names to leave out.
+        max_amount: The largest fraction that a tensor may lose, in [0, 1]: one number for every
+            tensor, or one for each substring of names (where several match, all of them hold). What
+            exceeds it is pruned in the other tensors, so that the total is as exact as without.
         own_keys: Whether the model's state dict keeps its own keys while it is pruned (``weight``
             with its zeros, no mask) instead of torch's ``weight_orig`` and ``weight_mask``. By
             default only where transformers saves it (anything with ``save_pretrained``). What calls
@@ -106,7 +111,8 @@ def global_unstructured(
         chosen = make_criterion(criterion, beta1, beta2)
         storage = Storage(_checked_dtype(state_dtype), offload_averages)
         targets = select(model, include, exclude, own_keys)
-        num_weights = sum(_numel(target) for target in targets)
+        sizes = [(target.name, _numel(target)) for target in targets]
+        num_weights = sum(size for _, size in sizes)
         schedule = CubicSchedule(
             amount=_fraction("amount", amount, num_weights),
             total_steps=total_steps,
@@ -117,7 +123,9 @@ def global_unstructured(
         )
         if chosen.windowed:
             schedule.require_scores()
-        return PlatonScheduler(targets, schedule, chosen, masking, storage, processes)
+        granularity = Unstructured(max_amount)
+        granularity.require_room(sizes, schedule.amount)
+        return PlatonScheduler(targets, schedule, chosen, masking, storage, processes, granularity)
 
     wrapped = model
     if isinstance(model, nn.Module):

@@ -15,7 +15,7 @@ LEVELS = [
     | {"ordering", "shards", "tables", "timing", "coupled"},
     {"forms", "memory", "ranking", "targets"},
     {"selection", "masked"},
-    {"pruned_class"},
+    {"pruned_class", "limits"},
     {"method"},
     {"averages", "granularity"},
     {"tracked", "states", "export"},
