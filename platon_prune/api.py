@@ -39,6 +39,7 @@ def global_unstructured(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     max_amount: float | Mapping[str, float] | None = None,
+    history: bool = True,
     own_keys: bool | None = None,
     state_dtype: torch.dtype = torch.float32,
     offload_averages: bool = False,
@@ -71,6 +72,7 @@ def global_unstructured(
         max_amount: The largest fraction that a tensor may lose, in [0, 1]: one number for every
             tensor, or one for each substring of names (where several match, all of them hold). What
             exceeds it is pruned in the other tensors, so that the total is as exact as without.
+        history: Whether ``scheduler.history`` records what each choice did.
         own_keys: Whether the model's state dict keeps its own keys while it is pruned (``weight``
             with its zeros, no mask) instead of torch's ``weight_orig`` and ``weight_mask``. By
             default only where transformers saves it (anything with ``save_pretrained``). What calls
@@ -125,7 +127,9 @@ def global_unstructured(
             schedule.require_scores()
         granularity = Unstructured(max_amount)
         granularity.require_room(sizes, schedule.amount)
-        return PlatonScheduler(targets, schedule, chosen, masking, storage, processes, granularity)
+        return PlatonScheduler(
+            targets, schedule, chosen, masking, storage, processes, granularity, history
+        )
 
     wrapped = model
     if isinstance(model, nn.Module):

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from platon_prune.changes import Change, bits_before, changes, nearly_empty
 from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion
 from platon_prune.gradients import after_each_step
 from platon_prune.granularity import Granularity, Unstructured
+from platon_prune.history import History
 from platon_prune.memory import Memory
 from platon_prune.schedule import CubicSchedule
 from platon_prune.selected import SelectedTensors
@@ -49,8 +51,12 @@ class PlatonScheduler:
         storage: How the window and the averages are kept.
         processes: Those that choose together.
         granularity: Which weights live or die together; each by itself by default.
+        history: Whether to record what each choice did.
 
     Attributes:
+        history: What each choice did: its step, the amount due, the measured sparsity of all and
+            of each tensor, the threshold, the shares that left and came back; empty if that is not
+            recorded.
         last_step: How often :meth:`step` was called.
         skipped_steps: How many of those had no finite gradients.
         threshold: The largest score that the last choice pruned; None if it pruned nothing.
@@ -68,6 +74,7 @@ class PlatonScheduler:
         storage: Storage | None = None,
         processes: Processes | None = None,
         granularity: Granularity | None = None,
+        history: bool = True,
     ) -> None:
         self.schedule = schedule
         self.criterion = criterion
@@ -78,11 +85,13 @@ class PlatonScheduler:
         self.threshold: float | None = None
         self._window_steps = 0  # steps whose samples are in the window
         self._has_scores = False  # whether a window with samples has ended
-        self._warned: set[str] = set()  # tensors named in a warning, each once
+        self._warned: set[tuple[str, str]] = set()  # of what a tensor was named in a warning
         self._handle: RemovableHandle | None = None
         self._tensors = SelectedTensors(
             targets, criterion, masking, storage or Storage(), processes or Processes()
         )
+        self.history = History([(tensor.name, tensor.whole_numel) for tensor in self._tensors])
+        self._records_history = history
 
     def require_agreement(self) -> None:
         """Raise a ValueError everywhere if processes differ in a setting or the model; collective.
@@ -121,15 +130,22 @@ class PlatonScheduler:
         without_gradient = self._take_in(step, gradients, apply_masks=masking and not choosing)
         self.last_step = step
         self.skipped_steps += gradients is None
+        changed = []
         if choosing:
             if self._has_scores or not self.criterion.windowed:
-                self._choose(self.schedule.amount_at(step))
+                changed = self._choose(self.schedule.amount_at(step))
             self._tensors.apply_masks()
-        self._warn(without_gradient, choosing)
+        self._warn(without_gradient, choosing, changed)
 
-    def _choose(self, amount: float) -> None:
+    def _choose(self, amount: float) -> list[Change]:
+        """Write the masks; what changed in each tensor."""
         scored = [tensor.scored() for tensor in self._tensors]
+        before = bits_before(scored) if self._records_history else None
         self.threshold = self.granularity.choose_(scored, amount, self._tensors.processes)
+        changed = changes(scored, before, self._tensors.processes)
+        if self._records_history:
+            self.history.record(self.last_step, amount, self.threshold, changed)
+        return changed
 
     def _take_in(
         self, step: int, gradients: list[Tensor | None] | None, apply_masks: bool
@@ -156,10 +172,22 @@ class PlatonScheduler:
             self._window_steps = steps_before + (gradients is not None)
         return without_gradient
 
-    def _warn(self, without_gradient: list[str], choosing: bool) -> None:
+    def _warn(self, without_gradient: list[str], choosing: bool, changed: list[Change]) -> None:
         """Say what went wrong in a step, once all of it is done."""
-        new = [name for name in without_gradient if name not in self._warned]
-        self._warned.update(new)
+        empty = [
+            f"{change.name} keeps {change.kept} of {change.numel} weights"
+            for change in nearly_empty(changed)
+            if self._is_first_warning("empty", change.name)
+        ]
+        if empty:
+            warnings.warn(
+                f"nearly empty since step {self.last_step}: {', '.join(empty)}, so that next to "
+                "nothing passes through; limit what a tensor may lose with max_amount, or exclude "
+                "it from pruning",
+                PruningWarning,
+                stacklevel=4,
+            )
+        new = [name for name in without_gradient if self._is_first_warning("gradient", name)]
         messages = []
         if new:
             messages.append(
@@ -173,6 +201,11 @@ class PlatonScheduler:
             )
         if messages:
             warnings.warn("; ".join(messages), PruningWarning, stacklevel=4)
+
+    def _is_first_warning(self, what: str, name: str) -> bool:
+        is_first = (what, name) not in self._warned
+        self._warned.add((what, name))
+        return is_first
 
     def reschedule(
         self, *, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
@@ -295,6 +328,7 @@ class PlatonScheduler:
             "threshold": self.threshold,
             "window_steps": self._window_steps,
             "has_scores": self._has_scores,
+            "history": self.history.state() if self._records_history else None,
             "tensors": {tensor.name: tensor.state_dict() for tensor in self._tensors},
         }
 
@@ -321,6 +355,7 @@ class PlatonScheduler:
         self.threshold = state["threshold"]
         self._window_steps = state["window_steps"]
         self._has_scores = state["has_scores"]
+        self.history.load_state((state["history"] if self._records_history else None) or [])
 
     @property
     def settings(self) -> dict[str, Any]:

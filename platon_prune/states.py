@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from platon_prune.criteria import Criterion
+from platon_prune.history import check_rows
 from platon_prune.schedule import CubicSchedule
 
 STATE_VERSION = 3
-COUNTERS = ("last_step", "skipped_steps", "threshold", "window_steps", "has_scores")
+COUNTERS = ("last_step", "skipped_steps", "threshold", "window_steps", "has_scores", "history")
 
 
 def settings_of(
@@ -58,6 +59,8 @@ def check_state(
         )
     _require_keys(state, ("settings", "tensors", *COUNTERS), "state")
     require_equal_settings(settings, state["settings"], "here", "in the state")
+    if state["history"] is not None:
+        check_rows(state["history"], len(shapes))
     saved = {name: _shape(tensor.get("mask")) for name, tensor in state["tensors"].items()}
     for name in [*shapes, *saved]:
         if saved.get(name) != shapes.get(name):

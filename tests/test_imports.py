@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"version", "schedule", "criteria", "blocks", "collectives", "gradients"}
     | {"ordering", "shards", "tables", "timing", "coupled"},
-    {"forms", "memory", "ranking", "targets"},
+    {"bits", "forms", "memory", "ranking", "targets"},
     {"selection", "masked"},
-    {"pruned_class", "limits"},
-    {"method"},
+    {"pruned_class", "limits", "changes"},
+    {"method", "history"},
     {"averages", "granularity"},
     {"tracked", "states", "export"},
     {"agreement"},
