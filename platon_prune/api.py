@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,13 +13,15 @@ from torch.nn.utils import prune
 
 from platon_prune.blocks import Scratch
 from platon_prune.collectives import Processes
-from platon_prune.criteria import Criterion, make_criterion
+from platon_prune.criteria import Criterion, Unscored, make_criterion
 from platon_prune.granularity import Unstructured
 from platon_prune.masked import apply_mask_, pruned_tensors
 from platon_prune.method import MASKINGS
-from platon_prune.schedule import CubicSchedule
+from platon_prune.schedule import CubicSchedule, FixedSchedule
 from platon_prune.scheduler import PlatonScheduler
-from platon_prune.targets import Pairs, Target, bare, select
+from platon_prune.setting_up import set_up
+from platon_prune.states import ZEROS
+from platon_prune.targets import Pairs, Target, select
 from platon_prune.tracked import Storage
 
 
@@ -30,7 +32,7 @@ def global_unstructured(
     total_steps: int,
     warmup_steps: int = 0,
     cooldown_steps: int = 0,
-    initial_amount: float | int = 0.0,
+    initial_amount: float | int | str = 0.0,
     beta1: float = 0.85,
     beta2: float = 0.95,
     window: int = 10,
@@ -40,6 +42,7 @@ def global_unstructured(
     exclude: str | Sequence[str] | None = None,
     max_amount: float | Mapping[str, float] | None = None,
     history: bool = True,
+    mask_history: str | os.PathLike[str] | None = None,
     own_keys: bool | None = None,
     state_dtype: torch.dtype = torch.float32,
     offload_averages: bool = False,
@@ -59,7 +62,9 @@ def global_unstructured(
         total_steps: Length of the run in optimizer steps, T.
         warmup_steps: Steps before pruning starts, t_i.
         cooldown_steps: Steps at the end with the final amount, t_f.
-        initial_amount: What is pruned when the ramp starts: a fraction in [0, 1), or a count.
+        initial_amount: What is pruned when the ramp starts: a fraction in [0, 1), or a count; or
+            "zeros" to begin with masks of what is zero in the model already, however it was pruned,
+            and to prune further from there. See :func:`adopt_zeros` to prune no further.
         beta1: Share of the old sensitivity that a window keeps, in [0, 1).
         beta2: Share of the old uncertainty that a window keeps, in [0, 1).
         window: Steps per window, and between choices of the mask, ΔT.
@@ -73,6 +78,8 @@ def global_unstructured(
             tensor, or one for each substring of names (where several match, all of them hold). What
             exceeds it is pruned in the other tensors, so that the total is as exact as without.
         history: Whether ``scheduler.history`` records what each choice did.
+        mask_history: A file to which the masks of every choice are appended, so that
+            ``scheduler.masks(step)`` returns them; see :meth:`PlatonScheduler.record_masks`.
         own_keys: Whether the model's state dict keeps its own keys while it is pruned (``weight``
             with its zeros, no mask) instead of torch's ``weight_orig`` and ``weight_mask``. By
             default only where transformers saves it (anything with ``save_pretrained``). What calls
@@ -107,10 +114,16 @@ def global_unstructured(
         Zhang et al., PLATON, ICML 2022 (arXiv:2206.12562).
     """
 
-    def set_up() -> PlatonScheduler:
+    def make(model: nn.Module | Pairs, processes: Processes) -> PlatonScheduler:
         if masking not in MASKINGS:
             raise ValueError(f'masking must be "step" or "window", got {masking!r}')
         chosen = make_criterion(criterion, beta1, beta2)
+        adopts_zeros = isinstance(initial_amount, str) and initial_amount == ZEROS
+        if adopts_zeros and masking != "step":
+            raise ValueError(
+                'masking must be "step" for initial_amount="zeros", got "window", which would let '
+                "the zeros train until the first choice"
+            )
         storage = Storage(_checked_dtype(state_dtype), offload_averages)
         targets = select(model, include, exclude, own_keys)
         sizes = [(target.name, _numel(target)) for target in targets]
@@ -120,7 +133,9 @@ def global_unstructured(
             total_steps=total_steps,
             warmup_steps=warmup_steps,
             cooldown_steps=cooldown_steps,
-            initial_amount=_fraction("initial_amount", initial_amount, num_weights),
+            initial_amount=(
+                0.0 if adopts_zeros else _fraction("initial_amount", initial_amount, num_weights)
+            ),
             window=window,
         )
         if chosen.windowed:
@@ -128,36 +143,58 @@ def global_unstructured(
         granularity = Unstructured(max_amount)
         granularity.require_room(sizes, schedule.amount)
         return PlatonScheduler(
-            targets, schedule, chosen, masking, storage, processes, granularity, history
+            targets, schedule, chosen, masking, storage, processes, granularity, history,
+            adopts_zeros,
+        )  # fmt: skip
+
+    return set_up(model, process_group, make, mask_history)
+
+
+def adopt_zeros(
+    model: nn.Module | Pairs,
+    *,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    own_keys: bool | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> PlatonScheduler:
+    """Keep the zeros that a model has, whatever pruned it, exactly while it is fine-tuned.
+
+    The masks are what is zero now, and stay: the scheduler needs no gradients, keeps no scores and
+    never chooses; its ``step()`` zeroes again what the optimizer moved (gradients, momentum, weight
+    decay). To prune such a model further, call :func:`global_unstructured` with
+    ``initial_amount="zeros"`` instead.
+
+    Args:
+        model: As for :func:`global_unstructured`; with its pruned weights loaded.
+        include: Likewise. A pruned task head has to be named here.
+        exclude: Likewise. What is zero only because it is initialised so belongs here.
+        own_keys: Likewise.
+        process_group: Likewise.
+
+    Returns:
+        The scheduler, whose ``step()`` belongs after every ``optimizer.step()``.
+
+    Raises:
+        ValueError: If the selected tensors have no zeros, a tensor can't be masked, or processes
+            differ in the model. The model is untouched then.
+        TypeError: If ``model`` is of the wrong type.
+
+    Example:
+        >>> scheduler = adopt_zeros(model)
+        >>> handle = scheduler.step_with(optimizer)
+        >>> train(model, optimizer)
+        >>> remove(model)
+    """
+
+    def make(model: nn.Module | Pairs, processes: Processes) -> PlatonScheduler:
+        targets = select(model, include, exclude, own_keys)
+        fixed = FixedSchedule()
+        return PlatonScheduler(
+            targets, fixed, Unscored(), processes=processes, history=False, adopts_zeros=True
         )
 
-    wrapped = model
-    if isinstance(model, nn.Module):
-        model = bare(model)
-    processes = Processes(process_group)
-    scheduler = processes.all_or_none("global_unstructured", set_up, PlatonScheduler.remove)
-    try:
-        scheduler.require_agreement()
-    except ValueError:
-        scheduler.remove()
-        raise
-    if isinstance(model, nn.Module) and isinstance(wrapped, nn.Module):
-        _keep_masks_out_of_broadcasts(model, wrapped)
-    return scheduler
-
-
-def _keep_masks_out_of_broadcasts(model: nn.Module, wrapped: nn.Module) -> None:
-    """DistributedDataParallel sends all buffers at each forward but those that it finds here.
-
-    It reads the model's list when it wraps that, and its own at each forward.
-    """
-    masks = [f"{name}_mask" for name, _, _ in pruned_tensors(model)]
-    masks += [f"_orig_mod.{name}" for name in masks]  # as torch.compile's wrapper calls them
-    ignored: Any = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
-    model._ddp_params_and_buffers_to_ignore = [*ignored, *masks]  # type: ignore[assignment]
-    for module in wrapped.modules():
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            module.parameters_to_ignore.update(masks)
+    return set_up(model, process_group, make)
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -224,7 +261,7 @@ def _checked_dtype(state_dtype: torch.dtype) -> torch.dtype:
     return state_dtype
 
 
-def _fraction(argument: str, amount: float | int, num_weights: int) -> float:
+def _fraction(argument: str, amount: float | int | str, num_weights: int) -> float:
     """An amount as a fraction of the selected weights."""
     if isinstance(amount, bool) or not isinstance(amount, Real):
         raise TypeError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
@@ -50,3 +52,14 @@ def count_ones(packed: Tensor) -> int:
     counts = (words * 0x0101010101010101) >> 56
     last: list[int] = packed[end:].tolist()
     return int(counts.sum()) + sum(byte.bit_count() for byte in last)
+
+
+def to_bytes(packed: Tensor) -> bytes:
+    """The bytes of a one-dimensional uint8 tensor."""
+    packed = packed.cpu().contiguous()
+    return ctypes.string_at(packed.data_ptr(), packed.numel())
+
+
+def from_bytes(data: bytes) -> Tensor:
+    """A new uint8 tensor of some bytes."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0).byte()

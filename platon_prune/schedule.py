@@ -111,3 +111,19 @@ class CubicSchedule:
                 f"{self.first_choosing_step} with window={self.window}: use a shorter window or "
                 "fewer cooldown_steps, or train longer"
             )
+
+
+@dataclass(frozen=True)
+class FixedSchedule(CubicSchedule):
+    """No schedule: the masks stay as they are, and nothing is ever chosen.
+
+    Args:
+        amount: Fraction pruned, in [0, 1].
+        total_steps: Of no meaning here, as is all that follows.
+    """
+
+    amount: float = 0.0
+    total_steps: int = 0
+
+    def __post_init__(self) -> None:
+        pass

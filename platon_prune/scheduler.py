@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,22 +11,21 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from platon_prune.changes import Change, bits_before, changes, nearly_empty
+from platon_prune.changes import Change, bits_before, changes
 from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion
 from platon_prune.gradients import after_each_step
 from platon_prune.granularity import Granularity, Unstructured
 from platon_prune.history import History
+from platon_prune.mask_history import MaskHistory, MaskRecorder
 from platon_prune.memory import Memory
-from platon_prune.schedule import CubicSchedule
+from platon_prune.notices import Notices
+from platon_prune.notices import PruningWarning as PruningWarning
+from platon_prune.schedule import CubicSchedule, FixedSchedule
 from platon_prune.selected import SelectedTensors
-from platon_prune.states import STATE_VERSION, check_state, settings_of
+from platon_prune.states import STATE_VERSION, ZEROS, check_state, settings_of
 from platon_prune.targets import Target
 from platon_prune.tracked import Storage
-
-
-class PruningWarning(UserWarning):
-    """Something that pruning can live with but its user should know."""
 
 
 class PlatonScheduler:
@@ -52,6 +51,7 @@ class PlatonScheduler:
         processes: Those that choose together.
         granularity: Which weights live or die together; each by itself by default.
         history: Whether to record what each choice did.
+        adopts_zeros: Whether :meth:`adopt_zeros` will be called, which gives the initial amount.
 
     Attributes:
         history: What each choice did: its step, the amount due, the measured sparsity of all and
@@ -75,6 +75,7 @@ class PlatonScheduler:
         processes: Processes | None = None,
         granularity: Granularity | None = None,
         history: bool = True,
+        adopts_zeros: bool = False,
     ) -> None:
         self.schedule = schedule
         self.criterion = criterion
@@ -85,13 +86,16 @@ class PlatonScheduler:
         self.threshold: float | None = None
         self._window_steps = 0  # steps whose samples are in the window
         self._has_scores = False  # whether a window with samples has ended
-        self._warned: set[tuple[str, str]] = set()  # of what a tensor was named in a warning
+        self._notices = Notices()
+        self._recorder: MaskRecorder | None = None
         self._handle: RemovableHandle | None = None
         self._tensors = SelectedTensors(
             targets, criterion, masking, storage or Storage(), processes or Processes()
         )
         self.history = History([(tensor.name, tensor.whole_numel) for tensor in self._tensors])
         self._records_history = history
+        self.adopts_zeros = adopts_zeros
+        self._adopted: float | None = None  # the sparsity that the model had
 
     def require_agreement(self) -> None:
         """Raise a ValueError everywhere if processes differ in a setting or the model; collective.
@@ -99,6 +103,38 @@ class PlatonScheduler:
         Done when pruning is set up, and again when the first step is taken.
         """
         self._tensors.require_agreement(self.settings)
+
+    @torch.no_grad()
+    def adopt_zeros(self) -> dict[str, int]:
+        """Start from the zeros of the model as masks; before the first step, collective.
+
+        Returns:
+            How many zeros each tensor has.
+
+        Raises:
+            ValueError: If there are none, more than the final amount, or not the same ones in
+                processes that hold the same weights.
+        """
+        zeros = self._tensors.adopt_zeros()
+        self._start_from(sum(zeros.values()) / self._tensors.num_weights)
+        return zeros
+
+    def _start_from(self, sparsity: float) -> None:
+        if not sparsity:
+            raise ValueError(
+                "model must have zeros that can be adopted, got none in "
+                f"{self._tensors.num_weights} weights of {len(self._tensors)} tensors: load the "
+                "pruned weights first, and name the tensors with include=[...]"
+            )
+        fixed = isinstance(self.schedule, FixedSchedule)
+        if sparsity > self.schedule.amount and not fixed:
+            raise ValueError(
+                "amount must be at least the sparsity that the model has, got "
+                f"{self.schedule.amount:.6g} < {sparsity:.6g}: the schedule only prunes further"
+            )
+        final = sparsity if fixed else self.schedule.amount
+        self.schedule = dataclasses.replace(self.schedule, amount=final, initial_amount=sparsity)
+        self._adopted = sparsity
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -121,6 +157,9 @@ class PlatonScheduler:
         step = self.last_step + 1
         read = not skipped and step <= self.schedule.total_steps
         gradients = self._tensors.agreed_gradients(step, self.settings, read=read)
+        if self._recorder is not None:
+            self._tensors.require_whole("record_masks")
+            self._recorder.begin(self.last_step, self._tensors.masks())
         if step > self.schedule.total_steps:
             self._tensors.apply_masks()
             self.last_step = step
@@ -130,12 +169,12 @@ class PlatonScheduler:
         without_gradient = self._take_in(step, gradients, apply_masks=masking and not choosing)
         self.last_step = step
         self.skipped_steps += gradients is None
-        changed = []
         if choosing:
-            if self._has_scores or not self.criterion.windowed:
-                changed = self._choose(self.schedule.amount_at(step))
+            has_scores = self._has_scores or not self.criterion.windowed
+            changed = self._choose(self.schedule.amount_at(step)) if has_scores else []
             self._tensors.apply_masks()
-        self._warn(without_gradient, choosing, changed)
+            self._notices.of_choice(step, changed, None if has_scores else self.skipped_steps)
+        self._notices.of_no_gradient(without_gradient)
 
     def _choose(self, amount: float) -> list[Change]:
         """Write the masks; what changed in each tensor."""
@@ -145,6 +184,8 @@ class PlatonScheduler:
         changed = changes(scored, before, self._tensors.processes)
         if self._records_history:
             self.history.record(self.last_step, amount, self.threshold, changed)
+        if self._recorder is not None:
+            self._recorder.add(self.last_step, self._tensors.masks())
         return changed
 
     def _take_in(
@@ -172,41 +213,6 @@ class PlatonScheduler:
             self._window_steps = steps_before + (gradients is not None)
         return without_gradient
 
-    def _warn(self, without_gradient: list[str], choosing: bool, changed: list[Change]) -> None:
-        """Say what went wrong in a step, once all of it is done."""
-        empty = [
-            f"{change.name} keeps {change.kept} of {change.numel} weights"
-            for change in nearly_empty(changed)
-            if self._is_first_warning("empty", change.name)
-        ]
-        if empty:
-            warnings.warn(
-                f"nearly empty since step {self.last_step}: {', '.join(empty)}, so that next to "
-                "nothing passes through; limit what a tensor may lose with max_amount, or exclude "
-                "it from pruning",
-                PruningWarning,
-                stacklevel=4,
-            )
-        new = [name for name in without_gradient if self._is_first_warning("gradient", name)]
-        messages = []
-        if new:
-            messages.append(
-                f"{', '.join(new)} had no gradient for a whole window, which counts as no "
-                "importance: if the model does not use it, exclude it from pruning"
-            )
-        if choosing and self.skipped_steps and self.criterion.windowed and not self._has_scores:
-            messages.append(
-                f"no mask is chosen at step {self.last_step}: {self.skipped_steps} steps were "
-                "skipped or had gradients that were not finite, so no window of scores has ended"
-            )
-        if messages:
-            warnings.warn("; ".join(messages), PruningWarning, stacklevel=4)
-
-    def _is_first_warning(self, what: str, name: str) -> bool:
-        is_first = (what, name) not in self._warned
-        self._warned.add((what, name))
-        return is_first
-
     def reschedule(
         self, *, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
     ) -> None:
@@ -226,6 +232,8 @@ class PlatonScheduler:
                 f"the schedule must be set before the first step, got {self.last_step} steps: set "
                 "pruning up again for another run"
             )
+        if isinstance(self.schedule, FixedSchedule):
+            return  # has no lengths
         schedule = dataclasses.replace(
             self.schedule,
             total_steps=total_steps,
@@ -264,8 +272,9 @@ class PlatonScheduler:
 
     @property
     def amount(self) -> float:
-        """Fraction that the schedule prunes at the last step (0 before the first)."""
-        return self.schedule.amount_at(self.last_step) if self.last_step else 0.0
+        """Fraction that the schedule prunes at the last step; before the first, what is adopted."""
+        has_begun = self.last_step or self._adopted is not None
+        return self.schedule.amount_at(self.last_step) if has_begun else 0.0
 
     def sparsity(self) -> float:
         """Measured fraction of zeros among the selected weights, as evaluation uses them.
@@ -294,12 +303,47 @@ class PlatonScheduler:
         self._tensors.place()
         return self._tensors.named(name).score()
 
-    def masks(self) -> dict[str, Tensor]:
+    def masks(self, step: int | None = None) -> dict[str, Tensor]:
         """A copy of every mask: name before pruning to bool tensor (True = kept).
 
-        DTensors where the weights are.
+        Args:
+            step: After which step; None for now. Of an earlier one, :meth:`record_masks` must have
+                been called before.
+
+        Returns:
+            DTensors where the weights are.
+
+        Raises:
+            ValueError: If the masks of that step were not recorded.
         """
-        return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
+        if step is None or step == self.last_step:
+            return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
+        if self._recorder is None or not 0 <= step < self.last_step:
+            raise ValueError(
+                f"step must be one of those taken while masks were recorded, got {step} of "
+                f"{self.last_step}: call record_masks(path) before the first step"
+            )
+        devices = {tensor.name: tensor.mask.device for tensor in self._tensors}
+        masks = self._recorder.masks(step)
+        return {name: mask.to(devices[name]) for name, mask in masks.items()}
+
+    def record_masks(self, path: str | os.PathLike[str]) -> None:
+        """Append the masks of every choice from here on to a file, for :meth:`masks`.
+
+        A run that is resumed goes on with its file: what was recorded after the step that it
+        resumes from is dropped. Of several processes the first one writes.
+
+        Args:
+            path: The file, which may exist if it is of this model.
+
+        Raises:
+            ValueError: If it is another model's or no such file, or the model is sharded.
+        """
+        self._tensors.require_whole("record_masks")
+        shapes = {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
+        self._recorder = MaskRecorder(
+            MaskHistory(path, shapes), writes=self._tensors.processes.rank == 0
+        )
 
     def remove(self) -> None:
         """Finalize every tensor: its zeros stay, its mask and hook go. Ends the scheduler.
@@ -328,6 +372,7 @@ class PlatonScheduler:
             "threshold": self.threshold,
             "window_steps": self._window_steps,
             "has_scores": self._has_scores,
+            "adopted": self._adopted,
             "history": self.history.state() if self._records_history else None,
             "tensors": {tensor.name: tensor.state_dict() for tensor in self._tensors},
         }
@@ -348,6 +393,8 @@ class PlatonScheduler:
         self._tensors.place()
         shapes = {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
         check_state(state, self.settings, shapes, self._tensors[0].expected_entries())
+        if state["adopted"] is not None:
+            self._start_from(state["adopted"])
         for tensor in self._tensors:
             tensor.load_state_dict(state["tensors"][tensor.name])
         self.last_step = state["last_step"]
@@ -356,8 +403,18 @@ class PlatonScheduler:
         self._window_steps = state["window_steps"]
         self._has_scores = state["has_scores"]
         self.history.load_state((state["history"] if self._records_history else None) or [])
+        if self._recorder is not None:
+            self._recorder.restart()
 
     @property
     def settings(self) -> dict[str, Any]:
         """Criterion, masking, schedule and granularity, as they are saved with the state."""
-        return settings_of(self.criterion, self.masking, self.schedule, self.granularity.settings)
+        settings = settings_of(
+            self.criterion, self.masking, self.schedule, self.granularity.settings
+        )
+        if self.adopts_zeros:
+            # What they amount to is in the state: a model that has been pruned further has more.
+            settings["initial_amount"] = ZEROS
+            if isinstance(self.schedule, FixedSchedule):
+                settings["amount"] = ZEROS
+        return settings

@@ -149,6 +149,25 @@ class SelectedTensors(Sequence[TrackedTensor]):
         for tensor in self._tensors:
             tensor.apply_mask()
 
+    def adopt_zeros(self) -> dict[str, int]:
+        """Prune what is zero; how many entries of each tensor that are. Collective."""
+        counts = agreement.zeros(self.processes, self._tensors)
+        self.apply_masks()  # a negative zero is none
+        return {tensor.name: count for tensor, count in zip(self, counts, strict=True)}
+
+    def masks(self) -> dict[str, Tensor]:
+        """The mask of each tensor, or of this process's part of it; not copies."""
+        return {tensor.name: tensor.mask for tensor in self._tensors}
+
+    def require_whole(self, what: str) -> None:
+        """Raise a ValueError if a tensor is sharded."""
+        for tensor in self._tensors:
+            if is_sharded(tensor.parameter):
+                raise ValueError(
+                    f"{what} must have whole tensors in each process, got {tensor.name} sharded: "
+                    "save scheduler.masks() with torch.distributed.checkpoint at the steps wanted"
+                )
+
     def require_masks(self) -> None:
         """Raise a RuntimeError unless all tensors are still those that were set up."""
         for tensor in self._tensors:

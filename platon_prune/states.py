@@ -12,7 +12,16 @@ from platon_prune.history import check_rows
 from platon_prune.schedule import CubicSchedule
 
 STATE_VERSION = 3
-COUNTERS = ("last_step", "skipped_steps", "threshold", "window_steps", "has_scores", "history")
+ZEROS = "zeros"  # instead of an amount: what is zero in the model
+COUNTERS = (
+    "last_step",
+    "skipped_steps",
+    "threshold",
+    "window_steps",
+    "has_scores",
+    "adopted",
+    "history",
+)
 
 
 def settings_of(
@@ -59,6 +68,9 @@ def check_state(
         )
     _require_keys(state, ("settings", "tensors", *COUNTERS), "state")
     require_equal_settings(settings, state["settings"], "here", "in the state")
+    adopted = state["adopted"]
+    if adopted is not None and not (isinstance(adopted, float) and 0 <= adopted <= 1):
+        raise ValueError(f"adopted in the state must be a fraction or None, got {adopted!r}")
     if state["history"] is not None:
         check_rows(state["history"], len(shapes))
     saved = {name: _shape(tensor.get("mask")) for name, tensor in state["tensors"].items()}
