@@ -118,8 +118,11 @@ class MaskHistory:
         """Append the masks of a choice."""
         bits = torch.cat([pack_bits(masks[name]).cpu() for name in self.shapes])
         since = next((i for i, r in enumerate(self._records[::-1]) if r.kind == _WHOLE), 0)
-        kind = _WHOLE if self._last is None or since >= _WHOLE_EVERY - 1 else _CHANGES
-        payload = zlib.compress(to_bytes(bits if kind == _WHOLE else bits ^ self._last), 1)
+        if self._last is None or since >= _WHOLE_EVERY - 1:
+            kind, written = _WHOLE, bits
+        else:
+            kind, written = _CHANGES, bits ^ self._last
+        payload = zlib.compress(to_bytes(written), 1)
         head = _RECORD.pack(kind, step, len(payload), _checksum(kind, step, payload))
         with self.path.open("r+b") as file:
             file.truncate(self._end)  # a record that was cut off, or one that is dropped
@@ -143,39 +146,38 @@ class MaskHistory:
 
 
 class MaskRecorder:
-    """Writes the masks of a scheduler's choices; made anew after each resume.
+    """Writes the masks of a scheduler's choices into a file.
 
     Args:
         history: The file.
         writes: Whether this process writes it.
+
+    Attributes:
+        has_begun: Whether the masks that the run goes on from have been recorded.
     """
 
     def __init__(self, history: MaskHistory, writes: bool) -> None:
-        self.history = history
+        self.has_begun = False
+        self._history = history
         self._writes = writes
-        self._has_begun = False
 
     def __deepcopy__(self, memo: Any) -> None:
         return None  # a copy of a run does not write into its file
 
     def begin(self, step: int, masks: Mapping[str, Tensor]) -> None:
-        """Before a step is taken: record what there is, unless it goes on from the last record."""
-        if not self._has_begun and self._writes:
-            self.history.begin(step, masks)
-        self._has_begun = True
+        """Record what a run begins or goes on from."""
+        self.has_begun = True
+        if self._writes:
+            self._history.begin(step, masks)
 
     def add(self, step: int, masks: Mapping[str, Tensor]) -> None:
-        """After a choice."""
+        """Record what a choice made."""
         if self._writes:
-            self.history.add(step, masks)
-
-    def restart(self) -> None:
-        """The run goes on from another state."""
-        self._has_begun = False
+            self._history.add(step, masks)
 
     def masks(self, step: int) -> dict[str, Tensor]:
         """What was recorded, by whichever process."""
-        history = self.history if self._writes else MaskHistory(self.history.path)
+        history = self._history if self._writes else MaskHistory(self._history.path)
         return history.masks(step)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 
@@ -102,6 +102,19 @@ class CubicSchedule:
         after_warmup = (self.warmup_steps // self.window + 1) * self.window
         return min(after_warmup, self.ramp_end)
 
+    def starting_at(self, sparsity: float) -> CubicSchedule:
+        """The schedule of a model that has this sparsity already.
+
+        Raises:
+            ValueError: If that is more than the final amount.
+        """
+        if sparsity > self.amount:
+            raise ValueError(
+                f"amount must be at least the sparsity that the model has, got {self.amount:.6g} < "
+                f"{sparsity:.6g}: the schedule only prunes further"
+            )
+        return replace(self, initial_amount=sparsity)
+
     def require_scores(self) -> None:
         """Raise a ValueError if the final amount is due before a window of gradients has ended."""
         # The first window of length 1 ends before it has seen a gradient.
@@ -127,3 +140,7 @@ class FixedSchedule(CubicSchedule):
 
     def __post_init__(self) -> None:
         pass
+
+    def starting_at(self, sparsity: float) -> FixedSchedule:
+        """That of the same masks for ever."""
+        return replace(self, amount=sparsity, initial_amount=sparsity)

@@ -17,13 +17,12 @@ from platon_prune.criteria import Criterion
 from platon_prune.gradients import after_each_step
 from platon_prune.granularity import Granularity, Unstructured
 from platon_prune.history import History
-from platon_prune.mask_history import MaskHistory, MaskRecorder
 from platon_prune.memory import Memory
 from platon_prune.notices import Notices
 from platon_prune.notices import PruningWarning as PruningWarning
 from platon_prune.schedule import CubicSchedule, FixedSchedule
 from platon_prune.selected import SelectedTensors
-from platon_prune.states import STATE_VERSION, ZEROS, check_state, settings_of
+from platon_prune.states import STATE_VERSION, check_state, settings_of
 from platon_prune.targets import Target
 from platon_prune.tracked import Storage
 
@@ -87,7 +86,6 @@ class PlatonScheduler:
         self._window_steps = 0  # steps whose samples are in the window
         self._has_scores = False  # whether a window with samples has ended
         self._notices = Notices()
-        self._recorder: MaskRecorder | None = None
         self._handle: RemovableHandle | None = None
         self._tensors = SelectedTensors(
             targets, criterion, masking, storage or Storage(), processes or Processes()
@@ -116,25 +114,9 @@ class PlatonScheduler:
                 processes that hold the same weights.
         """
         zeros = self._tensors.adopt_zeros()
-        self._start_from(sum(zeros.values()) / self._tensors.num_weights)
+        self._adopted = sum(zeros.values()) / self._tensors.num_weights
+        self.schedule = self.schedule.starting_at(self._adopted)
         return zeros
-
-    def _start_from(self, sparsity: float) -> None:
-        if not sparsity:
-            raise ValueError(
-                "model must have zeros that can be adopted, got none in "
-                f"{self._tensors.num_weights} weights of {len(self._tensors)} tensors: load the "
-                "pruned weights first, and name the tensors with include=[...]"
-            )
-        fixed = isinstance(self.schedule, FixedSchedule)
-        if sparsity > self.schedule.amount and not fixed:
-            raise ValueError(
-                "amount must be at least the sparsity that the model has, got "
-                f"{self.schedule.amount:.6g} < {sparsity:.6g}: the schedule only prunes further"
-            )
-        final = sparsity if fixed else self.schedule.amount
-        self.schedule = dataclasses.replace(self.schedule, amount=final, initial_amount=sparsity)
-        self._adopted = sparsity
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -157,9 +139,7 @@ class PlatonScheduler:
         step = self.last_step + 1
         read = not skipped and step <= self.schedule.total_steps
         gradients = self._tensors.agreed_gradients(step, self.settings, read=read)
-        if self._recorder is not None:
-            self._tensors.require_whole("record_masks")
-            self._recorder.begin(self.last_step, self._tensors.masks())
+        self._tensors.begin_recording(self.last_step)
         if step > self.schedule.total_steps:
             self._tensors.apply_masks()
             self.last_step = step
@@ -184,8 +164,7 @@ class PlatonScheduler:
         changed = changes(scored, before, self._tensors.processes)
         if self._records_history:
             self.history.record(self.last_step, amount, self.threshold, changed)
-        if self._recorder is not None:
-            self._recorder.add(self.last_step, self._tensors.masks())
+        self._tensors.record(self.last_step)
         return changed
 
     def _take_in(
@@ -318,14 +297,9 @@ class PlatonScheduler:
         """
         if step is None or step == self.last_step:
             return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
-        if self._recorder is None or not 0 <= step < self.last_step:
-            raise ValueError(
-                f"step must be one of those taken while masks were recorded, got {step} of "
-                f"{self.last_step}: call record_masks(path) before the first step"
-            )
-        devices = {tensor.name: tensor.mask.device for tensor in self._tensors}
-        masks = self._recorder.masks(step)
-        return {name: mask.to(devices[name]) for name, mask in masks.items()}
+        if not 0 <= step < self.last_step:
+            raise ValueError(f"step must be in [0, {self.last_step}], those taken, got {step}")
+        return self._tensors.recorded_masks(step)
 
     def record_masks(self, path: str | os.PathLike[str]) -> None:
         """Append the masks of every choice from here on to a file, for :meth:`masks`.
@@ -339,11 +313,7 @@ class PlatonScheduler:
         Raises:
             ValueError: If it is another model's or no such file, or the model is sharded.
         """
-        self._tensors.require_whole("record_masks")
-        shapes = {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
-        self._recorder = MaskRecorder(
-            MaskHistory(path, shapes), writes=self._tensors.processes.rank == 0
-        )
+        self._tensors.record_masks(path)
 
     def remove(self) -> None:
         """Finalize every tensor: its zeros stay, its mask and hook go. Ends the scheduler.
@@ -393,8 +363,9 @@ class PlatonScheduler:
         self._tensors.place()
         shapes = {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
         check_state(state, self.settings, shapes, self._tensors[0].expected_entries())
-        if state["adopted"] is not None:
-            self._start_from(state["adopted"])
+        self._adopted = state["adopted"]
+        if self._adopted is not None:
+            self.schedule = self.schedule.starting_at(self._adopted)
         for tensor in self._tensors:
             tensor.load_state_dict(state["tensors"][tensor.name])
         self.last_step = state["last_step"]
@@ -403,18 +374,12 @@ class PlatonScheduler:
         self._window_steps = state["window_steps"]
         self._has_scores = state["has_scores"]
         self.history.load_state((state["history"] if self._records_history else None) or [])
-        if self._recorder is not None:
-            self._recorder.restart()
+        self._tensors.restart_recording()
 
     @property
     def settings(self) -> dict[str, Any]:
         """Criterion, masking, schedule and granularity, as they are saved with the state."""
-        settings = settings_of(
-            self.criterion, self.masking, self.schedule, self.granularity.settings
-        )
-        if self.adopts_zeros:
-            # What they amount to is in the state: a model that has been pruned further has more.
-            settings["initial_amount"] = ZEROS
-            if isinstance(self.schedule, FixedSchedule):
-                settings["amount"] = ZEROS
-        return settings
+        return settings_of(
+            self.criterion, self.masking, self.schedule, self.granularity.settings,
+            self.adopts_zeros,
+        )  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from platon_prune.criteria import Criterion
 from platon_prune.history import check_rows
-from platon_prune.schedule import CubicSchedule
+from platon_prune.schedule import CubicSchedule, FixedSchedule
 
 STATE_VERSION = 3
 ZEROS = "zeros"  # instead of an amount: what is zero in the model
@@ -29,15 +29,18 @@ def settings_of(
     masking: str,
     schedule: CubicSchedule,
     granularity: Mapping[str, Any],
+    adopts_zeros: bool = False,
 ) -> dict[str, Any]:
     """What decides which weights are pruned, as plain numbers and strings."""
     fields: dict[str, Any] = vars(criterion)
+    # How many zeros were adopted is in the state: a model that was pruned further has more now.
+    adopts_all = adopts_zeros and isinstance(schedule, FixedSchedule)
     return {
         "criterion": criterion.name,
         **fields,
         "masking": masking,
-        "amount": schedule.amount,
-        "initial_amount": schedule.initial_amount,
+        "amount": ZEROS if adopts_all else schedule.amount,
+        "initial_amount": ZEROS if adopts_zeros else schedule.initial_amount,
         "total_steps": schedule.total_steps,
         "warmup_steps": schedule.warmup_steps,
         "cooldown_steps": schedule.cooldown_steps,
