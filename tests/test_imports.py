@@ -28,7 +28,7 @@ LEVELS = [
     {"commands"},
     {"cli"},
 ]
-FOLDERS = {"commands", "export"}  # of files that may import each other
+FOLDERS = {"commands", "export", "plots"}  # of files that may import each other
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 NEEDS_NO_EXTRA = {"torch", "platon_prune"} | set(sys.stdlib_module_names)
 
