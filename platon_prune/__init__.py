@@ -1,6 +1,7 @@
 """PLATON pruning for PyTorch: keep weights by the upper confidence bound of their importance."""
 
 from platon_prune import compat as compat
+from platon_prune.api import adopt_zeros as adopt_zeros
 from platon_prune.api import apply_masks as apply_masks
 from platon_prune.api import global_unstructured as global_unstructured
 from platon_prune.api import remove as remove
@@ -12,6 +13,7 @@ from platon_prune.export import save as save
 from platon_prune.export import to_semi_structured as to_semi_structured
 from platon_prune.export import to_sparse_inference as to_sparse_inference
 from platon_prune.groups import find_groups as find_groups
+from platon_prune.mask_history import MaskHistory as MaskHistory
 from platon_prune.method import PlatonUnstructured as PlatonUnstructured
 from platon_prune.patterns import check_semi_structured as check_semi_structured
 from platon_prune.scheduler import PlatonScheduler as PlatonScheduler

@@ -123,6 +123,33 @@ def require_same_settings(
         require_equal_settings(everyone[0], others, "in process 0", f"in process {rank}")
 
 
+def zeros(processes: Processes, tensors: Sequence[TrackedTensor]) -> list[int]:
+    """Prune the zeros of all tensors, and count them over the processes.
+
+    Returns:
+        Of each tensor, how many there are.
+
+    Raises:
+        ValueError: If processes that hold the same part have zeros at different places.
+    """
+    own = processes.all_or_none(
+        "adopt_zeros", lambda: [tensor.adopt_zeros() for tensor in tensors], lambda _: None
+    )
+    everyone = processes.gather(own)
+    counts = []
+    for i, tensor in enumerate(tensors):
+        parts: dict[Any, tuple[int, bytes]] = {}
+        for found in everyone:
+            key, count, digest = found[i]
+            if parts.setdefault(key, (count, digest)) != (count, digest):
+                raise ValueError(
+                    f"processes that hold the same part of {tensor.name} must have the same zeros, "
+                    "got different ones: load the same model in all of them before pruning"
+                )
+        counts.append(sum(count for count, _ in parts.values()))
+    return counts
+
+
 def settle(processes: Processes, tensors: Sequence[TrackedTensor]) -> None:
     """Find out which processes hold the same part of each tensor.
 

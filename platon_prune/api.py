@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 
 import torch
@@ -11,12 +12,15 @@ from torch import nn
 from torch.nn.utils import prune
 
 from platon_prune.blocks import Scratch
-from platon_prune.criteria import Criterion
+from platon_prune.collectives import Processes
+from platon_prune.criteria import Criterion, Unscored
 from platon_prune.granularity import Unstructured
 from platon_prune.masked import apply_mask_, pruned_tensors
+from platon_prune.schedule import FixedSchedule
 from platon_prune.scheduler import PlatonScheduler
-from platon_prune.setting_up import Plan, parameter_of, set_up
-from platon_prune.targets import Pairs, Target
+from platon_prune.setting_up import Plan, parameter_of, put_on, set_up
+from platon_prune.states import ZEROS
+from platon_prune.targets import Pairs, Target, select
 
 
 def global_unstructured(
@@ -26,7 +30,7 @@ def global_unstructured(
     total_steps: int,
     warmup_steps: int = 0,
     cooldown_steps: int = 0,
-    initial_amount: float | int = 0.0,
+    initial_amount: float | int | str = 0.0,
     beta1: float = 0.85,
     beta2: float = 0.95,
     window: int = 10,
@@ -34,6 +38,9 @@ def global_unstructured(
     masking: str = "step",
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    max_amount: float | Mapping[str, float] | None = None,
+    history: bool = True,
+    mask_history: str | os.PathLike[str] | None = None,
     own_keys: bool | None = None,
     state_dtype: torch.dtype = torch.float32,
     offload_averages: bool = False,
@@ -53,7 +60,9 @@ def global_unstructured(
         total_steps: Length of the run in optimizer steps, T.
         warmup_steps: Steps before pruning starts, t_i.
         cooldown_steps: Steps at the end with the final amount, t_f.
-        initial_amount: What is pruned when the ramp starts: a fraction in [0, 1), or a count.
+        initial_amount: What is pruned when the ramp starts: a fraction in [0, 1), or a count; or
+            "zeros" to begin with masks of what is zero in the model already, however it was pruned,
+            and to prune further from there. See :func:`adopt_zeros` to prune no further.
         beta1: Share of the old sensitivity that a window keeps, in [0, 1).
         beta2: Share of the old uncertainty that a window keeps, in [0, 1).
         window: Steps per window, and between choices of the mask, ΔT.
@@ -63,6 +72,12 @@ def global_unstructured(
             until the next choice, as the authors' code does, except in the final phase.
         include: Substrings of parameter names; what matches one is selected instead of the above.
         exclude: Substrings of names to leave out.
+        max_amount: The largest fraction that a tensor may lose, in [0, 1]: one number for every
+            tensor, or one for each substring of names (where several match, all of them hold). What
+            exceeds it is pruned in the other tensors, so that the total is as exact as without.
+        history: Whether ``scheduler.history`` records what each choice did.
+        mask_history: A file to which the masks of every choice are appended, so that
+            ``scheduler.masks(step)`` returns them; see :meth:`PlatonScheduler.record_masks`.
         own_keys: Whether the model's state dict keeps its own keys while it is pruned (``weight``
             with its zeros, no mask) instead of torch's ``weight_orig`` and ``weight_mask``. By
             default only where transformers saves it (anything with ``save_pretrained``). What calls
@@ -98,12 +113,23 @@ def global_unstructured(
     """
 
     def plan(targets: list[Target]) -> Plan:
-        num_weights = sum(parameter_of(target).numel() for target in targets)
+        adopts_zeros = isinstance(initial_amount, str) and initial_amount == ZEROS
+        if adopts_zeros and masking != "step":
+            raise ValueError(
+                'masking must be "step" for initial_amount="zeros", got "window", which would let '
+                "the zeros train until the first choice"
+            )
+        sizes = [(target.name, parameter_of(target).numel()) for target in targets]
+        num_weights = sum(size for _, size in sizes)
+        final = _fraction("amount", amount, num_weights)
+        granularity = Unstructured(max_amount)
+        granularity.require_room(sizes, final)
         return Plan(
             targets,
-            Unstructured(),
-            _fraction("amount", amount, num_weights),
-            _fraction("initial_amount", initial_amount, num_weights),
+            granularity,
+            final,
+            0.0 if adopts_zeros else _fraction("initial_amount", initial_amount, num_weights),
+            adopts_zeros,
         )
 
     return set_up(
@@ -124,7 +150,56 @@ def global_unstructured(
         state_dtype=state_dtype,
         offload_averages=offload_averages,
         process_group=process_group,
+        history=history,
+        mask_history=mask_history,
     )
+
+
+def adopt_zeros(
+    model: nn.Module | Pairs,
+    *,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    own_keys: bool | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> PlatonScheduler:
+    """Keep the zeros that a model has, whatever pruned it, exactly while it is fine-tuned.
+
+    The masks are what is zero now, and stay: the scheduler needs no gradients, keeps no scores and
+    never chooses; its ``step()`` zeroes again what the optimizer moved (gradients, momentum, weight
+    decay). To prune such a model further, call :func:`global_unstructured` with
+    ``initial_amount="zeros"`` instead.
+
+    Args:
+        model: As for :func:`global_unstructured`; with its pruned weights loaded.
+        include: Likewise. A pruned task head has to be named here.
+        exclude: Likewise. What is zero only because it is initialised so belongs here.
+        own_keys: Likewise.
+        process_group: Likewise.
+
+    Returns:
+        The scheduler, whose ``step()`` belongs after every ``optimizer.step()``.
+
+    Raises:
+        ValueError: If the selected tensors have no zeros, a tensor can't be masked, or processes
+            differ in the model. The model is untouched then.
+        TypeError: If ``model`` is of the wrong type.
+
+    Example:
+        >>> scheduler = adopt_zeros(model)
+        >>> handle = scheduler.step_with(optimizer)
+        >>> train(model, optimizer)
+        >>> remove(model)
+    """
+
+    def make(model: nn.Module | Pairs, processes: Processes) -> PlatonScheduler:
+        targets = select(model, include, exclude, own_keys)
+        fixed = FixedSchedule()
+        return PlatonScheduler(
+            targets, fixed, Unscored(), processes=processes, history=False, adopts_zeros=True
+        )
+
+    return put_on("adopt_zeros", model, process_group, make)
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -176,7 +251,7 @@ def _pruned_or_raise(model: nn.Module) -> list[tuple[nn.Module, str]]:
     return pruned
 
 
-def _fraction(argument: str, amount: float | int, num_weights: int) -> float:
+def _fraction(argument: str, amount: float | int | str, num_weights: int) -> float:
     """An amount as a fraction of the selected weights."""
     if isinstance(amount, bool) or not isinstance(amount, Real):
         raise TypeError(

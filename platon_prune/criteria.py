@@ -154,6 +154,20 @@ class Random(Criterion):
         return out.zero_()
 
 
+class Unscored(Criterion):
+    """Of masks that are never chosen: nothing is remembered, and there are no scores."""
+
+    name: ClassVar[str] = "none"
+    windowed: ClassVar[bool] = False
+
+    def score(self, weight: Tensor, averages: Sequence[Tensor], out: Tensor) -> Tensor:
+        """Raise a RuntimeError."""
+        raise RuntimeError(
+            "scores must be kept to be read, got fixed masks, which need none: set pruning up with "
+            "global_unstructured for a criterion"
+        )
+
+
 CRITERIA: dict[str, Callable[[float, float], Criterion]] = {
     "platon": lambda beta1, beta2: Platon(beta1, beta2),
     "sensitivity": lambda beta1, beta2: Sensitivity(beta1),

@@ -5,10 +5,12 @@ A granularity turns scores and an amount into masks. To add one, derive from :cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from platon_prune import limits
 from platon_prune.collectives import Processes
+from platon_prune.limits import MaxAmount
 from platon_prune.selection import ScoredTensor, prune_smallest_
 from platon_prune.shards import Part
 
@@ -60,13 +62,45 @@ class Granularity:
 
 
 class Unstructured(Granularity):
-    """Each weight by itself: exactly ``round(amount * N)`` of all N entries are pruned."""
+    """Each weight by itself: exactly ``round(amount * N)`` of all N entries are pruned.
+
+    Args:
+        max_amount: The largest fraction that a tensor may lose, in [0, 1]: one for all, or one for
+            each substring of names; what exceeds it is pruned elsewhere.
+    """
 
     name: ClassVar[str] = "unstructured"
+
+    def __init__(self, max_amount: MaxAmount | None = None) -> None:
+        self.max_amount = None if max_amount is None else limits.checked(max_amount)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its name, and the limits if there are any."""
+        if self.max_amount is None:
+            return super().settings
+        limit = self.max_amount
+        return super().settings | {
+            "max_amount": dict(limit) if isinstance(limit, Mapping) else limit
+        }
 
     def choose_(
         self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes
     ) -> float | None:
         """Prune the entries with the smallest scores of all tensors together."""
-        total = sum(tensor.whole_numel for tensor in tensors)
-        return prune_smallest_(tensors, round(amount * total), processes)
+        sizes = [(tensor.name, tensor.whole_numel) for tensor in tensors]
+        count = round(amount * sum(size for _, size in sizes))
+        if self.max_amount is None:
+            return prune_smallest_(tensors, count, processes)
+        caps = limits.caps_of(self.max_amount, sizes)
+        return limits.prune_smallest_within_(tensors, count, caps, processes)
+
+    def require_room(self, sizes: Sequence[tuple[str, int]], amount: float) -> None:
+        """Raise a ValueError if the limits leave less to prune than an amount, or match nothing.
+
+        Args:
+            sizes: Name and number of entries of each tensor.
+            amount: The largest that will be due.
+        """
+        if self.max_amount is not None:
+            limits.require_room(self.max_amount, sizes, amount)

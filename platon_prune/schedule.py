@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 
@@ -102,6 +102,19 @@ class CubicSchedule:
         after_warmup = (self.warmup_steps // self.window + 1) * self.window
         return min(after_warmup, self.ramp_end)
 
+    def starting_at(self, sparsity: float) -> CubicSchedule:
+        """The schedule of a model that has this sparsity already.
+
+        Raises:
+            ValueError: If that is more than the final amount.
+        """
+        if sparsity > self.amount:
+            raise ValueError(
+                f"amount must be at least the sparsity that the model has, got {self.amount:.6g} < "
+                f"{sparsity:.6g}: the schedule only prunes further"
+            )
+        return replace(self, initial_amount=sparsity)
+
     def require_scores(self) -> None:
         """Raise a ValueError if the final amount is due before a window of gradients has ended."""
         # The first window of length 1 ends before it has seen a gradient.
@@ -111,3 +124,23 @@ class CubicSchedule:
                 f"{self.first_choosing_step} with window={self.window}: use a shorter window or "
                 "fewer cooldown_steps, or train longer"
             )
+
+
+@dataclass(frozen=True)
+class FixedSchedule(CubicSchedule):
+    """No schedule: the masks stay as they are, and nothing is ever chosen.
+
+    Args:
+        amount: Fraction pruned, in [0, 1].
+        total_steps: Of no meaning here, as is all that follows.
+    """
+
+    amount: float = 0.0
+    total_steps: int = 0
+
+    def __post_init__(self) -> None:
+        pass
+
+    def starting_at(self, sparsity: float) -> FixedSchedule:
+        """That of the same masks for ever."""
+        return replace(self, amount=sparsity, initial_amount=sparsity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from platon_prune.changes import Change
 from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion
 from platon_prune.gradients import after_each_step
 from platon_prune.granularity import Granularity, Unstructured
+from platon_prune.history import History
 from platon_prune.memory import Memory
-from platon_prune.schedule import CubicSchedule
+from platon_prune.notices import Notices
+from platon_prune.notices import PruningWarning as PruningWarning
+from platon_prune.schedule import CubicSchedule, FixedSchedule
 from platon_prune.selected import SelectedTensors
 from platon_prune.states import STATE_VERSION, check_state, settings_of
 from platon_prune.targets import Target
 from platon_prune.tracked import Storage
-
-
-class PruningWarning(UserWarning):
-    """Something that pruning can live with but its user should know."""
 
 
 class PlatonScheduler:
@@ -49,8 +49,13 @@ class PlatonScheduler:
         storage: How the window and the averages are kept.
         processes: Those that choose together.
         granularity: Which weights live or die together; each by itself by default.
+        history: Whether to record what each choice did.
+        adopts_zeros: Whether :meth:`adopt_zeros` will be called, which gives the initial amount.
 
     Attributes:
+        history: What each choice did: its step, the amount due, the measured sparsity of all and
+            of each tensor, the threshold, the shares that left and came back; empty if that is not
+            recorded.
         last_step: How often :meth:`step` was called.
         skipped_steps: How many of those had no finite gradients.
         threshold: The largest score that the last choice pruned, of what the granularity compares
@@ -69,6 +74,8 @@ class PlatonScheduler:
         storage: Storage | None = None,
         processes: Processes | None = None,
         granularity: Granularity | None = None,
+        history: bool = True,
+        adopts_zeros: bool = False,
     ) -> None:
         self.schedule = schedule
         self.criterion = criterion
@@ -79,7 +86,7 @@ class PlatonScheduler:
         self.threshold: float | None = None
         self._window_steps = 0  # steps whose samples are in the window
         self._has_scores = False  # whether a window with samples has ended
-        self._warned: set[str] = set()  # tensors named in a warning, each once
+        self._notices = Notices()
         self._handle: RemovableHandle | None = None
         self._tensors = SelectedTensors(
             targets,
@@ -89,6 +96,10 @@ class PlatonScheduler:
             processes or Processes(),
             self.granularity,
         )
+        self.history = History([(tensor.name, tensor.whole_numel) for tensor in self._tensors])
+        self._records_history = history
+        self.adopts_zeros = adopts_zeros
+        self._adopted: float | None = None  # the sparsity that the model had
 
     def require_agreement(self) -> None:
         """Raise a ValueError everywhere if processes differ in a setting or the model; collective.
@@ -96,6 +107,22 @@ class PlatonScheduler:
         Done when pruning is set up, and again when the first step is taken.
         """
         self._tensors.require_agreement(self.settings)
+
+    @torch.no_grad()
+    def adopt_zeros(self) -> dict[str, int]:
+        """Start from the zeros of the model as masks; before the first step, collective.
+
+        Returns:
+            How many zeros each tensor has.
+
+        Raises:
+            ValueError: If there are none, more than the final amount, or not the same ones in
+                processes that hold the same weights.
+        """
+        zeros = self._tensors.adopt_zeros()
+        self._adopted = sum(zeros.values()) / self._tensors.num_weights
+        self.schedule = self.schedule.starting_at(self._adopted)
+        return zeros
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -118,6 +145,7 @@ class PlatonScheduler:
         step = self.last_step + 1
         read = not skipped and step <= self.schedule.total_steps
         gradients = self._tensors.agreed_gradients(step, self.settings, read=read)
+        self._tensors.begin_recording(self.last_step)
         if step > self.schedule.total_steps:
             self._tensors.apply_masks()
             self.last_step = step
@@ -128,18 +156,19 @@ class PlatonScheduler:
         self.last_step = step
         self.skipped_steps += gradients is None
         if choosing:
-            if self._has_scores or not self.criterion.windowed:
-                self._choose(self.schedule.amount_at(step))
+            has_scores = self._has_scores or not self.criterion.windowed
+            changed = self._choose(self.schedule.amount_at(step)) if has_scores else []
             self._tensors.apply_masks()
-        self._warn(without_gradient, choosing)
+            self._notices.of_choice(step, changed, None if has_scores else self.skipped_steps)
+        self._notices.of_no_gradient(without_gradient)
 
-    def _choose(self, amount: float) -> None:
-        scored = [tensor.scored() for tensor in self._tensors]
-        puts_back = self.granularity.puts_back
-        before = [tensor.mask.clone() for tensor in scored] if puts_back else []
-        self.threshold = self.granularity.choose_(scored, amount, self._tensors.processes)
-        for tensor, mask in zip(self._tensors, before, strict=False):
-            tensor.put_back(mask)
+    def _choose(self, amount: float) -> list[Change]:
+        """Write the masks; what changed in each tensor."""
+        self.threshold, changed = self._tensors.choose(amount, tells=self._records_history)
+        if self._records_history:
+            self.history.record(self.last_step, amount, self.threshold, changed)
+        self._tensors.record(self.last_step)
+        return changed
 
     def _take_in(
         self, step: int, gradients: list[Tensor | None] | None, apply_masks: bool
@@ -166,24 +195,6 @@ class PlatonScheduler:
             self._window_steps = steps_before + (gradients is not None)
         return without_gradient
 
-    def _warn(self, without_gradient: list[str], choosing: bool) -> None:
-        """Say what went wrong in a step, once all of it is done."""
-        new = [name for name in without_gradient if name not in self._warned]
-        self._warned.update(new)
-        messages = []
-        if new:
-            messages.append(
-                f"{', '.join(new)} had no gradient for a whole window, which counts as no "
-                "importance: if the model does not use it, exclude it from pruning"
-            )
-        if choosing and self.skipped_steps and self.criterion.windowed and not self._has_scores:
-            messages.append(
-                f"no mask is chosen at step {self.last_step}: {self.skipped_steps} steps were "
-                "skipped or had gradients that were not finite, so no window of scores has ended"
-            )
-        if messages:
-            warnings.warn("; ".join(messages), PruningWarning, stacklevel=4)
-
     def reschedule(
         self, *, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
     ) -> None:
@@ -203,6 +214,8 @@ class PlatonScheduler:
                 f"the schedule must be set before the first step, got {self.last_step} steps: set "
                 "pruning up again for another run"
             )
+        if isinstance(self.schedule, FixedSchedule):
+            return  # has no lengths
         schedule = dataclasses.replace(
             self.schedule,
             total_steps=total_steps,
@@ -241,12 +254,13 @@ class PlatonScheduler:
 
     @property
     def amount(self) -> float:
-        """Fraction that the schedule prunes at the last step (0 before the first).
+        """Fraction that the schedule prunes at the last step; before the first, what is adopted.
 
         Of the weights, or of what else the granularity counts: of n:m, the share of the groups that
         are constrained.
         """
-        return self.schedule.amount_at(self.last_step) if self.last_step else 0.0
+        has_begun = self.last_step or self._adopted is not None
+        return self.schedule.amount_at(self.last_step) if has_begun else 0.0
 
     @property
     def target_sparsity(self) -> float:
@@ -280,12 +294,38 @@ class PlatonScheduler:
         self._tensors.place()
         return self._tensors.named(name).score()
 
-    def masks(self) -> dict[str, Tensor]:
+    def masks(self, step: int | None = None) -> dict[str, Tensor]:
         """A copy of every mask: name before pruning to bool tensor (True = kept).
 
-        DTensors where the weights are.
+        Args:
+            step: After which step; None for now. Of an earlier one, :meth:`record_masks` must have
+                been called before.
+
+        Returns:
+            DTensors where the weights are.
+
+        Raises:
+            ValueError: If the masks of that step were not recorded.
         """
-        return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
+        if step is None or step == self.last_step:
+            return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
+        if not 0 <= step < self.last_step:
+            raise ValueError(f"step must be in [0, {self.last_step}], those taken, got {step}")
+        return self._tensors.recorded_masks(step)
+
+    def record_masks(self, path: str | os.PathLike[str]) -> None:
+        """Append the masks of every choice from here on to a file, for :meth:`masks`.
+
+        A run that is resumed goes on with its file: what was recorded after the step that it
+        resumes from is dropped. Of several processes the first one writes.
+
+        Args:
+            path: The file, which may exist if it is of this model.
+
+        Raises:
+            ValueError: If it is another model's or no such file, or the model is sharded.
+        """
+        self._tensors.record_masks(path)
 
     def remove(self) -> None:
         """Finalize every tensor: its zeros stay, its mask and hook go. Ends the scheduler.
@@ -314,6 +354,8 @@ class PlatonScheduler:
             "threshold": self.threshold,
             "window_steps": self._window_steps,
             "has_scores": self._has_scores,
+            "adopted": self._adopted,
+            "history": self.history.state() if self._records_history else None,
             "tensors": {tensor.name: tensor.state_dict() for tensor in self._tensors},
         }
 
@@ -333,6 +375,9 @@ class PlatonScheduler:
         self._tensors.place()
         shapes = {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
         check_state(state, self.settings, shapes, self._tensors[0].expected_entries())
+        self._adopted = state["adopted"]
+        if self._adopted is not None:
+            self.schedule = self.schedule.starting_at(self._adopted)
         for tensor in self._tensors:
             tensor.load_state_dict(state["tensors"][tensor.name])
         self.last_step = state["last_step"]
@@ -340,8 +385,13 @@ class PlatonScheduler:
         self.threshold = state["threshold"]
         self._window_steps = state["window_steps"]
         self._has_scores = state["has_scores"]
+        self.history.load_state((state["history"] if self._records_history else None) or [])
+        self._tensors.restart_recording()
 
     @property
     def settings(self) -> dict[str, Any]:
         """Criterion, masking, schedule and granularity, as they are saved with the state."""
-        return settings_of(self.criterion, self.masking, self.schedule, self.granularity.settings)
+        return settings_of(
+            self.criterion, self.masking, self.schedule, self.granularity.settings,
+            self.adopts_zeros,
+        )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch.nn.utils import prune
 
 from platon_prune import agreement
 from platon_prune.blocks import Scratch
+from platon_prune.changes import Change, bits_before, changes
 from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion
 from platon_prune.gradients import all_finite
 from platon_prune.granularity import Granularity
+from platon_prune.mask_history import MaskHistory, MaskRecorder
 from platon_prune.shards import is_sharded
 from platon_prune.targets import Target
 from platon_prune.tracked import Storage, TrackedTensor
@@ -49,6 +52,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         self.num_weights = 0  # in all processes, each counted once
         self._is_settled = False  # whether processes know who holds what
         self._tensors: list[TrackedTensor] = []
+        self._recorder: MaskRecorder | None = None
         scratch = Scratch()
         try:
             with torch.inference_mode(False):
@@ -170,10 +174,45 @@ class SelectedTensors(Sequence[TrackedTensor]):
 
     # --- masks --------------------------------------------------------------------------------
 
+    def choose(self, amount: float, *, tells: bool) -> tuple[float | None, list[Change]]:
+        """Let the granularity write the masks; collective.
+
+        Args:
+            amount: What is due by the schedule.
+            tells: Whether to count what left and came back.
+
+        Returns:
+            The threshold, and how each tensor changed.
+        """
+        scored = [tensor.scored() for tensor in self._tensors]
+        puts_back = self.granularity.puts_back
+        masks = [tensor.mask.clone() for tensor in scored] if puts_back else []
+        bits = bits_before(scored) if tells else None
+        threshold = self.granularity.choose_(scored, amount, self.processes)
+        for tensor, mask in zip(self._tensors, masks, strict=False):
+            tensor.put_back(mask)
+        return threshold, changes(scored, bits, self.processes)
+
     def apply_masks(self) -> None:
         """Zero what the masks prune."""
         for tensor in self._tensors:
             tensor.apply_mask()
+
+    def adopt_zeros(self) -> dict[str, int]:
+        """Prune what is zero; how many entries of each tensor that are. Collective.
+
+        Raises:
+            ValueError: If there are none, or not the same in processes that hold the same part.
+        """
+        counts = agreement.zeros(self.processes, self._tensors)
+        if not any(counts):
+            raise ValueError(
+                f"model must have zeros that can be adopted, got none in {self.num_weights} "
+                f"weights of {len(self)} tensors: load the pruned weights first, and name the "
+                "tensors with include=[...]"
+            )
+        self.apply_masks()  # a negative zero is none
+        return {tensor.name: count for tensor, count in zip(self, counts, strict=True)}
 
     def require_masks(self) -> None:
         """Raise a RuntimeError unless all tensors are still those that were set up."""
@@ -193,3 +232,56 @@ class SelectedTensors(Sequence[TrackedTensor]):
             self.settle(settings)
         kept = torch.tensor(sum(tensor.count_kept(own=sharded) for tensor in self._tensors))
         return 1 - int(self.processes.sum(kept) if sharded else kept) / self.num_weights
+
+    # --- masks in a file ------------------------------------------------------------------------
+
+    def record_masks(self, path: str | os.PathLike[str]) -> None:
+        """Append the masks of every choice to a file; see :class:`~platon_prune.PlatonScheduler`.
+
+        Raises:
+            ValueError: If the file is of another model or another kind, or the model is sharded.
+        """
+        self._require_whole()
+        shapes = {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
+        self._recorder = MaskRecorder(MaskHistory(path, shapes), self.processes.rank == 0)
+
+    def begin_recording(self, step: int) -> None:
+        """Write the masks of the step that a run begins or goes on from, once."""
+        if self._recorder is not None and not self._recorder.has_begun:
+            self._require_whole()
+            self._recorder.begin(step, self._masks())
+
+    def record(self, step: int) -> None:
+        """Write the masks of a choice."""
+        if self._recorder is not None:
+            self._recorder.add(step, self._masks())
+
+    def restart_recording(self) -> None:
+        """The run goes on from another state."""
+        if self._recorder is not None:
+            self._recorder.has_begun = False
+
+    def recorded_masks(self, step: int) -> dict[str, Tensor]:
+        """The masks of a step, where the weights are.
+
+        Raises:
+            ValueError: If they were not recorded.
+        """
+        if self._recorder is None:
+            raise ValueError(
+                f"masks of step {step} must have been recorded to be read, got none: call "
+                "record_masks(path) before the first step"
+            )
+        masks = self._recorder.masks(step)
+        return {t.name: masks[t.name].to(t.mask.device) for t in self._tensors}
+
+    def _masks(self) -> dict[str, Tensor]:
+        return {tensor.name: tensor.mask for tensor in self._tensors}
+
+    def _require_whole(self) -> None:
+        for tensor in self._tensors:
+            if is_sharded(tensor.parameter):
+                raise ValueError(
+                    f"record_masks must find whole tensors in each process, got {tensor.name} "
+                    "sharded: save scheduler.masks() with torch.distributed.checkpoint instead"
+                )

@@ -106,29 +106,90 @@ def prune_smallest_(
     Raises:
         RuntimeError: If processes that hold the same part had different scores or masks for it.
     """
+    cut = find_cut(tensors, count, processes)
+    write_masks_(tensors, cut, processes)
+    return None if cut is None else cut.value
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which entries are the smallest: those below a value, and of those that equal it the first.
+
+    Args:
+        value: The threshold.
+        ties: How those at the threshold are split; None if all of them are pruned.
+    """
+
+    value: float
+    ties: _TieBreak | None = None
+
+    def survivors(self, tensor: ScoredTensor, piece: slice, scores: Tensor) -> Tensor | None:
+        """Positions within ``piece`` of the entries at the threshold that stay, if there are."""
+        return None if self.ties is None else self.ties.survivors(tensor, piece, scores)
+
+    def count(self, tensor: ScoredTensor) -> int:
+        """How many of the entries that this process counts go; reads the mask as it was."""
+        pruned = 0
+        scratch = Scratch()
+        for piece, scores in tensor.pieces(tensor.own):
+            # As numbers of their own type, as in the sweeps of a ranking.
+            goes = torch.le(scores, self.value, out=scratch.like(scores, scores.dtype))
+            survivors = self.survivors(tensor, piece, scores)
+            pruned += int(goes.sum()) - (0 if survivors is None else survivors.numel())
+        return pruned
+
+
+def find_cut(
+    tensors: Sequence[ScoredTensor], count: int, processes: Processes = ALONE
+) -> Cut | None:
+    """Find the ``count`` smallest entries over all tensors; changes nothing.
+
+    Args:
+        tensors: As for :func:`prune_smallest_`.
+        count: Likewise.
+        processes: Likewise.
+
+    Returns:
+        What tells them from the others, for as long as scores and masks are what they were; None
+        if ``count`` is 0.
+    """
+    if not count:
+        return None
+    bracket = _sampled_bracket(tensors, count, processes)
+    threshold, below, equal = kth_smallest(_scores_of(tensors), count, bracket, processes)
+    if below + equal == count:
+        return Cut(float(threshold))
+    return Cut(float(threshold), _tie_break(tensors, threshold, count - below, processes))
+
+
+def write_masks_(
+    tensors: Sequence[ScoredTensor], cut: Cut | None, processes: Processes = ALONE
+) -> None:
+    """Set the masks in place so that the entries of a cut, or none at all, are False.
+
+    Args:
+        tensors: Those that the cut was found for.
+        cut: What :func:`find_cut` returned.
+        processes: Those that choose together.
+
+    Raises:
+        RuntimeError: If processes that hold the same part had different scores or masks for it.
+    """
     digests = [0] * len(tensors)
-    ties = None
-    threshold: float | int = -math.inf
-    if count:
-        bracket = _sampled_bracket(tensors, count, processes)
-        threshold, below, equal = kth_smallest(_scores_of(tensors), count, bracket, processes)
-        if below + equal > count:
-            ties = _tie_break(tensors, threshold, count - below, processes)
     scratch = Scratch()
     for i, tensor in enumerate(tensors):
         for piece, scores in tensor.pieces():
             mask = tensor.flat_mask[piece]
             if tensor.copies > 1:
                 digests[i] += (piece.start + 1) * digest(scores, mask, scratch)
-            survivors = None if ties is None else ties.survivors(tensor, piece, scores)
-            if count:
-                mask.copy_(torch.gt(scores, threshold, out=scratch.like(scores, scores.dtype)))
-            else:
+            if cut is None:
                 mask.fill_(True)
+                continue
+            survivors = cut.survivors(tensor, piece, scores)
+            mask.copy_(torch.gt(scores, cut.value, out=scratch.like(scores, scores.dtype)))
             if survivors is not None:
                 mask[survivors] = True
     require_same_copies(tensors, digests, processes)
-    return float(threshold) if count else None
 
 
 def require_same_copies(

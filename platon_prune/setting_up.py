@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import os
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +12,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from platon_prune.blocks import count_kept
 from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion, make_criterion
 from platon_prune.granularity import Granularity
 from platon_prune.masked import pruned_tensors
 from platon_prune.method import MASKINGS
+from platon_prune.notices import PruningWarning
 from platon_prune.schedule import CubicSchedule
 from platon_prune.scheduler import PlatonScheduler
-from platon_prune.shards import registered
+from platon_prune.shards import is_sharded, registered
 from platon_prune.targets import Pairs, Target, bare, select
 from platon_prune.tracked import Storage
+
+# Of a tensor that is not selected, the share of zeros from which on it seems to have been pruned.
+_SEEMS_PRUNED = 0.1
 
 
 @dataclass(frozen=True)
@@ -31,12 +38,15 @@ class Plan:
         granularity: Which of their weights live or die together.
         amount: What the granularity prunes in the end, in [0, 1].
         initial_amount: What it prunes when the ramp starts, in [0, ``amount``].
+        adopts_zeros: Whether the zeros that the model has are the first masks, and the initial
+            amount.
     """
 
     targets: Sequence[Target]
     granularity: Granularity
     amount: float
     initial_amount: float
+    adopts_zeros: bool = False
 
 
 def set_up(
@@ -58,6 +68,8 @@ def set_up(
     state_dtype: torch.dtype,
     offload_averages: bool,
     process_group: dist.ProcessGroup | None,
+    history: bool = True,
+    mask_history: str | os.PathLike[str] | None = None,
     find: Callable[[nn.Module], Collection[str]] | None = None,
 ) -> PlatonScheduler:
     """Select tensors, plan, and put masks on them: in all processes, or in none.
@@ -81,6 +93,8 @@ def set_up(
         state_dtype: Likewise.
         offload_averages: Likewise.
         process_group: Likewise.
+        history: Likewise.
+        mask_history: Likewise.
         find: Names the tensors to take of a model, instead of a selection by ``include`` and
             ``exclude``.
 
@@ -94,7 +108,7 @@ def set_up(
         RuntimeError: If it failed in another process.
     """
 
-    def make() -> PlatonScheduler:
+    def make(model: nn.Module | Pairs, processes: Processes) -> PlatonScheduler:
         if masking not in MASKINGS:
             raise ValueError(f'masking must be "step" or "window", got {masking!r}')
         chosen = make_criterion(criterion, beta1, beta2)
@@ -112,21 +126,58 @@ def set_up(
         if chosen.windowed:
             schedule.require_scores()
         return PlatonScheduler(
-            planned.targets, schedule, chosen, masking, storage, processes, planned.granularity
+            planned.targets,
+            schedule,
+            chosen,
+            masking,
+            storage,
+            processes,
+            planned.granularity,
+            history,
+            planned.adopts_zeros,
         )
 
+    return put_on(call, model, process_group, make, mask_history)
+
+
+def put_on(
+    call: str,
+    model: nn.Module | Pairs,
+    process_group: dist.ProcessGroup | None,
+    make: Callable[[nn.Module | Pairs, Processes], PlatonScheduler],
+    mask_history: str | os.PathLike[str] | None = None,
+) -> PlatonScheduler:
+    """Make a scheduler for a model; collective, and all or nothing.
+
+    Args:
+        call: The public function, for messages.
+        model: What was handed over.
+        process_group: Those that prune together; None for all.
+        make: Makes the scheduler of the bare model, or raises before it touches that.
+        mask_history: Where it records its masks, if anywhere.
+
+    Returns:
+        The scheduler, whose masks are the model's zeros if it adopts them.
+    """
     wrapped = model
     if isinstance(model, nn.Module):
         model = bare(model)
     processes = Processes(process_group)
-    scheduler = processes.all_or_none(call, make, PlatonScheduler.remove)
+    scheduler = processes.all_or_none(call, lambda: make(model, processes), PlatonScheduler.remove)
+    zeros: dict[str, int] = {}
     try:
         scheduler.require_agreement()
-    except ValueError:
+        if scheduler.adopts_zeros:
+            zeros = scheduler.adopt_zeros()
+        if mask_history is not None:
+            scheduler.record_masks(mask_history)
+    except Exception:
         scheduler.remove()
         raise
     if isinstance(model, nn.Module) and isinstance(wrapped, nn.Module):
         _keep_masks_out_of_broadcasts(model, wrapped)
+        if zeros:
+            _warn_of_zeros(model, zeros)
     return scheduler
 
 
@@ -156,3 +207,24 @@ def _keep_masks_out_of_broadcasts(model: nn.Module, wrapped: nn.Module) -> None:
     for module in wrapped.modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             module.parameters_to_ignore.update(masks)
+
+
+def _warn_of_zeros(model: nn.Module, zeros: Mapping[str, int]) -> None:
+    """Name tensors whose zeros may not be what they seem."""
+    messages = [
+        f"{name} has nothing but zeros and stays so: exclude it if it was initialised to zero"
+        for name, mask in ((n, getattr(m, f"{t}_mask")) for n, m, t in pruned_tensors(model))
+        if zeros.get(name) == mask.numel()
+    ]
+    for name, parameter in model.named_parameters():
+        if name.endswith("_orig") or parameter.ndim < 2 or parameter.is_meta:
+            continue
+        if not is_sharded(parameter):
+            share = 1 - count_kept(parameter, None) / max(1, parameter.numel())
+            if share >= _SEEMS_PRUNED:
+                messages.append(
+                    f"{name} has {share:.1%} zeros and is not selected, so that they will be lost: "
+                    "name it with include=[...] if it was pruned"
+                )
+    if messages:
+        warnings.warn("; ".join(messages), PruningWarning, stacklevel=5)

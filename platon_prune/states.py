@@ -8,10 +8,20 @@ from typing import Any
 from torch import Tensor
 
 from platon_prune.criteria import Criterion
-from platon_prune.schedule import CubicSchedule
+from platon_prune.history import check_rows
+from platon_prune.schedule import CubicSchedule, FixedSchedule
 
 STATE_VERSION = 3
-COUNTERS = ("last_step", "skipped_steps", "threshold", "window_steps", "has_scores")
+ZEROS = "zeros"  # instead of an amount: what is zero in the model
+COUNTERS = (
+    "last_step",
+    "skipped_steps",
+    "threshold",
+    "window_steps",
+    "has_scores",
+    "adopted",
+    "history",
+)
 
 
 def settings_of(
@@ -19,15 +29,18 @@ def settings_of(
     masking: str,
     schedule: CubicSchedule,
     granularity: Mapping[str, Any],
+    adopts_zeros: bool = False,
 ) -> dict[str, Any]:
     """What decides which weights are pruned, as plain numbers and strings."""
     fields: dict[str, Any] = vars(criterion)
+    # How many zeros were adopted is in the state: a model that was pruned further has more now.
+    adopts_all = adopts_zeros and isinstance(schedule, FixedSchedule)
     return {
         "criterion": criterion.name,
         **fields,
         "masking": masking,
-        "amount": schedule.amount,
-        "initial_amount": schedule.initial_amount,
+        "amount": ZEROS if adopts_all else schedule.amount,
+        "initial_amount": ZEROS if adopts_zeros else schedule.initial_amount,
         "total_steps": schedule.total_steps,
         "warmup_steps": schedule.warmup_steps,
         "cooldown_steps": schedule.cooldown_steps,
@@ -58,6 +71,11 @@ def check_state(
         )
     _require_keys(state, ("settings", "tensors", *COUNTERS), "state")
     require_equal_settings(settings, state["settings"], "here", "in the state")
+    adopted = state["adopted"]
+    if adopted is not None and not (isinstance(adopted, float) and 0 <= adopted <= 1):
+        raise ValueError(f"adopted in the state must be a fraction or None, got {adopted!r}")
+    if state["history"] is not None:
+        check_rows(state["history"], len(shapes))
     saved = {name: _shape(tensor.get("mask")) for name, tensor in state["tensors"].items()}
     for name in [*shapes, *saved]:
         if saved.get(name) != shapes.get(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from platon_prune.averages import Averages
+from platon_prune.bits import count_ones, pack_bits, to_bytes
 from platon_prune.blocks import Scratch, blocks, count_kept, zero_pruned_
 from platon_prune.criteria import Criterion
 from platon_prune.masked import apply_mask_, mask_of, method_of, weight_of
@@ -197,6 +199,24 @@ class TrackedTensor:
                     f"{self.name} must have values, got a tensor on the meta device: materialise "
                     "the model (to_empty, then load its weights) before it is trained"
                 )
+
+    def adopt_zeros(self) -> tuple[Any, int, bytes]:
+        """Prune what is zero, -0 too.
+
+        Returns:
+            Which part this process holds, how many zeros it has, and a digest of where they are.
+        """
+        weight, mask = self.weight, self.mask
+        if weight.is_meta:
+            raise ValueError(
+                f"{self.name} must have values whose zeros can be adopted, got a tensor on the "
+                "meta device: load the model's weights first"
+            )
+        for values, kept in blocks(weight, mask):
+            torch.ne(values, 0, out=kept)
+        bits = pack_bits(mask)
+        digest = hashlib.blake2b(to_bytes(bits)).digest()
+        return part_of(self.parameter).key, mask.numel() - count_ones(bits), digest
 
     def take_in(
         self, gradient: Tensor | None, fold_over: int | None, restart: bool, apply_mask: bool

@@ -14,10 +14,10 @@ LEVELS = [
     {"version", "schedule", "criteria", "blocks", "collectives", "gradients"}
     | {"ordering", "shards", "tables", "timing", "coupled", "set_aside"}
     | {"resize", "config_sizes"},
-    {"optimizer_states", "forms", "memory", "ranking", "targets", "lanes", "layouts"},
-    {"selection", "masked", "input_dims"},
-    {"removable", "pruned_class", "patterns", "dependencies"},
-    {"head_bias", "method", "groups", "costs"},
+    {"optimizer_states", "forms", "memory", "ranking", "targets", "lanes", "layouts", "bits"},
+    {"selection", "masked", "input_dims", "mask_history"},
+    {"removable", "pruned_class", "patterns", "dependencies", "limits", "changes"},
+    {"head_bias", "method", "groups", "costs", "history", "notices"},
     {"uniform", "averages", "granularity"},
     {"tracked", "states", "export", "n_of_m", "group_scores"},
     {"agreement", "coupled_choice"},
@@ -30,7 +30,7 @@ LEVELS = [
     {"commands"},
     {"cli"},
 ]
-FOLDERS = {"commands", "deploy", "export"}  # of files that may import each other
+FOLDERS = {"commands", "deploy", "export", "plots"}  # of files that may import each other
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 NEEDS_NO_EXTRA = {"torch", "platon_prune"} | set(sys.stdlib_module_names)
 

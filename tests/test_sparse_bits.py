@@ -1,10 +1,10 @@
-"""Masks in sparse files survive as bits, in the little-endian order of numpy."""
+"""Masks survive as bits, in the little-endian order of numpy."""
 
 import numpy as np
 import pytest
 import torch
 
-from platon_prune.export.codec import pack_bits, unpack_bits_
+from platon_prune.bits import count_ones, pack_bits, unpack_bits_
 
 
 @pytest.mark.parametrize("size", range(1, 41))
@@ -33,3 +33,10 @@ def test_a_transposed_mask_packs_in_row_order():
     mask = torch.rand(5, 9) < 0.5
     expected = np.packbits(mask.t().numpy().ravel(), bitorder="little")
     assert pack_bits(mask.t()).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 63, 64, 65, 1000, 4099])
+def test_the_bits_that_are_set_are_counted_from_any_place_in_memory(size):
+    for share in (0.0, 0.3, 1.0):
+        flags = torch.rand(size + 3) < share
+        assert count_ones(pack_bits(flags[3:])) == sum(flags[3:].tolist())

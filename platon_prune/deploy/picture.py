@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from platon_prune.deploy.report import DeployReport, FormRow
-from platon_prune.plots import COLOURS, INK
+from platon_prune.plots._style import COLOURS, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from platon_prune.bits import pack_bits, unpack_bits_
 from platon_prune.blocks import count_true, slices
 
 FORMS = {"dense": ("dense",), "bitmask": ("bitmask", "values")}
@@ -26,9 +27,6 @@ MAX_RATIO = 128
 
 # The lowest level is the best one here, too: bits and mantissas have no repeats to be found.
 _LEVEL = 1
-
-# Bit i of a byte is entry 8 * byte + i: the little-endian order of numpy.packbits.
-_BIT_WEIGHTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -131,28 +129,6 @@ def require_zstd() -> Any:
             "files compressed with zstd need the package zstandard: pip install "
             "'platon-prune[files]'"
         ) from None
-
-
-def pack_bits(mask: Tensor) -> Tensor:
-    """Pack a bool tensor of any shape into uint8 of shape ``(ceil(numel / 8),)``."""
-    flat = mask.reshape(-1).view(torch.uint8)
-    weights = torch.tensor(_BIT_WEIGHTS, dtype=torch.uint8, device=mask.device)
-    packed = torch.empty((flat.numel() + 7) // 8, dtype=torch.uint8, device=mask.device)
-    for piece in slices(packed.numel(), mask.device):
-        bits = flat[8 * piece.start : 8 * piece.stop]
-        bits = torch.nn.functional.pad(bits, (0, 8 * (piece.stop - piece.start) - bits.numel()))
-        packed[piece] = bits.view(-1, 8).mul(weights).sum(1, dtype=torch.uint8)
-    return packed
-
-
-def unpack_bits_(mask: Tensor, packed: Tensor) -> None:
-    """Fill the contiguous bool tensor ``mask`` from what :func:`pack_bits` made of it."""
-    flat = mask.view(-1)
-    weights = torch.tensor(_BIT_WEIGHTS, dtype=torch.uint8, device=mask.device)
-    for piece in slices(packed.numel(), mask.device):
-        target = flat[8 * piece.start : 8 * piece.stop]
-        bits = packed[piece].to(mask.device).unsqueeze(1).bitwise_and(weights).ne(0)
-        target.copy_(bits.view(-1)[: target.numel()])
 
 
 def _forms(flat: Tensor, compression: str | None) -> Iterator[Encoded]:

@@ -1,4 +1,4 @@
-"""Figures; matplotlib is imported when one is drawn, and no window or global setting is touched."""
+"""The picture of ``platon-prune demo``: accuracy, density and sparsity per layer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from platon_prune.plots._style import COLOURS, INK, MARKERS, percent, plain, short_names
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart with any colour vision; markers differ as well.
-COLOURS = ("#0072B2", "#D55E00", "#767676")
-MARKERS = ("o", "s", "X")
-INK = "#222222"
 SPARSITY_TICKS = (0.0, 0.5, 0.9, 0.99, 0.999)
 
 
@@ -96,12 +94,12 @@ def _draw_accuracies(axes: Axes, comparison: Comparison, dense_accuracy: float) 
         else:
             axes.plot([last_step], [final], marker, color=colour, markersize=8, label=label)
     _label_ends(axes, comparison, last_step)
-    axes.set_title(f"accuracy, down to {_percent(comparison.density)} density", loc="left")
+    axes.set_title(f"accuracy, down to {percent(comparison.density)} density", loc="left")
     axes.set_ylim(0, 104)
     axes.set_xlim(0, last_step * 1.2)
     axes.set_xticks([last_step * quarter // 4 for quarter in range(5)])
     axes.tick_params(labelbottom=False)
-    _plain(axes)
+    plain(axes)
 
 
 def _label_ends(axes: Axes, comparison: Comparison, last_step: int) -> None:
@@ -126,7 +124,7 @@ def _draw_schedule(axes: Axes, comparison: Comparison) -> None:
     axes.set_title("density schedule", loc="left")
     axes.set_xlabel("fine-tuning step")
     axes.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
-    _plain(axes)
+    plain(axes)
 
 
 def _draw_layers(axes: Axes, comparison: Comparison) -> None:
@@ -147,11 +145,11 @@ def _draw_layers(axes: Axes, comparison: Comparison) -> None:
         [*map(_log_density, ticks), empty], [*(f"{100 * tick:g}" for tick in ticks), "100"]
     )
     axes.set_xlim(right=empty)
-    axes.set_yticks(range(len(names)), _short_names(names), fontsize=8)
+    axes.set_yticks(range(len(names)), short_names(names), fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("sparsity of the tensor (%)")
-    axes.set_title(f"sparsity per layer, at {_percent(comparison.density)} density", loc="left")
-    _plain(axes)
+    axes.set_title(f"sparsity per layer, at {percent(comparison.density)} density", loc="left")
+    plain(axes)
     axes.grid(axis="y", color="#eeeeee")
 
 
@@ -162,27 +160,3 @@ def _log_density(sparsity: float) -> float:
 
 def _styled(runs: Mapping) -> list[tuple]:
     return list(zip(runs.items(), COLOURS, MARKERS, strict=False))
-
-
-def _short_names(names: Sequence[str]) -> list[str]:
-    """Names without what they all begin with, ``.weight``, and parts that the next one repeats."""
-    parts = [name.removesuffix(".weight").split(".") for name in names]
-    while len(parts[0]) > 1 and all(len(part) > 1 and part[0] == parts[0][0] for part in parts):
-        parts = [part[1:] for part in parts]
-    return [
-        " ".join(
-            word for word, following in zip(part, [*part[1:], ""], strict=True)
-            if word not in following
-        )
-        for part in parts
-    ]  # fmt: skip
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)

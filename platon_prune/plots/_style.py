@@ -1,0 +1,82 @@
+"""What all figures have in common: colours, axes, names, and how they are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart with any colour vision; markers differ as well.
+COLOURS = ("#0072B2", "#D55E00", "#767676", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "X", "D", "v", "P", "^")
+INK = "#222222"
+FAINT = "#767676"
+
+
+def new_figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
+    """A white figure of a size in inches, and its one pair of axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    plain(axes)
+    return figure, axes
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure; the format is that of the path's ending, PNG without one."""
+    known = Path(path).suffix.lower() in (".png", ".svg", ".pdf")
+    figure.savefig(path, dpi=150, format=None if known else "png")
+
+
+def plain(axes: Axes) -> None:
+    """Two spines and a grid behind the data."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def percent_axis(axis: object, lowest: float, highest: float) -> None:
+    """A logarithmic axis of percentages, with a few plain numbers as its ticks.
+
+    Args:
+        axis: ``axes.xaxis`` or ``axes.yaxis``, whose scale is logarithmic already.
+        lowest: The least of what is shown, in percent.
+        highest: The largest.
+    """
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    steps = (1, 2, 5) if highest / lowest < 300 else (1,)
+    marks = [step * 10.0**power for power in range(-7, 3) for step in steps]
+    shown = [mark for mark in marks if lowest * 0.999 <= mark <= highest * 1.001]
+    axis.set_major_locator(FixedLocator(shown or [lowest, highest]))  # type: ignore[attr-defined]
+    axis.set_minor_locator(NullLocator())  # type: ignore[attr-defined]
+    axis.set_major_formatter(lambda value, position: f"{value:g}")  # type: ignore[attr-defined]
+
+
+def title(axes: Axes, text: str) -> None:
+    """A title above the left end."""
+    axes.set_title(text, loc="left", color=INK, fontweight="bold", fontsize=11)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names without what they all begin with, ``.weight``, and parts that the next one repeats."""
+    parts = [name.removesuffix(".weight").split(".") for name in names]
+    while len(parts[0]) > 1 and all(len(part) > 1 and part[0] == parts[0][0] for part in parts):
+        parts = [part[1:] for part in parts]
+    return [
+        " ".join(
+            word for word, following in zip(part, [*part[1:], ""], strict=True)
+            if word not in following
+        )
+        for part in parts
+    ]  # fmt: skip
+
+
+def percent(share: float) -> str:
+    """A share as a percentage of three digits."""
+    return f"{100 * share:.3g} %"

@@ -1,0 +1,197 @@
+"""`scheduler.history`: what each choice did, with numbers that can be counted by hand."""
+
+import warnings
+
+import pytest
+import rank_jobs
+import ranks
+import torch
+from torch import nn
+
+import platon_prune
+
+
+def _run(scores, amount=0.5, steps=None, **settings):
+    """Choices by given magnitudes: one step each, with the weights put in by hand."""
+    model = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 1, bias=False))
+    scheduler = platon_prune.global_unstructured(
+        model, amount=amount, initial_amount=amount, total_steps=len(scores), window=1,
+        criterion="magnitude", **settings,
+    )  # fmt: skip
+    for first, second in scores[:steps]:
+        with torch.no_grad():
+            model[0].weight_orig.copy_(torch.tensor(first).view(2, 4))
+            model[1].weight_orig.copy_(torch.tensor(second).view(1, 2))
+        scheduler.step()
+    return scheduler
+
+
+# Ten weights, of which the five smallest go.
+SCORES = [
+    ([1, 2, 3, 4, 5, 6, 7, 8.0], [9, 10.0]),  # 1 to 5
+    ([9, 8, 3, 4, 5, 6, 7, 2.0], [1, 10.0]),  # 3, 4, 5, 2 and 1: two left and two came back
+    ([9, 8, 3, 4, 5, 6, 7, 2.0], [1, 10.0]),  # the same
+    ([1, 2, 3, 4, 5, 6, 7, 8.0], [9, 10.0]),  # as at first
+]
+
+
+def test_each_choice_has_its_step_target_sparsity_threshold_and_what_changed():
+    history = _run(SCORES).history
+    assert [choice.step for choice in history] == [1, 2, 3, 4]
+    assert [choice.amount for choice in history] == [0.5] * 4
+    assert [choice.sparsity for choice in history] == [0.5] * 4
+    assert [choice.threshold for choice in history] == [5.0] * 4
+    assert [choice.left for choice in history] == [0.5, 0.2, 0, 0.2]
+    assert [choice.came_back for choice in history] == [0, 0.2, 0, 0.2]
+    assert [dict(choice.sparsities) for choice in history] == [
+        {"0.weight": 5 / 8, "1.weight": 0},
+        {"0.weight": 4 / 8, "1.weight": 1 / 2},
+        {"0.weight": 4 / 8, "1.weight": 1 / 2},
+        {"0.weight": 5 / 8, "1.weight": 0},
+    ]
+
+
+def test_it_is_a_sequence_that_prints_as_a_table():
+    history = _run(SCORES).history
+    assert len(history) == 4 and history[-1].step == 4 and history[1:3][0].step == 2
+    lines = str(history).splitlines()
+    assert lines[0].split() == ["step", "amount", "sparsity", "threshold", "left", "came", "back"]
+    assert lines[-1].split() == ["4", "50.00%", "50.00%", "5", "20.00%", "20.00%"]
+
+
+def test_off_by_a_switch_it_stays_empty_and_the_masks_are_the_same():
+    on, off = _run(SCORES), _run(SCORES, history=False)
+    assert len(off.history) == 0 and off.state_dict()["history"] is None
+    for name, mask in on.masks().items():
+        assert torch.equal(mask, off.masks()[name])
+
+
+def test_a_choice_that_prunes_nothing_has_no_threshold():
+    choice = _run(SCORES, amount=0).history[0]
+    assert (choice.threshold, choice.sparsity, choice.left) == (None, 0, 0)
+    assert "-" in str(_run(SCORES, amount=0).history)
+
+
+# --- saving -------------------------------------------------------------------------------------
+
+
+def test_it_is_saved_as_plain_numbers_and_goes_on_after_a_resume(tmp_path):
+    stopped, whole = _run(SCORES, steps=2), _run(SCORES)
+    torch.save(stopped.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    # step, amount, threshold, how many left and came back, and pruned of each tensor
+    assert state["history"] == [[1, 0.5, 5.0, 5, 0, 5, 0], [2, 0.5, 5.0, 2, 2, 4, 1]]
+    resumed = _run(SCORES, steps=0)
+    resumed.load_state_dict(state)
+    assert list(resumed.history) == list(whole.history)[:2]
+
+
+def test_loading_drops_the_choices_after_the_saved_step():
+    run, whole = _run(SCORES), _run(SCORES, steps=2)
+    run.load_state_dict(whole.state_dict())
+    assert [choice.step for choice in run.history] == [1, 2]
+
+
+def test_a_state_loads_whether_history_is_on_or_off():
+    on, off = _run(SCORES), _run(SCORES, history=False)
+    on.load_state_dict(off.state_dict())
+    assert len(on.history) == 0
+    off.load_state_dict(_run(SCORES).state_dict())
+    assert len(off.history) == 0
+
+
+@pytest.mark.parametrize(
+    "history",
+    [7, [7], [[1, 0.5, 5.0, 0, 0, 5]], [[1, 0.5, 5.0, 0, -1, 5, 0]], [[1, "a"] + [0] * 5]],
+)
+def test_a_history_of_something_else_is_refused_and_changes_nothing(history):
+    run = _run(SCORES)
+    with pytest.raises(ValueError, match="history in the state must be lists of 7 numbers"):
+        run.load_state_dict(run.state_dict() | {"history": history, "last_step": 1})
+    assert run.last_step == 4 and len(run.history) == 4
+
+
+def test_it_adds_no_lasting_memory_for_a_weight():
+    model = nn.Linear(100, 100)
+    scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=20)
+    assert scheduler.memory().per_weight == 13  # the mask, and three float32 of PLATON
+
+
+# --- layers that lose all -----------------------------------------------------------------------
+
+
+def _with_small_layer(scale=1e-6, amount=0.5, size=64, **settings):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, size, bias=False), nn.Linear(size, 256, bias=False))
+    with torch.no_grad():
+        model[0].weight.mul_(scale)
+    return platon_prune.global_unstructured(
+        model, amount=amount, initial_amount=amount, total_steps=9, window=1,
+        criterion="magnitude", **settings,
+    )  # fmt: skip
+
+
+def test_a_tensor_that_loses_all_is_named_once():
+    scheduler = _with_small_layer()
+    with pytest.warns(platon_prune.PruningWarning, match="0.weight keeps 0 of 4096") as caught:
+        for _ in range(9):
+            scheduler.step()
+    assert len(caught) == 1 and "since step 1" in str(caught[0].message)
+    assert "1.weight" not in str(caught[0].message)
+
+
+def test_a_tensor_that_keeps_one_in_a_thousand_is_named():
+    # 4096 of 20480 weights are small; all of those but 4 go, and 4 <= 4096 / 1000.
+    with pytest.warns(platon_prune.PruningWarning, match="0.weight keeps 4 of 4096"):
+        _with_small_layer(amount=4092).step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _with_small_layer(amount=4091).step()
+
+
+def test_where_the_whole_model_is_that_sparse_nothing_is_said():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _with_small_layer(scale=1, amount=20480 - 14).step()  # of 4096, about 3 stay
+        _with_small_layer(amount=20480).step()
+
+
+def test_with_a_limit_no_tensor_is_lost():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _with_small_layer(max_amount=0.9).step()
+
+
+# --- over processes -----------------------------------------------------------------------------
+
+
+def _history(layout, kind, settings):
+    run = rank_jobs.Run(layout, kind, **settings).to(rank_jobs.STEPS)
+    return list(run.scheduler.history)
+
+
+@pytest.mark.parametrize(
+    ("layout", "size"), [("copies", 2), ("fsdp", 3), ("hsdp", 4), ("several_meshes", 4)]
+)
+def test_processes_count_the_whole_model_and_each_entry_once(layout, size):
+    expected = _history(rank_jobs.alone, "random", {})
+    assert len(expected) == 7 and sum(choice.came_back for choice in expected) > 0
+    for found in ranks.run(size, _history, getattr(rank_jobs, layout), "random", {}):
+        assert found == expected
+
+
+def _resumed_history(folder, layout):
+    run = rank_jobs.Run(layout, "random")
+    state = {"scheduler": run.scheduler.state_dict()}
+    rank_jobs.checkpoint.load(state, checkpoint_id=folder)
+    run.scheduler.load_state_dict(state["scheduler"])
+    return list(run.scheduler.history)
+
+
+def test_a_checkpoint_of_two_processes_brings_it_to_three_and_to_one(tmp_path):
+    ranks.run(2, rank_jobs.save_checkpoint, tmp_path, rank_jobs.fsdp, "random", 14, {})
+    expected = [choice for choice in _history(rank_jobs.alone, "random", {}) if choice.step <= 14]
+    assert [choice.step for choice in expected] == [4, 8, 12]
+    for size, layout in ((3, rank_jobs.fsdp), (1, rank_jobs.alone)):
+        for found in ranks.run(size, _resumed_history, tmp_path, layout):
+            assert found == expected
