@@ -14,6 +14,7 @@ _BIT_WEIGHTS = (1, 2, 4, 8, 16, 32, 64, 128)
 # Times this, eight bytes of 0 or 1 have their eight bits, in that order, in the highest byte; no
 # two products of a bit fall on one place, so nothing is carried.
 _GATHER = 0x0102040810204080
+_ONES = torch.tensor([byte.bit_count() for byte in range(256)])
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -26,7 +27,8 @@ def pack_bits(mask: Tensor) -> Tensor:
         missing = -bits.numel() % 8
         if missing or bits.storage_offset() % 8:
             bits = torch.cat([bits, bits.new_zeros(missing)])
-        packed[start : start + size] = (bits.view(torch.int64) * _GATHER) >> 56
+        words = bits.view(torch.int64) * _GATHER
+        packed[start : start + size] = words.bitwise_right_shift_(56)
     return packed
 
 
@@ -41,17 +43,9 @@ def unpack_bits_(mask: Tensor, packed: Tensor) -> None:
 
 
 def count_ones(packed: Tensor) -> int:
-    """Number of bits that are set in a one-dimensional uint8 tensor with memory of its own."""
-    end = packed.numel() // 8 * 8
-    words = packed[:end].view(torch.int64)
-    # Sums of neighbouring bits, of pairs, of nibbles, of bytes. A shift brings copies of the sign
-    # in, which the masks take away.
-    words = words - ((words >> 1) & 0x5555555555555555)
-    words = (words & 0x3333333333333333) + ((words >> 2) & 0x3333333333333333)
-    words = (words + (words >> 4)) & 0x0F0F0F0F0F0F0F0F
-    counts = (words * 0x0101010101010101) >> 56
-    last: list[int] = packed[end:].tolist()
-    return int(counts.sum()) + sum(byte.bit_count() for byte in last)
+    """Number of bits that are set in a one-dimensional uint8 tensor."""
+    # Of each byte how often it is there: quicker than adding up bits in words.
+    return int((torch.bincount(packed, minlength=256).cpu() * _ONES).sum())
 
 
 def to_bytes(packed: Tensor) -> bytes:
