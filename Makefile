@@ -1,15 +1,19 @@
 # make demo: set up, then prune a small vision transformer on real digits and draw report.png
-# make test: set up, then format, lint, types and every test
+# make test: set up, then format, lint, types and every test; the site is one of them
+# make docs: set up, then build the site into site/; any dead link is an error
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test docs lint format clean
 
 demo: .venv/installed
 	$(BIN)/platon-prune demo
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
@@ -30,4 +34,4 @@ format: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +12,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
 from platon_prune import PlatonScheduler
+from platon_prune.integrations.hf_models import is_sharded, load_renamed
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE = "platon_scheduler.pt"
 # Of a sharded model: its tensors as torch.distributed.checkpoint writes them, and this file.
@@ -27,22 +33,30 @@ class SavedState:
 
     Args:
         run: Which run wrote it.
+        folder: The checkpoint's.
         scheduler: The state; where ``shards`` is given its tensors are on the meta device.
         shards: Folder with the tensors; None if they are in the state.
         written: When, in seconds.
     """
 
     run: str
+    folder: Path
     scheduler: dict[str, Any]
     shards: Path | None
     written: float
 
-    def load_into(self, scheduler: PlatonScheduler) -> None:
+    def load_into(self, scheduler: PlatonScheduler, model: nn.Module) -> None:
         """Load it; collective if it is in shards or the model is sharded.
+
+        Args:
+            scheduler: To go on.
+            model: Whose weights the trainer has loaded from the same checkpoint, if it could.
 
         Raises:
             ValueError: If it is of another version, model or configuration.
         """
+        if not is_sharded(model):
+            load_renamed(model, self.folder)
         if self.shards is None:
             scheduler.load_state_dict(self.scheduler)
             return
@@ -86,8 +100,43 @@ def saved_states(folder: str | os.PathLike[str] | None) -> list[SavedState]:
             content = torch.load(path, weights_only=True, map_location=None if shards else "cpu")
             where = None if shards is None else path.parent
             written = path.stat().st_mtime
-            found.append(SavedState(content["run"], content["scheduler"], where, written))
+            state = content["scheduler"]
+            found.append(SavedState(content["run"], Path(folder), state, where, written))
     return sorted(found, key=lambda saved: saved.written, reverse=True)
+
+
+def newest_if_true(output_dir: str | None, path: str | bool | None) -> str | bool | None:
+    """For ``True`` the newest checkpoint that can be resumed from; anything else as it is.
+
+    One that was cut off while it was written is passed over: a trainer would take it.
+    """
+    if path is not True:
+        return path
+    return last_complete_checkpoint(output_dir or ".") or True
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
+    """The newest ``checkpoint-N`` in which all was written that a pruned run is resumed from."""
+    folders = [folder for folder in Path(output_dir).glob("checkpoint-*") if folder.is_dir()]
+    numbered = [folder for folder in folders if folder.name.split("-")[1].isdecimal()]
+    for folder in sorted(numbered, key=lambda each: int(each.name.split("-")[1]), reverse=True):
+        if _is_complete(folder):
+            return str(folder)
+        logger.warning(
+            "%s is passed over: it was cut off while it was written, or is of no pruned run", folder
+        )
+    return None
+
+
+def _is_complete(folder: Path) -> bool:
+    # Weights, optimizer, the scheduler if it is whole, the trainer's state, the scheduler's shards
+    # and their outline: in this order, the two states of the scheduler in one move.
+    names = (STATE_FILE, f"{STATE_FOLDER}/{_OUTLINE}")
+    try:
+        json.loads((folder / TRAINER_STATE_NAME).read_text())
+    except (OSError, ValueError):
+        return False
+    return any((folder / name).is_file() for name in names)
 
 
 def save_whole(run: str, scheduler: PlatonScheduler, folder: Path) -> None:

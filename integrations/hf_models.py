@@ -1,9 +1,15 @@
-"""What a trainer has made of the model that it was given."""
+"""What a trainer has made of the model that it was given, and what it fails to load into it."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch.distributed as dist
+from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -24,3 +30,32 @@ def is_sharded(model: nn.Module) -> bool:
     from torch.distributed.tensor import DTensor
 
     return dist.is_initialized() and any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def load_renamed(model: nn.Module, folder: Path) -> None:
+    """Load a checkpoint that is written under other names than those of the model's parameters.
+
+    ``save_pretrained`` writes some models (ViT, mixtures of experts) under the names of earlier
+    releases and ``from_pretrained`` takes these back, but a trainer that resumes reads the files by
+    itself: it finds no weight of such a model, says so in a warning, and goes on with others.
+
+    Args:
+        model: The bare model, pruned under its own keys.
+        folder: The checkpoint.
+    """
+    names = _names_in(folder)
+    if not isinstance(model, PreTrainedModel) or names <= model.state_dict().keys():
+        return
+    saved = type(model).from_pretrained(folder, config=model.config, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())
+
+
+def _names_in(folder: Path) -> set[str]:
+    """Names of the tensors in the files of ``save_pretrained``; none if there are no such files."""
+    index, single = folder / SAFE_WEIGHTS_INDEX_NAME, folder / SAFE_WEIGHTS_NAME
+    if index.is_file():
+        return set(json.loads(index.read_text())["weight_map"])
+    if not single.is_file():
+        return set()
+    with safe_open(single, framework="pt") as file:
+        return set(file.keys())

@@ -6,7 +6,6 @@ import logging
 import os
 import uuid
 import warnings
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,17 +18,19 @@ from transformers.trainer_utils import rotate_checkpoints
 
 import platon_prune
 from platon_prune import PlatonScheduler, PruningWarning
+from platon_prune.integrations.granularities import check_granularity, put_masks_on
 from platon_prune.integrations.hf_checkpoints import (
     STATE_FILE,
     STATE_FOLDER,
     exported_by_a_platon_callback,
+    newest_if_true,
     save_shards,
     save_whole,
     saved_states,
 )
 from platon_prune.integrations.hf_limits import refuse_flattened, refuse_unsupported
 from platon_prune.integrations.hf_models import bare, is_sharded
-from platon_prune.integrations.lengths import UNKNOWN_STEPS, start
+from platon_prune.integrations.lengths import start
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +49,13 @@ class PlatonCallback(TrainerCallback, ExportableState):
     can't: reporters such as TensorBoard, the progress bar, the model card.
 
     Args:
-        amount: Fraction pruned in the end, in [0, 1), or a count of weights.
+        amount: Fraction pruned in the end, in [0, 1), or a count of weights; of n:m, where all is
+            the default, the share of groups.
+        granularity: "unstructured", or "semi_structured" for n:m.
         warmup_steps: Steps before pruning starts: a count, or a fraction of the run in [0, 1).
         cooldown_steps: Steps at the end with the final amount: a count, or a fraction of the run.
         finalize: Whether masks are removed when training ends (their zeros stay).
-        settings: ``initial_amount``, ``beta1``, ``beta2``, ``window``, ``criterion``, ``masking``,
-            ``include`` and ``exclude``, as in :func:`platon_prune.global_unstructured`.
+        settings: As in :func:`platon_prune.global_unstructured`, ``semi_structured`` and so on.
 
     Attributes:
         scheduler: The scheduler while pruning is set up; None after it is finalized.
@@ -66,15 +68,16 @@ class PlatonCallback(TrainerCallback, ExportableState):
 
     def __init__(
         self,
-        amount: float | int,
+        amount: float | int | None = None,
         *,
+        granularity: str = "unstructured",
         warmup_steps: int | float = 0,
         cooldown_steps: int | float = 0,
         finalize: bool = True,
         **settings: Any,
     ) -> None:
-        # Plain numbers, which go into a checkpoint's JSON.
-        self.amount = int(amount) if isinstance(amount, Integral) else float(amount)
+        self.amount = check_granularity(granularity, amount)
+        self.granularity = granularity
         self.warmup_steps = warmup_steps
         self.cooldown_steps = cooldown_steps
         self.finalize = finalize
@@ -217,10 +220,10 @@ class PlatonCallback(TrainerCallback, ExportableState):
         assert self.scheduler is not None
         self._running = None
         self._follow_best_model(args, state)
-        sparsity, schedule = self.scheduler.sparsity(), self.scheduler.schedule
-        if self.scheduler.last_step < schedule.ramp_end or sparsity < schedule.amount - 0.01:
+        sparsity, target = self.scheduler.sparsity(), self.scheduler.target_sparsity
+        if self.scheduler.last_step < self.scheduler.schedule.ramp_end or sparsity < target - 0.01:
             warnings.warn(
-                f"the model is {sparsity:.1%} sparse, less than the {schedule.amount:.1%} asked "
+                f"the model is {sparsity:.1%} sparse, less than the {target:.1%} asked "
                 "for: training ended, or the best model was saved, before the schedule did",
                 PruningWarning,
                 stacklevel=2,
@@ -247,7 +250,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
             else:
                 save_whole(self._run_id, self.scheduler, folder)
         return {
-            "args": {"amount": self.amount},
+            "args": {"amount": self.amount, "granularity": self.granularity},
             "attributes": {"checkpoint": {"run": self._run_id, "folder": str(folder or "")}},
         }
 
@@ -276,9 +279,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         if self.scheduler is not None:
             self.scheduler.remove()
             self.scheduler = None
-        self.scheduler = platon_prune.global_unstructured(
-            model, amount=self.amount, total_steps=UNKNOWN_STEPS, own_keys=True, **self.settings
-        )
+        self.scheduler = put_masks_on(model, self.granularity, self.amount, self.settings)
         self._model = model
         _CALLBACKS[model] = self
 
@@ -316,7 +317,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
 
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         """Load the scheduler's file from the checkpoint that the trainer has just loaded."""
-        assert self.scheduler is not None
+        assert self.scheduler is not None and self._model is not None
         exported = exported_by_a_platon_callback(state)
         if exported is None:
             raise ValueError(
@@ -338,23 +339,23 @@ class PlatonCallback(TrainerCallback, ExportableState):
                     saved.run == recorded["run"]
                     and saved.scheduler["last_step"] == state.global_step
                 ):
-                    saved.load_into(self.scheduler)
+                    saved.load_into(self.scheduler, self._model)
                     return
         raise ValueError(
             f"the checkpoint of step {state.global_step} must hold {STATE_FILE} (or {STATE_FOLDER} "
             "of a sharded model), found none of this run in "
             f"{[str(c) for c in candidates if c]}: a checkpoint written with "
-            "save_only_model can't be resumed; for one that was moved, call "
+            "save_only_model, or cut off, can't be resumed; for one that was moved, call "
             "PlatonCallback.install(trainer) before trainer.train(resume_from_checkpoint=...)"
         )
 
     def _follow_best_model(self, args: TrainingArguments, state: TrainerState) -> None:
         """Take the masks of the best checkpoint, whose weights the trainer has loaded."""
-        assert self.scheduler is not None
+        assert self.scheduler is not None and self._model is not None
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             saved = saved_states(state.best_model_checkpoint)
             if saved:
-                saved[0].load_into(self.scheduler)
+                saved[0].load_into(self.scheduler, self._model)
 
     # --- what needs the trainer itself ------------------------------------------------------
 
@@ -385,9 +386,9 @@ def _follow(trainer: Trainer) -> None:
     def followed_train(
         resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        path = resume_from_checkpoint
+        path = newest_if_true(trainer.args.output_dir, resume_from_checkpoint)
         callback()._resume_from = os.fspath(path) if path and not isinstance(path, bool) else None
-        return train(resume_from_checkpoint, *args, **kwargs)
+        return train(path, *args, **kwargs)
 
     def extended_model_card(*args: Any, **kwargs: Any) -> None:
         create_model_card(*args, **kwargs)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-import platon_prune
 from platon_prune import PlatonScheduler, PruningWarning
-from platon_prune.integrations.lengths import UNKNOWN_STEPS, start
+from platon_prune.integrations.granularities import check_granularity, put_masks_on
+from platon_prune.integrations.lengths import start
 
 
 class PlatonLightningCallback(Callback):
@@ -23,10 +23,12 @@ class PlatonLightningCallback(Callback):
     neither random numbers nor, within an epoch, the position in the data.)
 
     Args:
-        amount: Fraction pruned in the end, in [0, 1), or a count of weights.
+        amount: Fraction pruned in the end, in [0, 1), or a count of weights; of n:m, where all is
+            the default, the share of groups.
+        granularity: "unstructured", or "semi_structured" for n:m.
         warmup_steps: Steps before pruning starts: a count, or a fraction of the run in [0, 1).
         cooldown_steps: Steps at the end with the final amount: a count, or a fraction of the run.
-        settings: The other settings of :func:`platon_prune.global_unstructured`.
+        settings: As in :func:`platon_prune.global_unstructured`, ``semi_structured`` and so on.
 
     Attributes:
         scheduler: The scheduler while pruning is set up; None after it is finalized.
@@ -37,13 +39,15 @@ class PlatonLightningCallback(Callback):
 
     def __init__(
         self,
-        amount: float | int,
+        amount: float | int | None = None,
         *,
+        granularity: str = "unstructured",
         warmup_steps: int | float = 0,
         cooldown_steps: int | float = 0,
         **settings: Any,
     ) -> None:
-        self.amount = amount
+        self.amount = check_granularity(granularity, amount)
+        self.granularity = granularity
         self.warmup_steps = warmup_steps
         self.cooldown_steps = cooldown_steps
         self.settings = settings
@@ -60,13 +64,7 @@ class PlatonLightningCallback(Callback):
         if self.scheduler is not None and self.scheduler.last_step:
             self._let_go()
         if self.scheduler is None:
-            self.scheduler = platon_prune.global_unstructured(
-                pl_module,
-                amount=self.amount,
-                total_steps=UNKNOWN_STEPS,
-                own_keys=True,
-                **self.settings,
-            )
+            self.scheduler = put_masks_on(pl_module, self.granularity, self.amount, self.settings)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the schedule, or go on with that of the checkpoint, and follow the optimizer."""
@@ -112,7 +110,8 @@ class PlatonLightningCallback(Callback):
         if self.scheduler.last_step < schedule.ramp_end:
             warnings.warn(
                 f"the model is {self.scheduler.sparsity():.1%} sparse, less than the "
-                f"{schedule.amount:.1%} asked for: training ended before the schedule did",
+                f"{self.scheduler.target_sparsity:.1%} asked for: training ended before the "
+                "schedule did",
                 PruningWarning,
                 stacklevel=2,
             )

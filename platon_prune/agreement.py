@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from platon_prune.collectives import Processes
+from platon_prune.gradients import all_finite
+from platon_prune.shards import is_sharded
 from platon_prune.states import require_equal_settings
 from platon_prune.tracked import TrackedTensor
+
+_SKIPS, _FAILED = 1, 2  # what a process votes for; the larger wins
 
 
 class Outcome(NamedTuple):
@@ -15,32 +21,44 @@ class Outcome(NamedTuple):
 
     skip: bool
     settle: bool
+    bring: bool
 
 
 def vote(
-    processes: Processes, step: int, *, error: Exception | None, skip: bool, settle: bool
+    processes: Processes,
+    step: int,
+    *,
+    error: Exception | None,
+    gradients: Sequence[Tensor | None] | None,
+    settle: bool = False,
 ) -> Outcome:
     """Exchange a few numbers before a step, so that all processes do the same in it.
+
+    It comes before anything else that takes several processes: one that is in an error would be
+    waited for.
 
     Args:
         processes: Those that prune together.
         step: Number of the step that this process is about to take.
         error: What stands in the way here.
-        skip: Whether there are no finite gradients here.
+        gradients: Of each tensor; None if there are no finite ones here.
         settle: Whether the tensors are placed anew here, so that :func:`settle` is due.
 
     Returns:
-        Whether any process has to skip, and whether any has to settle.
+        Whether any process has to skip, any has to settle, and any has gradients that lie otherwise
+        than their tensors, so that :func:`bring_gradients` is due.
 
     Raises:
         RuntimeError: If anything stands in the way anywhere, or the steps differ.
         Exception: ``error``, here.
     """
-    votes = [error is not None, skip, settle, step, -step]
-    failed, any_skip, any_settle, last, minus_first = processes.maximum([int(v) for v in votes])
+    state = _FAILED if error is not None else _SKIPS if gradients is None else 0
+    bring = any(is_sharded(gradient) for gradient in gradients or ())
+    votes = [state, int(settle), int(bring), step, -step]
+    worst, any_settle, any_bring, last, minus_first = processes.maximum(votes)
     if error is not None:
         raise error
-    if failed:
+    if worst == _FAILED:
         raise RuntimeError(
             f"scheduler.step() must succeed in every process, but failed in another at step {step}:"
             " see its own error"
@@ -51,7 +69,39 @@ def vote(
             f"{last} in all: resume all of them from one checkpoint, and call scheduler.step() "
             "equally often in each"
         )
-    return Outcome(bool(any_skip), bool(any_settle))
+    return Outcome(worst == _SKIPS, bool(any_settle), bool(any_bring))
+
+
+def bring_gradients(
+    processes: Processes,
+    step: int,
+    tensors: Sequence[TrackedTensor],
+    gradients: Sequence[Tensor | None],
+) -> list[Tensor | None] | None:
+    """The parts of gradients that lie otherwise than their tensors, and the others as they are.
+
+    Returns:
+        The gradient of each tensor; None instead if one of them is not finite, in any process.
+
+    Raises:
+        RuntimeError: Everywhere, if a process of a tensor has no such gradient and another has.
+    """
+    apart = [is_sharded(gradient) for gradient in gradients]
+    lacks = [t.is_in_mesh and not here for t, here in zip(tensors, apart, strict=True)]
+    anywhere = processes.maximum([int(flag) for flag in (*apart, *lacks)])
+    for i, tensor in enumerate(tensors):
+        if anywhere[i] and anywhere[len(tensors) + i]:
+            raise RuntimeError(
+                f"the gradient of {tensor.name} must be placed alike in all processes of its mesh, "
+                "got one whose parts are yet to be exchanged in some and none such in others: run "
+                "the same backward in all of them"
+            )
+    brought: list[Tensor | None] = [
+        tensor.bring(gradient) if gradient is not None and is_sharded(gradient) else gradient
+        for tensor, gradient in zip(tensors, gradients, strict=True)
+    ]
+    finite = brought if all_finite(brought) else None
+    return None if vote(processes, step, error=None, gradients=finite).skip else brought
 
 
 def require_same_settings(

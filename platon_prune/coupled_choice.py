@@ -54,6 +54,7 @@ class Structured(Granularity):
         self.aggregate = aggregate
         self.budget = budget
         self.num_groups = sum(place.size for place in groups)
+        self._num_entries = sum(shape.numel() for shape in shapes.values())
         self._savings = Savings(groups, shapes, prices)
         self._digest = _digest_of(groups, self._savings.total)
         self._members: dict[str, list[tuple[int, Member]]] = {}  # by tensor, with their places
@@ -79,6 +80,12 @@ class Structured(Granularity):
         for place, floor in zip(self.per_place(pruned), self.floors, strict=True):
             place[:floor] = False
         return self._savings.of(pruned) / self._savings.total
+
+    def sparsity_of(self, amount: float) -> float:
+        """At least this: what multiply-adds leave of the entries is not known before a choice."""
+        if self.budget != "parameters":
+            return 0.0
+        return amount * self._savings.total / self._num_entries
 
     def require_part(self, name: str, part: Part) -> None:
         """Raise a ValueError if this process holds less than the whole tensor."""

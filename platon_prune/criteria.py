@@ -54,11 +54,9 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Sensitivity(Criterion):
-    r"""Smoothed first-order change of the loss if a weight were zeroed.
+    """Smoothed first-order change of the loss if a weight were zeroed.
 
-    .. math::
-        \bar I \leftarrow
-        \beta_1 \bar I + (1 - \beta_1)\,\overline{|w\,\partial L/\partial w|}
+    ``Ī ← β₁ Ī + (1 − β₁) I``, with ``I`` the mean of ``|w · ∂L/∂w|`` over the window.
 
     Source: Zhang et al., ICML 2022, section 3, the smoothed importance (here of a window's mean).
     """
@@ -82,12 +80,10 @@ class Sensitivity(Criterion):
 
 @dataclass(frozen=True)
 class Platon(Sensitivity):
-    r"""Upper confidence bound of the sensitivity.
+    """Upper confidence bound of the sensitivity.
 
-    .. math::
-        \bar U \leftarrow \beta_2 \bar U + (1 - \beta_2)\,|I - \bar I|, \qquad S = \bar I\,\bar U
-
-    with :math:`I` the mean over the window and :math:`\bar I` already updated.
+    ``Ū ← β₂ Ū + (1 − β₂) |I − Ī|`` and ``S = Ī · Ū``, with ``I`` the mean over the window and ``Ī``
+    already updated.
 
     Source: Zhang et al., ICML 2022, section 3, the smoothed uncertainty and the bound.
     """
@@ -110,7 +106,7 @@ class Platon(Sensitivity):
 
 @dataclass(frozen=True)
 class Movement(Criterion):
-    r"""How far training moves weights away from zero: sum of :math:`-w\,\partial L/\partial w`.
+    """How far training moves weights away from zero: the sum of ``−w · ∂L/∂w``.
 
     Source: Sanh et al., Movement Pruning, NeurIPS 2020, the accumulated score (of window means).
     """

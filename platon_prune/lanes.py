@@ -19,7 +19,7 @@ from platon_prune.ordering import tie_keys
 
 # From here on torch's own sort takes less time than the network's many operations.
 _LARGEST_NETWORK = 32
-_WORD_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGER_OF_SIZE = {4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
 @dataclass(frozen=True)
@@ -63,51 +63,53 @@ class Layout:
 
     # --- masks ------------------------------------------------------------------------------
     #
-    # Flags of neighbours are read and written as one integer: bytes one by one take most of the
-    # time of a choice.
+    # Flags that lie side by side are read and written as one integer, four or two at a time:
+    # bytes one by one would take most of the time of a choice.
 
     def is_whole(self, mask: Tensor, scratch: Scratch) -> Tensor:
         """Which groups of a flat bool block have no False; bool, one-dimensional."""
-        words = self._words(mask)
-        if words is None:
-            return mask.view(-1, self.m, self.inner).all(dim=1).view(-1)
-        whole = scratch.like(words, words.dtype, role="whole")
-        return torch.eq(words, _all_true(self.m), out=whole).to(torch.bool)
+        size, words = self._words(mask)
+        flags = scratch.like(words[:, 0], words.dtype, role="whole")
+        torch.eq(words[:, 0], _all_true(size), out=flags)
+        more = scratch.like(flags, words.dtype, role="digit")
+        for i in range(1, words.shape[1]):
+            flags.mul_(torch.eq(words[:, i], _all_true(size), out=more))
+        return flags.view(-1).to(torch.bool)
 
     def write_(self, mask: Tensor, flags: Tensor, scratch: Scratch) -> None:
         """Write lanes of flags (0 or 1, any dtype) to a flat bool block."""
-        words = self._words(mask)
-        if words is None:
-            for i in range(self.m):
-                self.lane(mask, i).copy_(flags[i].view(-1, self.inner))
-            return
-        order = range(self.m) if sys.byteorder == "big" else range(self.m - 1, -1, -1)
-        first, *others = order
-        words.copy_(flags[first])
-        digit = scratch.like(words, words.dtype, role="digit")
-        for i in others:
-            words.mul_(256).add_(digit.copy_(flags[i]))
+        size, words = self._words(mask)
+        word = scratch.like(flags[0], words.dtype, role="word")
+        digit = scratch.like(flags[0], words.dtype, role="digit")
+        for i in range(words.shape[1]):
+            first, *others = _significant_first(flags[i * size : (i + 1) * size])
+            word.copy_(first)
+            for lane in others:
+                word.mul_(256).add_(digit.copy_(lane))
+            words[:, i].copy_(word.view(-1, self.inner))
 
     def fill_(self, mask: Tensor, groups: Tensor, scratch: Scratch) -> None:
         """Set all entries of the groups flagged in a bool tensor to True."""
-        words = self._words(mask)
-        if words is None:
-            for i in range(self.m):
-                self.lane(mask, i).logical_or_(groups.view(-1, self.inner))
-            return
-        digit = scratch.like(words, words.dtype, role="digit").copy_(groups)
-        words.bitwise_or_(digit.mul_(_all_true(self.m)))
+        size, words = self._words(mask)
+        word = scratch.like(groups, words.dtype, role="word").copy_(groups).mul_(_all_true(size))
+        for i in range(words.shape[1]):
+            words[:, i].bitwise_or_(word.view(-1, self.inner))
 
-    def _words(self, mask: Tensor) -> Tensor | None:
-        """The flags of each group as one integer; None where they are not one word of memory."""
-        dtype = _WORD_OF_SIZE.get(self.m)
-        if dtype is None or self.inner != 1 or mask.storage_offset() % self.m:
-            return None
-        return mask.view(dtype)
+    def _words(self, mask: Tensor) -> tuple[int, Tensor]:
+        """How many flags make a word, and the block as (groups, words of a group, inner)."""
+        sizes = _INTEGER_OF_SIZE if self.inner == 1 else (1,)
+        at = mask.storage_offset()
+        size = next(size for size in sizes if self.m % size == 0 and at % size == 0)
+        return size, mask.view(_INTEGER_OF_SIZE[size]).view(-1, self.m // size, self.inner)
 
 
-def _all_true(m: int) -> int:
-    return int.from_bytes(b"\x01" * m, "little")
+def _significant_first(lanes: Tensor) -> Sequence[Tensor]:
+    """In the order of the digits of an integer whose bytes they are."""
+    return list(lanes) if sys.byteorder == "big" else list(lanes)[::-1]
+
+
+def _all_true(size: int) -> int:
+    return int.from_bytes(b"\x01" * size, "little")
 
 
 def sorted_lanes(lanes: Tensor, scratch: Scratch) -> Sequence[Tensor]:

@@ -8,11 +8,11 @@ from numbers import Integral
 
 @dataclass(frozen=True)
 class CubicSchedule:
-    r"""The cubic schedule of the paper, in fractions pruned.
+    """The cubic schedule of the paper, in fractions pruned.
 
-    The density (fraction kept) is :math:`r_0` up to :math:`t_i`, then
-    :math:`r_T + (r_0 - r_T)\left(1 - \frac{t - t_i}{T - t_i - t_f}\right)^3`, then :math:`r_T`
-    for the last :math:`t_f` steps. Amounts here are :math:`1 - r`.
+    The density (fraction kept) is ``r_0`` up to step ``t_i``, then
+    ``r_T + (r_0 − r_T) (1 − (t − t_i) / (T − t_i − t_f))³``, then ``r_T`` for the last ``t_f``
+    steps. Amounts here are ``1 − r``.
 
     Args:
         amount: Fraction pruned in the end, 1 - r_T, in [0, 1].

@@ -28,15 +28,14 @@ class PruningWarning(UserWarning):
 
 
 class PlatonScheduler:
-    r"""Scores the weights of a model at every step and chooses the masks by its schedule.
+    """Scores the weights of a model at every step and chooses the masks by its schedule.
 
-    Made by :func:`platon_prune.global_unstructured` and its like. With the window length
-    :math:`\Delta T`, the step number :math:`t` and :math:`I = |w\,\partial L/\partial w|`: at
-    :math:`t` divisible by :math:`\Delta T` the averages take in the mean of :math:`I` over the
-    window that ended, and the window restarts with this step; otherwise this step joins it. After
-    the warm-up, at each window's end and when the ramp and the run end, the granularity chooses
-    anew what is pruned. Unless it is another, those are the weights with the smallest scores over
-    all tensors together, exactly ``round(amount * N)`` of them.
+    Made by :func:`platon_prune.global_unstructured` and its like. With the window length ``ΔT``,
+    the step number ``t`` and ``I = |w · ∂L/∂w|``: at ``t`` divisible by ``ΔT`` the averages take in
+    the mean of ``I`` over the window that ended, and the window restarts with this step; otherwise
+    this step joins it. After the warm-up, at each window's end and when the ramp and the run end,
+    the granularity chooses anew what is pruned. Unless it is another, those are the weights with
+    the smallest scores over all tensors together, exactly ``round(amount * N)`` of them.
 
     Where a process group is initialised, its processes choose together, each over what it holds of
     the model: what is said to be collective must be called in all of them.

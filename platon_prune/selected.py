@@ -140,11 +140,15 @@ class SelectedTensors(Sequence[TrackedTensor]):
         except Exception as raised:
             error = raised
         outcome = agreement.vote(
-            self.processes, step, error=error, skip=gradients is None, settle=moved
+            self.processes, step, error=error, gradients=gradients, settle=moved
         )
         if outcome.settle:
             self.settle(settings)
-        return None if outcome.skip else gradients
+        if gradients is None or outcome.skip:
+            return None
+        if outcome.bring:
+            return agreement.bring_gradients(self.processes, step, self._tensors, gradients)
+        return gradients
 
     def _require_parts(self) -> None:
         for tensor in self._tensors:
@@ -160,7 +164,9 @@ class SelectedTensors(Sequence[TrackedTensor]):
                 "scheduler.step() after loss.backward() and before optimizer.zero_grad(), or "
                 "pass skipped=True if the optimizer did not step"
             )
-        return gradients if all_finite(gradients) else None
+        # Those that lie elsewhere are looked at once all processes have voted to bring them.
+        here = [gradient for gradient in gradients if not is_sharded(gradient)]
+        return gradients if all_finite(here) else None
 
     # --- masks --------------------------------------------------------------------------------
 

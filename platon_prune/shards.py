@@ -85,6 +85,11 @@ def is_sharded(tensor: Any) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def is_in_mesh(tensor: Tensor) -> bool:
+    """Whether this process is one of those that a tensor is spread over; True for a plain one."""
+    return not is_sharded(tensor) or tensor.device_mesh.get_coordinate() is not None  # type: ignore[attr-defined]
+
+
 def local_of(tensor: Tensor) -> Tensor:
     """The part that this process holds, sharing its memory."""
     if not is_sharded(tensor):

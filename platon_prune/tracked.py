@@ -15,7 +15,17 @@ from platon_prune.masked import apply_mask_, mask_of, method_of, weight_of
 from platon_prune.method import PlatonUnstructured, attach
 from platon_prune.selection import ScoredTensor
 from platon_prune.set_aside import SetAside
-from platon_prune.shards import Part, as_placed, local_of, part_of, placed_like, placement_of
+from platon_prune.shards import (
+    Part,
+    are_alike,
+    as_placed,
+    is_in_mesh,
+    is_sharded,
+    local_of,
+    part_of,
+    placed_like,
+    placement_of,
+)
 from platon_prune.targets import Target
 
 
@@ -93,14 +103,29 @@ class TrackedTensor:
 
     @property
     def gradient(self) -> Tensor | None:
-        """The gradient of that part, dense."""
+        """The gradient of that part, dense.
+
+        A DTensor, as the backward left it, if only all of its processes together can make the part
+        of it (sums that have not been added up): see :meth:`bring`.
+        """
         parameter = weight_of(*self.target.sites[0])
         gradient = parameter.grad
         if gradient is None:
             return None
         if gradient.layout != torch.strided:
             return gradient.to_dense()
-        return local_of(placed_like(gradient, parameter))
+        if are_alike(gradient, parameter):
+            return local_of(gradient)
+        return gradient if is_sharded(gradient) else local_of(placed_like(gradient, parameter))
+
+    @property
+    def is_in_mesh(self) -> bool:
+        """Whether this process takes part in what the processes of a sharded tensor do together."""
+        return is_in_mesh(self.parameter)
+
+    def bring(self, gradient: Tensor) -> Tensor:
+        """The part of a gradient that lies otherwise than the parameter; collective."""
+        return local_of(placed_like(gradient, self.parameter))
 
     @property
     def mask(self) -> Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -15,6 +15,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import platon_prune
+from platon_prune.collectives import Processes
 
 STEPS = 24
 SETTINGS = dict(amount=0.7, total_steps=STEPS, warmup_steps=3, cooldown_steps=6, window=4)
@@ -212,6 +213,61 @@ def step_with_nan_on(rank, layout, step):
     run.optimizer.zero_grad()
     run.to(STEPS)
     return skipped, run.result()
+
+
+def leave_sums_undone(model, at="first.weight"):
+    """As a backward does that does not add up over a mesh what its ranks hold of a gradient."""
+    for name, parameter in model.named_parameters():
+        if name.replace("_orig", "") == at:
+            mesh = parameter.device_mesh
+            values = parameter.grad.full_tensor() * (mesh.get_local_rank() == 0)
+            parameter.grad = DTensor.from_local(values, mesh, [Partial()], run_check=False)
+
+
+def step_with_sums_undone(step, rank=-1, what=None, layout=tp):
+    """A run whose gradients of one tensor are placed otherwise; at a step, one rank is changed."""
+    run = Run(layout)
+    for number in range(1, STEPS + 1):
+        feed(run.model, number)
+        leave_sums_undone(run.model)
+        if number == step and dist.get_rank() == rank:
+            what(run)
+        run.scheduler.step()  # no optimizer: it would add up the gradients itself
+    return run.scheduler.skipped_steps, run.result()
+
+
+def forget_a_gradient(run):
+    run.model.first.weight_orig.grad = None
+
+
+def spoil_an_undone_sum(run):
+    run.model.first.weight_orig.grad.to_local()[0, 0] = torch.nan
+
+
+def spoil_a_gradient(run):
+    run.model.one.weight_orig.grad[0, 0] = torch.inf
+
+
+def collectives_of_steps(layout, undone):
+    """Bytes of each reduction over ranks, step by step."""
+    run, sizes = Run(layout), []
+    reduced = Processes._reduced
+
+    def counting(self, tensor, operation):
+        sizes[-1].append(tensor.numel() * tensor.element_size())
+        return reduced(self, tensor, operation)
+
+    Processes._reduced = counting
+    try:
+        for number in range(1, STEPS + 1):
+            feed(run.model, number)
+            if undone:
+                leave_sums_undone(run.model)
+            sizes.append([])
+            run.scheduler.step()
+    finally:
+        Processes._reduced = reduced
+    return sizes
 
 
 def set_up_with(settings_by_rank):

@@ -77,3 +77,12 @@ def test_the_command_prints_each_figure_and_writes_them(tmp_path, capsys):
 def test_a_bad_option_is_refused_with_a_sentence(arguments, message, capsys):
     assert main(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_n_of_m_is_measured_and_missing_kernels_are_named(capsys):
+    arguments = ["bench", "--semi-structured", "--scale", "0.0005", "--repeats", "1"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    output = capsys.readouterr().out
+    for name in ("single weights", "2:4", "1:4", "4:8", "3:6"):
+        assert f"\n{name} " in output
+    assert "2:4 against dense was not measured: it needs a CUDA GPU" in output

@@ -180,6 +180,21 @@ def test_with_the_output_of_a_group_at_zero_nothing_else_of_it_matters(family):
         assert not torch.allclose(results[0], before), f"{place.name} does nothing"
 
 
+def test_torchs_own_encoder_layer_has_neurons_but_no_heads_that_it_could_lose():
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    (neurons,) = find_groups(layer)
+    assert _layout(neurons) == [
+        *_linear("linear1", list(range(12))),
+        ("linear2.weight", 1, list(range(12))),
+    ]
+
+
+def test_known_layers_beside_others_are_the_ones_that_are_found():
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), layer)
+    assert [groups.name for groups in find_groups(model, torch.ones(1, 2, 4))] == ["3"]
+
+
 def test_a_norm_over_all_heads_leaves_heads_alone():
     config = transformers.Olmo2Config(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=10,

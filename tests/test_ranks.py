@@ -37,15 +37,38 @@ def test_every_layout_gives_the_masks_of_one_process(layout, size):
     _assert_equal(layout, size, "random", {})
 
 
+# Choices at 4, 6, 8 and 10.
+SHORT = dict(total_steps=10, warmup_steps=2, cooldown_steps=2, window=2)
+EVERYTHING = [
+    (kind, SHORT | dict(criterion=criterion, masking=masking))
+    for kind in ("random", "tied", "zero", "denormal", "huge")
+    for criterion in CRITERIA
+    for masking in ("step", "window")
+]
+
+
+def _results_of_everything(layout):
+    return [rank_jobs.results(layout, kind, (6, 10), settings) for kind, settings in EVERYTHING]
+
+
+@pytest.fixture(scope="module")
+def everything_alone():
+    return _results_of_everything(rank_jobs.alone)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize("kind", ["tied", "zero", "denormal", "huge"])
-def test_scores_of_every_kind_give_the_masks_of_one_process(kind, size):
-    _assert_equal("fsdp", size, kind, {})
+def test_scores_of_every_kind_criterion_and_masking_give_the_masks_of_one_process(
+    everything_alone, size
+):
+    for rank, found in enumerate(ranks.run(size, _results_of_everything, rank_jobs.fsdp)):
+        for what, results, expected in zip(EVERYTHING, found, everything_alone, strict=True):
+            for one, other in zip(results, expected, strict=True):
+                assert not rank_jobs.differences(one, other), f"rank {rank}, {what}"
 
 
 @pytest.mark.parametrize("masking", ["step", "window"])
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_every_criterion_and_masking_gives_the_masks_of_one_process(criterion, masking):
+def test_every_layout_gives_the_masks_of_one_process_for_tied_weights(criterion, masking):
     settings = dict(criterion=criterion, masking=masking)
     for layout, size in (("fsdp", 3), ("copies", 2), ("hsdp", 4)):
         _assert_equal(layout, size, "tied", settings)

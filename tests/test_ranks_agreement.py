@@ -1,5 +1,7 @@
 """What processes must have in common, and what they do when something is amiss in one of them."""
 
+import warnings
+
 import pytest
 import rank_jobs
 import ranks
@@ -96,6 +98,65 @@ def test_an_error_in_one_rank_is_an_error_in_all_not_a_hang(what, message):
         assert (
             errors[rank][0] == "RuntimeError" and "failed in another at step 8" in errors[rank][1]
         )
+
+
+# --- gradients that only several processes together can make ------------------------------------
+
+
+def _result_without_optimizer(skipped_step=0):
+    run = rank_jobs.Run()
+    for step in range(1, STEPS + 1):
+        rank_jobs.feed(run.model, step)
+        run.scheduler.step(skipped=step == skipped_step)
+    return run.result()
+
+
+def test_gradients_that_are_yet_to_be_added_up_give_the_masks_of_one_process():
+    expected = _result_without_optimizer()
+    for skipped, result in ranks.run(2, rank_jobs.step_with_sums_undone, 0):
+        assert skipped == 0 and not rank_jobs.differences(result, expected)
+
+
+@pytest.mark.parametrize("what", ["spoil_an_undone_sum", "spoil_a_gradient"])
+def test_one_that_is_not_finite_on_one_rank_skips_the_step_on_all(what):
+    expected = _result_without_optimizer(skipped_step=6)
+    job = rank_jobs.step_with_sums_undone
+    for skipped, result in ranks.run(2, job, 6, 1, getattr(rank_jobs, what)):
+        assert skipped == 1 and not rank_jobs.differences(result, expected)
+
+
+def test_they_are_not_waited_for_where_another_rank_fails_in_the_same_step():
+    job = rank_jobs.step_with_sums_undone
+    errors = ranks.errors_of(2, job, 8, 1, rank_jobs.finalize)
+    assert "was finalized or pruned anew" in errors[1][1]
+    assert errors[0][0] == "RuntimeError" and "failed in another at step 8" in errors[0][1]
+
+
+def test_they_are_not_waited_for_where_another_rank_has_none():
+    job = rank_jobs.step_with_sums_undone
+    for kind, message in ranks.errors_of(2, job, 8, 1, rank_jobs.forget_a_gradient):
+        assert kind == "RuntimeError" and "the gradient of first.weight must be placed" in message
+
+
+VOTE = 5 * 8  # bytes
+
+
+@pytest.mark.parametrize("layout", ["copies", "fsdp", "tp"])
+def test_a_step_that_chooses_nothing_costs_one_vote(layout):
+    for steps in ranks.run(2, rank_jobs.collectives_of_steps, getattr(rank_jobs, layout), False):
+        # Set up with a window of 4 and a warm-up of 3: a choice at 4, 8, ..., 24, the ramp's at 18.
+        for step, sizes in enumerate(steps, start=1):
+            if step % 4 and step != 18:
+                assert sizes == [VOTE]
+            assert sizes[0] == VOTE
+
+
+def test_only_gradients_that_are_yet_to_be_added_up_cost_more():
+    for steps in ranks.run(2, rank_jobs.collectives_of_steps, rank_jobs.tp, True):
+        assert steps[0] == [VOTE, 2 * 3 * 8, VOTE]  # two flags for each of three tensors
+
+
+# --- reading and rescheduling -------------------------------------------------------------------
 
 
 def _read_then_step(read):
@@ -195,6 +256,46 @@ def test_ddp_trains_one_mask_and_never_sends_it(before, after):
     assert other == (sent, names, masks, sparsity)
     pruned = sum(row.count(False) for mask in masks for row in mask)
     assert pruned == round(0.7 * (8 * 16 + 16 * 3)) and sparsity == pruned / (8 * 16 + 16 * 3)
+
+
+class _Branches(nn.Module):
+    """Each rank uses a branch of its own, and none of them the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.idle = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.branches[dist.get_rank()](x)
+
+
+def _train_with_unused_parameters():
+    torch.manual_seed(0)
+    model = _Branches()
+    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    model = DDP(model, find_unused_parameters=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(STEPS):
+            model(torch.randn(12, 8, generator=generator)).square().mean().backward()
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    said = [str(each.message) for each in caught if each.category is platon_prune.PruningWarning]
+    kept = {name: int(mask.sum()) for name, mask in scheduler.masks().items()}
+    return said, kept, {name: mask.tolist() for name, mask in scheduler.masks().items()}
+
+
+def test_ddp_may_leave_parameters_unused_in_some_ranks_or_in_all():
+    (said, kept, masks), other = ranks.run(2, _train_with_unused_parameters)
+    assert other == (said, kept, masks)
+    assert len(said) == 1 and said[0].startswith("idle.weight had no gradient for a whole window")
+    # Its scores are zero, so all of it goes, and of the 192 weights 58 are left for the branches.
+    assert kept["idle.weight"] == 0 and sum(kept.values()) == 192 - round(0.7 * 192)
+    assert min(kept["branches.0.weight"], kept["branches.1.weight"]) > 0
 
 
 def _wrap_in_fsdp1(prune_first):

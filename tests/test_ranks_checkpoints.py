@@ -62,6 +62,13 @@ def test_every_criterion_goes_on_on_another_number_of_ranks(tmp_path, criterion)
     _assert_resumed(tmp_path, ("fsdp", 2), [("fsdp", 3)], criterion=criterion)
 
 
+@pytest.mark.parametrize(
+    "settings", [dict(state_dtype=torch.bfloat16), dict(offload_averages=True)]
+)
+def test_every_storage_goes_on_on_another_number_of_ranks(tmp_path, settings):
+    _assert_resumed(tmp_path, ("fsdp", 2), [("fsdp", 3), ("alone", 1)], **settings)
+
+
 # --- what a state holds -------------------------------------------------------------------------
 
 

@@ -39,16 +39,17 @@ def _train(model, optimizer, scheduler, rank=0, size=1, num_parts=1, until=STEPS
         optimizer.zero_grad()
 
 
-def _sharded_run(num_parts=1, masking="step", compiled=False, **options):
+def _sharded_run(num_parts=1, masking="step", compiled=None, **options):
     model = rank_jobs.net()
     scheduler = platon_prune.global_unstructured(model, masking=masking, **SETTINGS)
     for child in (model.first, model.second):
         fully_shard(child, **options)
-        if compiled:
+        if compiled == "layers":
             child.compile(backend="aot_eager", fullgraph=True)
     fully_shard(model, **options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    _train(model, optimizer, scheduler, dist.get_rank(), dist.get_world_size(), num_parts)
+    trained = torch.compile(model, backend="aot_eager") if compiled == "whole" else model
+    _train(trained, optimizer, scheduler, dist.get_rank(), dist.get_world_size(), num_parts)
     return model, scheduler
 
 
@@ -80,15 +81,25 @@ def _resharding():
     [
         (_nothing, {}),
         (_nothing, dict(num_parts=3)),
-        (_nothing, dict(compiled=True)),
+        (_nothing, dict(compiled="layers")),
+        (_nothing, dict(compiled="whole")),
         (_nothing, dict(masking="window")),
         (_mixed, {}),
         (_offloaded, {}),
         (_resharding, {}),
     ],
-    ids=["plain", "accumulation", "compile", "window", "mixed precision", "offload", "no reshard"],
+    ids=[
+        "plain",
+        "accumulation",
+        "compiled layers",
+        "compiled",
+        "window",
+        "mixed precision",
+        "offload",
+        "no reshard",
+    ],
 )
-def test_sharded_training_prunes_exactly_and_in_every_rank_alike(options, settings):
+def test_sharded_training_prunes_exactly_in_every_rank_as_one_process_does(options, settings):
     (masks, zeros, sparsity, skipped), other = ranks.run(2, _run_with, options, settings)
     total = sum(mask.numel() for mask in masks.values())
     assert sum(int((~mask).sum()) for mask in masks.values()) == round(0.7 * total)
@@ -96,27 +107,24 @@ def test_sharded_training_prunes_exactly_and_in_every_rank_alike(options, settin
     for name, mask in masks.items():
         assert torch.equal(zeros[f"{name}_orig"], ~mask)
         assert torch.equal(mask, other[0][name])
+    expected = _masks_of_one_process(settings.get("masking", "step"))
+    # Gradients are averaged in another order: a few scores next to the threshold may change. Most
+    # of those of float32 stay with gradients from forwards in bfloat16.
+    same = sum(int((mask == expected[name]).sum()) for name, mask in masks.items())
+    assert same >= (0.9 if options is _mixed else 0.99) * total
+
+
+def _masks_of_one_process(masking):
+    model = rank_jobs.net()
+    scheduler = platon_prune.global_unstructured(model, masking=masking, **SETTINGS)
+    _train(model, torch.optim.AdamW(model.parameters(), lr=0.01), scheduler)
+    return scheduler.masks()
 
 
 def _run_with(options, settings):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _summary_of_run(options, **settings)
-
-
-def _masks_of_run():
-    model, scheduler = _sharded_run()
-    return {name: full(mask) for name, mask in scheduler.masks().items()}
-
-
-def test_sharded_training_ends_with_the_masks_of_one_process():
-    model = rank_jobs.net()
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
-    _train(model, torch.optim.AdamW(model.parameters(), lr=0.01), scheduler)
-    masks = ranks.run(2, _masks_of_run)[0]
-    # Gradients are averaged in another order: a few scores next to the threshold may change.
-    same = sum(int((mask == masks[name]).sum()) for name, mask in scheduler.masks().items())
-    assert same >= 0.99 * sum(mask.numel() for mask in masks.values())
 
 
 # --- evaluation, summary, finalizing ------------------------------------------------------------
@@ -183,6 +191,28 @@ def test_a_model_may_be_sharded_in_the_middle_of_a_run(layout):
     expected = run.to(STEPS).result()
     for result in ranks.run(2, _shard_after_some_steps, getattr(rank_jobs, layout)):
         assert not rank_jobs.differences(result, expected)
+
+
+def _prune_what_has_been_used(kept_whole):
+    """Pruned after a forward and a backward, which may leave the gathered weights in place."""
+    model = rank_jobs.net()
+    for module in (model.first, model.second, model):
+        fully_shard(module, reshard_after_forward=not kept_whole)
+    model(INPUTS)
+    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    _train(model, optimizer, scheduler, dist.get_rank(), dist.get_world_size())
+    return {name: full(mask) for name, mask in scheduler.masks().items()}, scheduler.sparsity()
+
+
+@pytest.mark.parametrize("kept_whole", [False, True])
+def test_a_sharded_model_may_be_pruned_after_it_was_used(kept_whole):
+    expected = _masks_of_one_process("step")
+    for masks, sparsity in ranks.run(2, _prune_what_has_been_used, kept_whole):
+        total = sum(mask.numel() for mask in masks.values())
+        assert sparsity == round(0.7 * total) / total
+        same = sum(int((mask == expected[name]).sum()) for name, mask in masks.items())
+        assert same >= 0.99 * total
 
 
 def _shard_again():

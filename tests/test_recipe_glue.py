@@ -428,7 +428,7 @@ def test_an_unknown_task_is_refused_with_the_known_ones():
         (("--tokenizer_name", "nowhere"), "--tokenizer_name must be a tokenizer that can be load"),
         (("--model_name_or_path", "nowhere"), "--model_name_or_path must be a model"),
         (("--task_name", "mnli"), "must have the columns premise, hypothesis or sentence1"),
-        (("--resume_from_checkpoint", "true"), "needs a checkpoint in --output_dir"),
+        (("--resume_from_checkpoint", "true"), "needs a complete checkpoint in --output_"),
         (("--resume_from_checkpoint", "nowhere"), "must be the folder of a checkpoint"),
         (("--pruning_include", "conv"), "include must match parameter names"),
         (("--pruning_warmup_steps", 9, "--pruning_cooldown_steps", 9), "must be less than"),

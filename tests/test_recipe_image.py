@@ -1,5 +1,6 @@
 """The recipe for images, from folders that the tests make, through the command line."""
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -9,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from recipe_models import results, run, save_images, save_vit
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
+from platon_prune import PruningWarning
 from platon_prune.integrations.recipes.image_data import (
     check_classes,
     class_names,
@@ -62,6 +65,34 @@ def test_a_run_leaves_a_sparse_model_and_its_report(vit, images, tmp_path):
     assert run("image", *flags(tmp_path, images, again, "--do_eval")) == 0
     assert results(again)["metrics"]["eval_loss"] == found["metrics"]["eval_loss"]
     assert results(again)["sparsity"] == found["sparsity"]
+
+
+def test_a_model_that_is_saved_under_other_names_resumes(vit, images, tmp_path):
+    more = (*TRAIN, "--amount", 0.8, "--save_strategy", "steps", "--save_steps", 8)
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert run("image", *flags(vit, images, whole, *more)) == 0
+    saved = load_file(whole / "checkpoint-8" / "model.safetensors")
+    assert (
+        not saved.keys() <= AutoModelForImageClassification.from_pretrained(vit).state_dict().keys()
+    )
+    resumed = ("--resume_from_checkpoint", whole / "checkpoint-8")
+    assert run("image", *flags(vit, images, again, *more, *resumed)) == 0
+    expected = load_file(whole / "model.safetensors")
+    for name, tensor in load_file(again / "model.safetensors").items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_the_best_of_a_model_that_is_saved_under_other_names_is_loaded(vit, images, tmp_path):
+    worst = ("--metric_for_best_model", "eval_loss", "--greater_is_better", "true")
+    steps = ("--eval_strategy", "steps", "--eval_steps", 4, "--save_steps", 4)
+    more = ("--amount", 0.8, "--save_strategy", "steps", "--load_best_model_at_end", *worst, *steps)
+    with pytest.warns(PruningWarning, match="the best model was saved, before the schedule did"):
+        assert run("image", *flags(vit, images, tmp_path, *TRAIN, *more)) == 0
+    state = json.loads((tmp_path / "checkpoint-12" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"].endswith("checkpoint-4")
+    expected = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_a_teacher_and_a_share_of_the_training_images_work(vit, images, tmp_path):

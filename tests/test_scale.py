@@ -5,11 +5,12 @@ import json
 import pytest
 
 from platon_prune.cli import main
+from platon_prune.commands._figures import Spread
 from platon_prune.commands.scale import Choice, CostModel
 
 
 def _choice(weights, processes, seconds):
-    return Choice(weights, processes, seconds, seconds, seconds, seconds, 6, 1000)
+    return Choice(weights, processes, Spread.of([seconds]), seconds, 6, 1000)
 
 
 def test_the_model_is_fitted_to_one_process_and_to_the_smallest_choices():
@@ -33,21 +34,25 @@ def test_the_model_is_fitted_to_one_process_and_to_the_smallest_choices():
 
 def test_the_command_measures_every_size_over_every_number_of_processes(tmp_path, capsys):
     file = tmp_path / "scale.json"
-    flags = ["--processes", "2", "1", "--weights", "3e5", "--repeats", "1", "--json", str(file)]
-    assert main(["scale", *flags]) == 0
+    flags = ["--processes", "2", "1", "--weights", "3e5", "3e6", "--repeats", "1"]
+    assert main(["scale", *flags, "--json", str(file)]) == 0
     measured = json.loads(file.read_text())
-    assert [(each["weights"], each["processes"]) for each in measured] == [
-        (1024, 1),
-        (300_000, 1),
-        (1024, 2),
-        (300_000, 2),
-    ]
-    two = measured[-1]
-    # Ends of the sample, its histogram, counts, one or two histograms of digits, digests.
-    assert two["collectives"] in (5, 6)
-    assert two["payload"] <= 3 * (8 << 16) + 100
+    sizes = (1024, 300_000, 3_000_000)
+    found = [(each["weights"], each["processes"]) for each in measured]
+    assert found == [(size, count) for count in (1, 2) for size in sizes]
+    # Of ten times as many weights not a byte more: ends of the sample, its histogram, counts, one
+    # or two histograms of digits, digests.
+    for two in measured[-2:]:
+        assert two["collectives"] in (5, 6)
+        assert two["payload"] <= 3 * (8 << 16) + 100
     table = capsys.readouterr().out
     assert "300,000" in table and "GB/s" in table
+
+
+@pytest.mark.parametrize("command", ["scale", "bench"])
+def test_a_command_that_would_measure_nothing_is_refused(command, capsys):
+    assert main([command, "--repeats", "0"]) == 2
+    assert "--repeats must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_the_command_needs_one_process_to_compare_with(capsys):

@@ -7,6 +7,7 @@ import torch
 from rank_jobs import STEPS
 
 BFLOAT16 = dict(state_dtype=torch.bfloat16)
+OFFLOADED = dict(offload_averages=True)
 WEIGHTS = 13 * 9 + 10 * 13 + 1 * 10
 
 
@@ -74,9 +75,10 @@ def test_bfloat16_averages_are_the_float32_ones_rounded_at_each_window():
     assert saved["window"].dtype == saved["uncertainty"].dtype == torch.bfloat16
 
 
-def test_bfloat16_averages_over_ranks_give_the_masks_of_one_process():
-    expected = rank_jobs.results(rank_jobs.alone, "random", (8, STEPS), BFLOAT16)
-    for found in ranks.run(3, rank_jobs.results, rank_jobs.fsdp, "random", (8, STEPS), BFLOAT16):
+@pytest.mark.parametrize("settings", [BFLOAT16, OFFLOADED, BFLOAT16 | OFFLOADED])
+def test_every_storage_over_ranks_gives_the_masks_of_one_process(settings):
+    expected = rank_jobs.results(rank_jobs.alone, "random", (8, STEPS), settings)
+    for found in ranks.run(3, rank_jobs.results, rank_jobs.fsdp, "random", (8, STEPS), settings):
         for one, other in zip(found, expected, strict=True):
             assert not rank_jobs.differences(one, other)
 

@@ -130,13 +130,14 @@ def test_the_best_model_is_loaded_at_the_end_with_its_masks(tmp_path, fsdp):
     _assert_final_model(tmp_path, results)
 
 
-def test_older_checkpoints_go_only_when_the_newest_is_complete(tmp_path):
+def test_a_checkpoint_that_is_cut_off_costs_none_before_it_and_is_passed_over(tmp_path):
     settings = dict(fsdp=SHARDED, save_total_limit=1, **SAVING)
     with pytest.raises(ranks.RankError, match="killed"):
         _train(tmp_path, before=trainer_jobs.fail_to_save, **settings)
     assert not saved_states(tmp_path / "checkpoint-20")
     assert saved_states(tmp_path / "checkpoint-10")
-    resumed = _train(tmp_path, resume=str(tmp_path / "checkpoint-10"), **settings)
+    resumed = _train(tmp_path, resume=True, **settings)
+    assert [result["resumed_from"] for result in resumed] == [10, 10]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-20"]
     _assert_final_model(tmp_path, resumed)
 

@@ -25,12 +25,14 @@ class Observer(TrainerCallback):
     def __init__(self, pruning):
         self.pruning = pruning
         self.begun = None
+        self.resumed_from = None
         self.saved = {}
         self.sharded = None
         self.ignored_by_ddp = None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.begun = whole(self.pruning.scheduler.state_dict())
+        self.resumed_from = state.global_step
         self.sharded = any(isinstance(tensor, DTensor) for tensor in model.parameters())
 
     def on_save(self, args, state, control, **kwargs):
@@ -96,6 +98,7 @@ def train(folder, fsdp=None, resume=None, metrics=None, pruning=None, before=Non
             "weights": whole(trainer.accelerator.unwrap_model(trainer.model).state_dict()),
             "sharded": observer.sharded,
             "begun": observer.begun,
+            "resumed_from": observer.resumed_from,
             "saved": observer.saved,
             "history": callback.history,
             "best": trainer.state.best_model_checkpoint,

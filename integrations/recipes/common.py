@@ -12,6 +12,7 @@ from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from platon_prune.integrations.hf_checkpoints import last_complete_checkpoint
 from platon_prune.integrations.hf_trainer import PlatonCallback
 from platon_prune.integrations.recipes.distillation import RecipeTrainer
 from platon_prune.integrations.recipes.figure import can_draw, save_report
@@ -114,15 +115,17 @@ def _model(trainer: RecipeTrainer) -> nn.Module:
 
 
 def _checkpoint(arguments: Arguments[Any]) -> str:
-    """The folder to resume from; true stands for the last one in ``--output_dir``."""
+    """The folder to resume from; true stands for the last complete one in ``--output_dir``."""
     wanted = arguments.training.resume_from_checkpoint or ""
     if wanted.lower() in ("true", "last"):
         folder = arguments.training.output_dir or "."
-        found = get_last_checkpoint(folder) if Path(folder).is_dir() else None  # type: ignore[no-untyped-call]
+        found = last_complete_checkpoint(folder)
+        if arguments.pruning.is_dense and Path(folder).is_dir():
+            found = get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
         if found is None:
             raise ValueError(
-                f"--resume_from_checkpoint {wanted} needs a checkpoint in --output_dir, found "
-                f"none in {folder}: give its folder, or leave the flag out to start anew"
+                f"--resume_from_checkpoint {wanted} needs a complete checkpoint in --output_dir, "
+                f"found none in {folder}: give its folder, or leave the flag out to start anew"
             )
         return str(found)
     if not Path(wanted).is_dir():

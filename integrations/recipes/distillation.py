@@ -21,11 +21,11 @@ from platon_prune.integrations.recipes.arguments import (
 def distillation_loss(
     student: Mapping[str, Any], teacher: Mapping[str, Any], temperature: float
 ) -> Tensor:
-    r"""How far the student's predictions are from the teacher's.
+    """How far the student's predictions are from the teacher's.
 
-    :math:`T^2\,\mathrm{KL}(\mathrm{softmax}(z_t / T) \| \mathrm{softmax}(z_s / T))`, averaged over
-    examples and then over heads. A head with one output (regression) has the mean squared
-    difference of the outputs instead.
+    ``T² · KL(softmax(z_t / T) ‖ softmax(z_s / T))``, averaged over examples and then over
+    heads. A head with one output (regression) has the mean squared difference of the outputs
+    instead.
 
     Args:
         student: Outputs of the model; its heads are the entries whose name ends with ``logits``.

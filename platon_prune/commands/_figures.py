@@ -1,10 +1,31 @@
-"""The figures of the bench: their spread, and the table they are printed in."""
+"""Figures of the commands that measure: their options, their spread, and the table of the bench."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+def add_measuring_arguments(parser: argparse.ArgumentParser, repeats: int, what: str) -> None:
+    """Declare ``--repeats`` and ``--json``, which all commands that measure have."""
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"{what} (default: {repeats})")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+
+
+def require_repeats(arguments: argparse.Namespace) -> None:
+    """Raise a ValueError unless something is to be measured."""
+    if arguments.repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, got {arguments.repeats}")
+
+
+def write_json(arguments: argparse.Namespace, figures: Any) -> None:
+    """Write the figures, if it was asked for."""
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 class Spread(NamedTuple):

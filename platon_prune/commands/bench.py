@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from platon_prune.commands._figures import Figure, Spread, print_table
+from platon_prune.commands._figures import (
+    Figure,
+    Spread,
+    add_measuring_arguments,
+    print_table,
+    require_repeats,
+    write_json,
+)
 from platon_prune.schedule import CubicSchedule
 
 if TYPE_CHECKING:
@@ -34,7 +40,7 @@ KINDS = ("ordinary step", "window's end", "choosing step", "final-phase step")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each part (default: 3)")
+    add_measuring_arguments(parser, repeats=3, what="runs of each part")
     parser.add_argument(
         "--scale",
         type=float,
@@ -49,7 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="on a busy machine: run on one CPU thread and count its processor time",
     )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument(
+        "--semi-structured",
+        action="store_true",
+        help="n:m instead: the time of a choice, and 2:4 layers beside dense ones on a GPU",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,8 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from platon_prune.timing import clock
 
-    if arguments.repeats < 1:
-        raise ValueError(f"--repeats must be at least 1, got {arguments.repeats}")
+    require_repeats(arguments)
     if not 0 < arguments.scale <= 1:
         raise ValueError(f"--scale must be in (0, 1], got {arguments.scale}: 1 is BERT-base")
     if arguments.processor_time:
@@ -70,14 +79,34 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.device or "cpu").startswith("cuda") and not has_cuda:
         raise ValueError(f"--device must be there, got {arguments.device}: use --device cpu")
     names = [arguments.device] if arguments.device else ["cpu", "cuda"] if has_cuda else ["cpu"]
+    if arguments.semi_structured:
+        return _semi_structured(arguments, names)
     reports = {}
     for name in names:
         timed = clock(name, arguments.processor_time)
         figures = measure(arguments.scale, name, arguments.repeats, timed)
         print_table(tensor_sizes(arguments.scale), name, figures)
         reports[name] = [figure._asdict() for figure in figures]
+    write_json(arguments, reports)
+    return 0
+
+
+def _semi_structured(arguments: argparse.Namespace, names: list[str]) -> int:
+    from platon_prune.commands._semi_structured import choice_table, kernel_table
+    from platon_prune.timing import clock
+
     if arguments.json:
-        arguments.json.write_text(json.dumps(reports, indent=2) + "\n")
+        raise ValueError("--json must be left out with --semi-structured: its tables are printed")
+    shapes = [
+        (outputs, max(24, inputs // 24 * 24))  # all patterns divide it
+        for inputs, outputs in encoder_shapes(arguments.scale)
+    ]
+    for name in names:
+        timed = clock(name, arguments.processor_time)
+        num_weights = sum(outputs * inputs for outputs, inputs in shapes)
+        print(f"\n{name}: {num_weights:,} weights; half of them pruned, or of groups constrained\n")
+        print(choice_table(shapes, name, arguments.repeats, timed))
+        print("\n" + kernel_table(name, 20 * arguments.repeats, timed))
     return 0
 
 

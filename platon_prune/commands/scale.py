@@ -16,6 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from platon_prune.commands._figures import (
+    Spread,
+    add_measuring_arguments,
+    require_repeats,
+    write_json,
+)
+
 if TYPE_CHECKING:
     from platon_prune.collectives import Processes
     from platon_prune.selection import ScoredTensor
@@ -35,9 +42,7 @@ class Choice:
     Args:
         weights: Of the whole model.
         processes: That choose together, each with its share.
-        seconds: Processor time of one process, the mean over them; median of the repeats.
-        least: The same of the quickest repeat.
-        most: The same of the slowest.
+        seconds: Processor time of one process, the mean over them; of the repeats.
         wall_seconds: Until the last process was done, which waits for cores too.
         collectives: How many each took part in.
         payload: Bytes of their tensors, in each process.
@@ -45,9 +50,7 @@ class Choice:
 
     weights: int
     processes: int
-    seconds: float
-    least: float
-    most: float
+    seconds: Spread
     wall_seconds: float
     collectives: int
     payload: int
@@ -70,9 +73,11 @@ class CostModel:
         from platon_prune.selection import sample_size
 
         smallest = min(choice.weights for choice in choices)
-        fixed = {c.processes: c.seconds for c in choices if c.weights == smallest}
+        fixed = {c.processes: c.seconds.median for c in choices if c.weights == smallest}
         alone = sorted(
-            (c.weights, c.seconds) for c in choices if c.processes == 1 and c.weights > smallest
+            (c.weights, c.seconds.median)
+            for c in choices
+            if c.processes == 1 and c.weights > smallest
         )
         (small, small_seconds), (large, large_seconds) = alone[0], alone[-1]
         # Both unknowns from the smallest and the largest size; one alone says only their sum.
@@ -104,26 +109,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[1e6, 10e6, 50e6, 200e6],
         help="sizes of the model (default: 1e6 10e6 50e6 200e6)",
     )
-    parser.add_argument("--repeats", type=int, default=5, help="of each choice (default: 5)")
+    add_measuring_arguments(parser, repeats=5, what="of each choice")
     parser.add_argument(
         "--storage",
         action="store_true",
         help="instead, train on digits with averages in bfloat16 and compare with float32",
     )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the file.
 
     Raises:
-        ValueError: If one process is not among ``--processes``: the model is fitted to it.
+        ValueError: If one process is not among ``--processes``, to which the model is fitted, or
+            nothing is to be repeated.
     """
     if arguments.storage:
         from platon_prune.commands import _storage
 
         print(_storage.table(amounts=(0.9, 0.99), seeds=range(3)))
         return 0
+    require_repeats(arguments)
     if 1 not in arguments.processes or min(arguments.processes) < 1:
         raise ValueError(f"--processes must have 1 among them, got {arguments.processes}")
     sizes = sorted({_ROW, *(round(size) for size in arguments.weights)})
@@ -134,8 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     model = CostModel.fit(choices)
     print(_table(choices, model))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(choice) for choice in choices], indent=2))
+    write_json(arguments, [asdict(choice) for choice in choices])
     return 0
 
 
@@ -158,9 +163,7 @@ def measure(num_processes: int, sizes: Sequence[int], repeats: int) -> list[Choi
             Choice(
                 size,
                 num_processes,
-                statistics.median(seconds),
-                min(seconds),
-                max(seconds),
+                Spread.of(seconds),
                 statistics.median(walls),
                 ranks[0]["collectives"],
                 ranks[0]["payload"],
@@ -241,10 +244,11 @@ def _table(choices: Sequence[Choice], model: CostModel) -> str:
     lines = ["weights      processes  ms a process (range)        model  ratio  collectives  KiB"]
     for c in choices:
         predicted = model.seconds(c.weights, c.processes)
-        spread = f"({c.least * 1e3:.1f}-{c.most * 1e3:.1f})"
+        median, low, high = (value * 1e3 for value in c.seconds)
+        spread = f"({low:.1f}-{high:.1f})"
         lines.append(
-            f"{c.weights:<12,} {c.processes:<10} {c.seconds * 1e3:>8.1f} {spread:<18} "
-            f"{predicted * 1e3:>8.1f}  {c.seconds / predicted:>5.2f}  {c.collectives:>11}  "
+            f"{c.weights:<12,} {c.processes:<10} {median:>8.1f} {spread:<18} "
+            f"{predicted * 1e3:>8.1f}  {c.seconds.median / predicted:>5.2f}  {c.collectives:>11}  "
             f"{c.payload / 1024:,.0f}"
         )
     per_weight = model.per_weight * 1e9

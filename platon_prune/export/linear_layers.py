@@ -157,6 +157,8 @@ def reason_against_replacing(layer: Layer, holders: Mapping[int, int]) -> str | 
         _is_plain(tensor) for tensor in (weight, bias) if tensor is not None
     ):
         return "with a weight or bias that is no plain parameter"
+    if weight.is_meta:
+        return "on meta"
     if weight.numel() == 0:
         return "without entries"
     if holders[weight.data_ptr()] > 1:

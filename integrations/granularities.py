@@ -1,0 +1,68 @@
+"""Which of the package's functions puts the masks on, for callbacks that are told by a name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from numbers import Integral
+from typing import Any
+
+from torch import nn
+
+import platon_prune
+from platon_prune import PlatonScheduler
+from platon_prune.integrations.lengths import UNKNOWN_STEPS
+
+_FUNCTIONS = {
+    "unstructured": "global_unstructured",
+    "semi_structured": "semi_structured",
+    "structured": "global_structured",
+}
+
+
+def check_granularity(granularity: str, amount: float | int | None) -> float | int | None:
+    """The amount as a plain number, which goes into JSON.
+
+    Args:
+        granularity: "unstructured", "semi_structured", or what else the package can prune by.
+        amount: What is pruned in the end; None for what the granularity prunes by default.
+
+    Raises:
+        ValueError: If there is no such granularity.
+        TypeError: If it has no default and ``amount`` is None.
+    """
+    required = inspect.signature(_function(granularity)).parameters["amount"].default
+    if amount is None and required is inspect.Parameter.empty:
+        raise TypeError(f"amount must be given for {granularity} pruning, got None")
+    if amount is None or isinstance(amount, bool):
+        return amount
+    return int(amount) if isinstance(amount, Integral) else float(amount)
+
+
+def put_masks_on(
+    model: nn.Module,
+    granularity: str,
+    amount: float | int | None,
+    settings: Mapping[str, Any],
+) -> PlatonScheduler:
+    """Set a model up for a run whose length is not known yet; it keeps its own keys.
+
+    Args:
+        model: The model.
+        granularity: See :func:`check_granularity`.
+        amount: Likewise.
+        settings: The other settings of the function that sets pruning up.
+    """
+    amounts = {} if amount is None else {"amount": amount}
+    scheduler: PlatonScheduler = _function(granularity)(
+        model, total_steps=UNKNOWN_STEPS, own_keys=True, **amounts, **settings
+    )
+    return scheduler
+
+
+def _function(granularity: str) -> Callable[..., PlatonScheduler]:
+    there = {name: each for name, each in _FUNCTIONS.items() if hasattr(platon_prune, each)}
+    if granularity not in there:
+        raise ValueError(f"granularity must be one of {', '.join(there)}; got {granularity!r}")
+    function: Callable[..., PlatonScheduler] = getattr(platon_prune, there[granularity])
+    return function
