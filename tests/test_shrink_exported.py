@@ -36,7 +36,7 @@ def logits(output: object) -> Tensor:
     return getattr(output, "logits", output)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "ResNet"])
+@pytest.mark.parametrize("name", [*(name for name in FAMILIES if name != "gated T5"), "ResNet"])
 def test_it_is_compiled_as_one_graph(name: str) -> None:
     model, inputs = shrunk(name)
     expected = logits(model(**inputs))
