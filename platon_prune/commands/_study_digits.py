@@ -212,7 +212,7 @@ def _dense(training: _digits.Settings, digits: _digits.Digits, folder: Path) -> 
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / "dense" / f"{key}.pt"
     if path.exists():
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         model = _digits.make_model(training).to(digits.train_images.device)
         model.load_state_dict(saved["model"])
         return _digits.Run("dense", model, accuracies={training.steps: saved["accuracy"]})

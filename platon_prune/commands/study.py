@@ -157,13 +157,17 @@ def run_missing(recipe: Recipe, cells: Sequence[Cell], place: Place) -> int:
                 if not mine or cell.key in results.read(place.folder):
                     continue
                 progressed = True
-                if not _run_cell(recipe, cell, place, len(cells)):
+                outcome = _run_cell(recipe, cell, place)
+                if outcome is None:
                     failed.add(cell.key)
+                else:
+                    done = len(results.read(place.folder).keys() & {each.key for each in cells})
+                    print(f"[{done}/{len(cells)}] {outcome}", flush=True)
     return len(failed)
 
 
-def _run_cell(recipe: Recipe, cell: Cell, place: Place, num_cells: int) -> bool:
-    """Run a cell and write down what it measured; False, and a line that says why, if it failed."""
+def _run_cell(recipe: Recipe, cell: Cell, place: Place) -> str | None:
+    """Run a cell, write down what it measured, and say it; None, with the reason, if it failed."""
     name = f"{cell.label}, amount {cell.amount:g}, seed {cell.seed}"
     start = time.perf_counter()
     try:
@@ -173,16 +177,10 @@ def _run_cell(recipe: Recipe, cell: Cell, place: Place, num_cells: int) -> bool:
         raise
     except Exception as error:
         print(f"{name} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return False
+        return None
     seconds = time.perf_counter() - start
     results.append(place.folder, _record(cell, metrics, seconds, place.device))
-    done = len(results.read(place.folder))
-    print(
-        f"[{done}, of this grid {num_cells}] {name}: {metrics[recipe.metric]:.1f} "
-        f"({seconds:.0f} s)",
-        flush=True,
-    )
-    return True
+    return f"{name}: {metrics[recipe.metric]:.1f} ({seconds:.0f} s)"
 
 
 def _record(
