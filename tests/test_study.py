@@ -293,6 +293,19 @@ def test_what_is_no_number_is_no_result(run, tmp_path):
     assert "none of the 6 cells is finished" in printed.out
 
 
+def test_a_study_that_is_stopped_from_the_keyboard_says_how_to_go_on(run, tmp_path):
+    def stopped(cell, place):
+        if cell.seed == 2:
+            raise KeyboardInterrupt
+        return FAKE.run(cell, place)
+
+    status, printed = run(cell=stopped)
+    assert status == 130
+    assert "the same command goes on" in printed.out
+    assert len(results.read(tmp_path / "study")) == 2
+    assert run()[0] == 0
+
+
 # --- what is shown ------------------------------------------------------------------------------
 
 

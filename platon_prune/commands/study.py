@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the cells that are missing, and write the report.
 
     Returns:
-        The exit status: 0, or 1 if a cell failed.
+        The exit status: 0, 1 if a cell failed, or 130 if it was stopped from the keyboard.
 
     Raises:
         ValueError: If a flag's value can't be used; nothing is run then.
@@ -105,7 +105,11 @@ def run(arguments: argparse.Namespace) -> int:
         for name in (*recipe.extras, "matplotlib"):
             importlib.import_module(name)
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        failed = run_missing(recipe, cells, Place(folder, device))
+        try:
+            failed = run_missing(recipe, cells, Place(folder, device))
+        except KeyboardInterrupt:
+            print("\nstopped: the same command goes on with the cells that are missing")
+            return 130
     print(report(recipe, cells, folder))
     return 1 if failed else 0
 
