@@ -55,6 +55,10 @@ class Settings:
         return round(self.cooldown * self.steps)
 
 
+# Of the logits of a batch and the positions of its digits in the training part.
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
 class Scheduler(Protocol):
     """What the training loop needs of whoever prunes."""
 
@@ -100,8 +104,8 @@ class Run:
         return self.accuracies[max(self.accuracies)]
 
 
-def load_digits(settings: Settings) -> Digits:
-    """Split scikit-learn's scans, each class in proportion, by the seed."""
+def load_digits(settings: Settings, device: str = "cpu") -> Digits:
+    """Split scikit-learn's scans, each class in proportion, by the seed; all of it on a device."""
     from sklearn.datasets import load_digits as load_scans
     from sklearn.model_selection import train_test_split
 
@@ -115,8 +119,9 @@ def load_digits(settings: Settings) -> Digits:
     )
     train, held_out = (torch.tensor(part, dtype=torch.float32).unsqueeze(1) for part in parts[:2])
     mean, std = train.mean(), train.std()
-    labels = [torch.tensor(part) for part in parts[2:]]
-    return Digits((train - mean) / std, labels[0], (held_out - mean) / std, labels[1])
+    labels = [torch.tensor(part).to(device) for part in parts[2:]]
+    images = [((part - mean) / std).to(device) for part in (train, held_out)]
+    return Digits(images[0], labels[0], images[1], labels[1])
 
 
 def make_model(settings: Settings) -> nn.Module:
@@ -142,7 +147,7 @@ def make_model(settings: Settings) -> nn.Module:
 
 def train_dense(digits: Digits, settings: Settings, on_step: Callable[[], object]) -> Run:
     """Train the model that all others start from."""
-    run = Run("dense", make_model(settings))
+    run = Run("dense", make_model(settings).to(digits.train_images.device))
     train(run, digits, settings, settings.learning_rate, None, on_step)
     return run
 
@@ -181,11 +186,24 @@ def fine_tune_pruned(
         criterion=criterion,
     )
     run.accuracies[0] = dense.accuracy
-    run.densities[0] = 1.0
-    train(run, digits, settings, settings.fine_tuning_learning_rate, scheduler, on_step)
-    _finalize(run.model)
-    run.accuracies[settings.steps] = accuracy(run.model, digits)
+    fine_tune_with(scheduler, run, digits, settings, on_step)
     return run
+
+
+def fine_tune_with(
+    scheduler: Scheduler,
+    run: Run,
+    digits: Digits,
+    settings: Settings,
+    on_step: Callable[[], object],
+    loss: Loss | None = None,
+) -> None:
+    """Fine-tune a run's model while a scheduler prunes it, finalize it, and measure it."""
+    run.densities[0] = 1.0
+    rate = settings.fine_tuning_learning_rate
+    train(run, digits, settings, rate, scheduler, on_step, loss)
+    platon_prune.remove(run.model)
+    run.accuracies[settings.steps] = accuracy(run.model, digits)
 
 
 def prune_one_shot(dense: Run, amount: float, digits: Digits) -> Run:
@@ -193,7 +211,8 @@ def prune_one_shot(dense: Run, amount: float, digits: Digits) -> Run:
     run = Run("one-shot magnitude", copy.deepcopy(dense.model), amount)
     weights = [(module, name) for _, module, name in find_tensors(run.model)]
     prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=amount)  # type: ignore[no-untyped-call]
-    _finalize(run.model)
+    for module, name in weights:
+        prune.remove(module, name)  # type: ignore[no-untyped-call]
     run.accuracies[0] = accuracy(run.model, digits)
     return run
 
@@ -219,6 +238,7 @@ def train(
     learning_rate: float,
     scheduler: Scheduler | None,
     on_step: Callable[[], object],
+    loss: Loss | None = None,
 ) -> None:
     """The same loop for every run: the same batches in the same order."""
     steps, ramp = settings.steps, settings.learning_rate_warmup_steps
@@ -236,8 +256,11 @@ def train(
             batches = list(shuffled.split(settings.batch_size))  # type: ignore[no-untyped-call]
         batch = batches.pop()
         output = run.model(digits.train_images[batch]).logits
-        loss = nn.functional.cross_entropy(output, digits.train_labels[batch])
-        loss.backward()  # type: ignore[no-untyped-call]
+        if loss is None:
+            value = nn.functional.cross_entropy(output, digits.train_labels[batch])
+        else:
+            value = loss(output, batch)
+        value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
@@ -247,9 +270,3 @@ def train(
         if step % evaluate_every == 0 or step == steps:
             run.accuracies[step] = accuracy(run.model, digits)
         on_step()
-
-
-def _finalize(model: nn.Module) -> None:
-    """Make every pruned tensor an ordinary parameter again, whoever put the mask on it."""
-    for _, module, name in find_tensors(model):
-        prune.remove(module, name)  # type: ignore[no-untyped-call]

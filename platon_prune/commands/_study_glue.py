@@ -1,0 +1,139 @@
+"""The study's recipes for sentences: ``platon-prune glue``, called with the flags of a cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from platon_prune.commands import _study_results as results
+from platon_prune.commands._study_cells import DENSE, Cell, Option, Place, Recipe
+
+# Each option is a flag of the recipe, whose default is the recipe's own.
+_FLAGS = {
+    "masking": "--pruning_masking",
+    "window": "--pruning_window",
+    "beta1": "--pruning_beta1",
+    "beta2": "--pruning_beta2",
+    "warmup": "--pruning_warmup_steps",
+    "cooldown": "--pruning_cooldown_steps",
+    "learning_rate": "--learning_rate",
+    "distillation": "--distillation_weight",  # of the dense model of the same seed
+}
+_TAKEN = ("--amount", "--criterion", "--seed", "--output_dir", "--teacher_name_or_path")
+_KEPT = ("results.json", "report.png")
+# What docs/sst2.md was measured with.
+_SST2: dict[str, tuple[str, ...]] = {
+    "--task_name": ("sst2",),
+    "--max_seq_length": ("40",),
+    "--per_device_train_batch_size": ("32",),
+    "--num_train_epochs": ("5",),
+    "--learning_rate": ("1.5e-4",),
+    "--weight_decay": ("0",),
+    "--warmup_steps": ("100",),
+    "--bf16": ("True",),
+    "--pruning_warmup_steps": ("100",),
+    "--pruning_cooldown_steps": ("300",),
+    "--pruning_include": (
+        "attention.self",
+        "attention.output.dense",
+        "output.dense",
+        "intermediate.dense",
+    ),
+}
+
+
+def run(cell: Cell, place: Place) -> dict[str, float]:
+    """Train one model; of its folder only the results stay, and the model if it is dense."""
+    distilled = "distillation" in cell.options
+    teacher = _dense(cell, place) if distilled or cell.criterion == DENSE else None
+    if cell.criterion == DENSE:
+        assert teacher is not None
+        return _metrics(teacher)
+    folder = place.folder / "runs" / cell.key
+    flags = ["--criterion", cell.criterion, "--amount", str(cell.amount)]
+    for name, value in cell.options.items():
+        flags += [_FLAGS[name], str(value)]
+    if teacher is not None:
+        flags += ["--teacher_name_or_path", str(teacher)]
+    _train(cell, place, folder, flags)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in _KEPT:
+            path.unlink()
+    return _metrics(folder)
+
+
+def _dense(cell: Cell, place: Place) -> Path:
+    """The folder of the dense model of a cell's seed, which is trained if it is not there."""
+    dense = dataclasses.replace(cell, criterion=DENSE, amount=0.0, options={})
+    folder = place.folder / "dense" / dense.key
+    with results.locked(folder.with_suffix(".lock"), wait=True):
+        if not (folder / "results.json").exists():  # which is written last
+            _train(dense, place, folder, ["--amount", "0"])
+    return folder
+
+
+def _train(cell: Cell, place: Place, folder: Path, flags: Sequence[str]) -> None:
+    from platon_prune.integrations.recipes import glue
+
+    shared = cell.settings["flags"]
+    done = ["--do_train", "--do_eval", *(["--do_predict"] if "--test_file" in shared else [])]
+    where = ["--use_cpu"] if place.device == "cpu" else []
+    seeded = ["--seed", str(cell.seed), "--output_dir", str(folder)]
+    # Without checkpoints: a cell that was killed starts again, since one may be half written.
+    glue.main(["--save_strategy", "no", *shared, *flags, *seeded, *done, *where])
+
+
+def _metrics(folder: Path) -> dict[str, float]:
+    """What the recipe measured; the task's first metric as ``accuracy``, in percent."""
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    headline = _headline(found["settings"]["data"]["task_name"])
+    metrics = {
+        "accuracy": 100 * found["metrics"][f"eval_{headline}"],
+        "sparsity": found["sparsity"],
+        "kept": found["selected_weights"] - found["pruned_weights"],
+        "selected": found["selected_weights"],
+    }
+    test = found["metrics"].get(f"test_{headline}")
+    return metrics if test is None else {**metrics, "test_accuracy": 100 * test}
+
+
+def _headline(task_name: str) -> str:
+    from platon_prune.integrations.recipes.glue_tasks import find_task
+
+    return str(find_task(task_name).metrics[0][0])
+
+
+def _settings(defaults: Sequence[str], steps: int | None, flags: Sequence[str]) -> dict[str, Any]:
+    names = {flag.split("=")[0] for flag in flags}
+    for taken in _TAKEN:
+        if taken in names:
+            raise ValueError(f"{taken} is set by the grid for each cell: leave it out after --")
+    if "--model_name_or_path" not in names:
+        raise ValueError(
+            "the recipe needs its own flags after --, a model among them: "
+            "-- --model_name_or_path FOLDER --train_file train.tsv --validation_file dev.tsv"
+        )
+    limit = [] if steps is None else ["--max_steps", str(steps)]
+    return {"flags": [*defaults, *flags, *limit]}
+
+
+def _recipe(name: str, defaults: Sequence[str]) -> Recipe:
+    return Recipe(
+        name,
+        run,
+        title="first metric on the validation part (%)" if name == "glue" else "accuracy (%)",
+        columns={"test_accuracy": "on the test part (%)"},
+        options={option: Option() for option in _FLAGS},
+        extras=("transformers", "datasets"),
+        settings=lambda steps, flags: _settings(defaults, steps, flags),
+    )
+
+
+GLUE = _recipe("glue", [])
+SST2 = _recipe("sst2", [part for flag, values in _SST2.items() for part in (flag, *values)])
