@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from platon_prune.commands._study_cells import DENSE, Recipe
 from platon_prune.commands._study_table import Row, reference_of
-from platon_prune.plots import INK
+from platon_prune.plots._style import INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
