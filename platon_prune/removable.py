@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from platon_prune.coupled import CoupledGroups, Member
 from platon_prune.masked import forms_of, mask_of
-from platon_prune.resize import find, refusal, tensor_at
+from platon_prune.resize import find, has_fixed_width, refusal, tensor_at
 from platon_prune.shards import is_sharded
 
 
@@ -125,6 +126,10 @@ def _refusal(
     model: nn.Module, groups: CoupledGroups, owners: dict[int, dict[int, str]]
 ) -> str | None:
     """Why groups of a place can't be cut out; None if they can."""
+    holder = groups.members[0].name.rpartition(".")[0].rpartition(".")[0]
+    attention: Any = type(model.get_submodule(holder))
+    if groups.kind == "heads" and has_fixed_width(attention):
+        return f"{holder} can't run with fewer heads"
     modules = {id(find(model, member.name)[0]) for member in groups.members}
     for member in groups.members:
         module, key = find(model, member.name)

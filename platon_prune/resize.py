@@ -6,6 +6,9 @@ hold it need no word of it.
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +24,8 @@ _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head") + (
     ("num_key_value_heads", "num_kv_heads", "all_head_size", "inner_dim", "split_size")
 )
 _WIDTHS = ("intermediate_size", "intermediate_dim", "ffn_dim")
+
+_TO_HIDDEN_SIZE = re.compile(r"(?:reshape|view)\([^()]*\b(?:embed_dim|hidden_size|d_model)\)")
 
 
 def find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -97,6 +102,19 @@ def refusal(module: nn.Module, key: str, dim: int) -> str | None:
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "a lazy layer has no size yet"
     return None
+
+
+@functools.cache
+def has_fixed_width(cls: Any) -> bool:
+    """Whether an attention puts its heads together to the hidden size instead of what they have.
+
+    Some of transformers' do, so they can't run with fewer heads. It shows in the forward alone.
+    """
+    try:
+        source = inspect.getsource(cls.forward)
+    except (OSError, TypeError):
+        return False
+    return _TO_HIDDEN_SIZE.search(source) is not None
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -63,6 +63,21 @@ def test_tied_tensors_of_a_sparse_file_are_there_under_each_name(tmp_path):
     assert load_file(tmp_path / "dense").keys() == model.state_dict().keys()
 
 
+def test_a_sparse_file_written_anew_keeps_ties_versions_and_sizes(tmp_path):
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)
+    )
+    model[1].weight = model[0].weight
+    source = tmp_path / "sparse"
+    platon_prune.save(model, source)
+    assert export(source, "sparse", tmp_path / "again", "--compression", "zstd") == 0
+    one, other = platon_prune.load(source), platon_prune.load(tmp_path / "again")
+    assert other["0.weight"] is other["1.weight"]
+    assert other.index.order == one.index.order
+    assert other.index.versions == one.index.versions and one.index.versions["2"] == 2
+    assert other.sizes == one.sizes
+
+
 def test_what_stood_in_a_file_stays_where_the_new_one_cannot_be_written(tmp_path):
     save_file({"w": torch.ones(2, 2)}, tmp_path / "model.safetensors")
     bad = tmp_path / "bad"

@@ -511,6 +511,20 @@ def test_heads_of_models_with_another_shared_bias_stay() -> None:
     assert_close(output(model), expected)
 
 
+def test_heads_stay_in_attention_that_cannot_run_with_fewer() -> None:
+    sizes = {"d_model": 16, "num_layers": 2, "attention_heads": 4, "ffn_dim": 12}
+    config = transformers.XGLMConfig(vocab_size=16, max_position_embeddings=32, **sizes)
+    model = transformers.XGLMForCausalLM(config).eval()
+    groups = find_groups(model)
+    mask(model, groups, lambda place: [0])
+    expected = output(model)
+    report = platon_prune.shrink(model)
+    assert {row.after for row in report.places} == {4, 11}
+    notes = {row.note for row in report.places if row.kind == "heads"}
+    assert all("can't run with fewer heads" in note for note in notes)
+    assert_close(output(model), expected)
+
+
 def test_what_is_not_a_whole_plain_model_is_refused() -> None:
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got list"):
         platon_prune.shrink([])

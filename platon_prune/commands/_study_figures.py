@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from platon_prune.commands._study_cells import DENSE, Recipe
 from platon_prune.commands._study_table import Row, reference_of
-from platon_prune.plots._style import INK
+from platon_prune.plots import accuracy_against_density
+from platon_prune.plots._style import COLOURS, INK, plain, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# Okabe and Ito's colours, told apart with any colour vision; markers differ as well.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "X", "v", "P")
-PERCENT_TICKS = (0, 10, 30, 50, 70, 80, 85, 90, 92, 94, 95, 96, 97, 98, 99)
 
 
 def save_pictures(recipe: Recipe, rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -40,62 +36,17 @@ def save_pictures(recipe: Recipe, rows: Sequence[Row], folder: Path) -> list[Pat
 
 
 def _save_accuracy(recipe: Recipe, rows: Sequence[Row], dense: Row | None, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    _draw_dense(axes, dense, recipe.metric)
-    criteria = list(dict.fromkeys(row.criterion for row in rows))
-    for i, criterion in enumerate(criteria):
-        own = sorted((row for row in rows if row.criterion == criterion), key=lambda r: r.amount)
-        samples = [row.sample(recipe.metric) for row in own]
-        densities = [100 * (1 - row.amount) for row in own]
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        lows, highs = [s.low for s in samples if s], [s.high for s in samples if s]
-        axes.fill_between(densities, lows, highs, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(
-            densities, [s.mean for s in samples if s], color=colour, marker=marker, markersize=5,
-            linewidth=2, label=criterion,
-        )  # fmt: skip
-    ticks = sorted({100 * (1 - row.amount) for row in rows})
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.invert_xaxis()
-    axes.set_xlabel("density (%)")
-    _spread_heights(axes)
-    axes.set_ylabel(recipe.title)
-    axes.set_title("mean, and lowest to highest over the seeds", loc="left")
-    axes.legend(frameon=False)
-    _plain(axes)
-    figure.savefig(path, dpi=130, format="png")
-
-
-def _spread_heights(axes: Axes) -> None:
-    """Scale percentages by the distance to 100, so that close ones near the top are told apart."""
-    low, high = axes.dataLim.y0, axes.dataLim.y1
-    if not 0 <= low < high <= 100:
-        return
-    axes.set_yscale(
-        "function", functions=(lambda y: -_log(100.1 - y), lambda z: 100.1 - 10.0 ** (-z))
+    curves: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        curves.setdefault(row.criterion, {})[1 - row.amount] = row.values(recipe.metric)
+    accuracy_against_density(
+        curves,
+        path,
+        dense=dense.values(recipe.metric) if dense is not None else (),
+        ylabel=recipe.title,
+        heading="Mean, lowest to highest, and every seed",
+        by_distance_to_100=True,
     )
-    low, high = max(0.0, low - 0.1 * (100 - low)), 100 - 0.8 * (100 - high)
-    axes.set_ylim(low, high)
-    axes.set_yticks([tick for tick in PERCENT_TICKS if low <= tick <= high])
-    axes.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
-
-
-def _log(values: Any) -> Any:
-    import numpy as np
-
-    return np.log10(np.maximum(values, 1e-3))
-
-
-def _draw_dense(axes: Axes, dense: Row | None, metric: str) -> None:
-    sample = None if dense is None else dense.sample(metric)
-    if sample is not None:
-        axes.axhspan(sample.low, sample.high, color=INK, alpha=0.07, linewidth=0)
-        axes.axhline(sample.mean, color=INK, linewidth=1.2, linestyle=":", label=DENSE)
 
 
 def _save_options(recipe: Recipe, rows: Sequence[Row], all_rows: Sequence[Row], path: Path) -> None:
@@ -119,12 +70,12 @@ def _save_options(recipe: Recipe, rows: Sequence[Row], all_rows: Sequence[Row], 
                 _draw_differences(axes, labels.index(name), values)
         axes.set_title(f"density {100 * (1 - amount):.3g} %", loc="left")
         axes.tick_params(labelleft=column == 0)
-        _plain(axes)
+        plain(axes)
     assert first is not None
     first.set_yticks(range(len(labels)), labels)
     first.set_ylim(len(labels) - 0.5, -0.5)
     figure.supxlabel("difference of the same seed without the option (points)", fontsize=10)
-    figure.savefig(path, dpi=130, format="png")
+    save(figure, path)
 
 
 def _draw_differences(axes: Axes, height: int, values: Sequence[float]) -> None:
@@ -133,9 +84,3 @@ def _draw_differences(axes: Axes, height: int, values: Sequence[float]) -> None:
         axes.plot([min(values), max(values)], [height] * 2, color=COLOURS[0], linewidth=1.5)
         axes.plot(values, [height] * len(values), "o", color=COLOURS[0], markersize=3, alpha=0.6)
         axes.plot([sum(values) / len(values)], [height], "o", color=COLOURS[1], markersize=7)
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)

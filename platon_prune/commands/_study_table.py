@@ -51,9 +51,13 @@ class Row:
         """Criterion and options, in words."""
         return label_of(self.criterion, self.options)
 
+    def values(self, metric: str) -> list[float]:
+        """One measured value of each cell that has it."""
+        return [measured[metric] for measured in self.by_seed.values() if metric in measured]
+
     def sample(self, metric: str) -> Sample | None:
         """Of one measured value over the seeds; None if no cell has it."""
-        values = [measured[metric] for measured in self.by_seed.values() if metric in measured]
+        values = self.values(metric)
         return Sample.of(values) if values else None
 
     def differences(self, other: Row, metric: str) -> dict[int, float]:

@@ -169,7 +169,17 @@ def write_dense(source: Path, path: Path) -> None:
 
 
 def write_sparse(source: Path, path: Path, compression: str | None) -> None:
-    """Write all tensors of a file as a sparse file."""
-    stored = [NamedTensor(tensor.name, tensor.read()) for tensor in _tensors_of(source)]
+    """Write all tensors of a file as a sparse file; of a sparse one with all that it says."""
+    versions, sizes = {}, ""
+    if is_sparse_file(source):
+        stored = SparseStateDict(source)
+        versions, sizes = stored.index.versions, stored.sizes
+        left_out = set(stored.index.non_persistent)
+        named = [
+            NamedTensor(name, stored.tensor(name), persistent=name not in left_out)
+            for name in stored.index.order
+        ]
+    else:
+        named = [NamedTensor(tensor.name, tensor.read()) for tensor in _safetensors(source)]
     with replacing(path) as file:
-        write_tensors(file, stored, compression, versions={})
+        write_tensors(file, named, compression, versions, sizes)

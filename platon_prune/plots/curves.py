@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from platon_prune.plots._style import (
     COLOURS,
@@ -15,6 +16,11 @@ from platon_prune.plots._style import (
     title,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_PERCENT_TICKS = (0, 10, 30, 50, 70, 80, 85, 90, 92, 94, 95, 96, 97, 98, 99)
+
 
 def accuracy_against_density(
     curves: Mapping[str, Mapping[float, Sequence[float]]],
@@ -23,8 +29,9 @@ def accuracy_against_density(
     dense: Sequence[float] = (),
     ylabel: str = "accuracy (%)",
     heading: str = "Accuracy against density",
+    by_distance_to_100: bool = False,
 ) -> None:
-    """Draw a line through the means of each curve, a band of one standard deviation, and each run.
+    """Draw a line through the means of each curve, a band from lowest to highest, and each run.
 
     Args:
         curves: Label to density (fraction kept, in (0, 1]) to the values of some runs, such as one
@@ -33,6 +40,8 @@ def accuracy_against_density(
         dense: Values of the dense model, for a dotted line at their mean.
         ylabel: What the values are, with their unit.
         heading: Title.
+        by_distance_to_100: Whether heights are logarithms of the distance to 100, so that values
+            near it are told apart; for percentages.
 
     Raises:
         ValueError: If there is nothing to draw, a density is not in (0, 1], or the curves are more
@@ -53,9 +62,7 @@ def accuracy_against_density(
         ordered = sorted(points)
         places = [100 * density * offset for density in ordered]
         means = [statistics.fmean(points[density]) for density in ordered]
-        spread = [_deviation(points[density]) for density in ordered]
-        lows = [mean - deviation for mean, deviation in zip(means, spread, strict=True)]
-        highs = [mean + deviation for mean, deviation in zip(means, spread, strict=True)]
+        lows, highs = ([end(points[density]) for density in ordered] for end in (min, max))
         axes.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0)
         axes.plot(
             places, means, marker=marker, color=colour, markersize=6, linewidth=1.8, label=label
@@ -67,6 +74,8 @@ def accuracy_against_density(
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
     axes.set_xlim(*_limits(densities))
+    if by_distance_to_100:
+        _spread_heights(axes)
     axes.set_xlabel("weights kept (%)")
     axes.set_ylabel(ylabel)
     title(axes, heading)
@@ -94,8 +103,23 @@ def _require_drawable(curves: Mapping[str, Mapping[float, Sequence[float]]]) -> 
                 raise ValueError(f"densities must be in (0, 1], got {density} for {label!r}")
 
 
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _spread_heights(axes: Axes) -> None:
+    import numpy as np
+
+    low, high = axes.dataLim.y0, axes.dataLim.y1
+    if not 0 <= low < high <= 100:
+        return
+    axes.set_yscale(
+        "function",
+        functions=(
+            lambda y: -np.log10(np.maximum(100.1 - y, 1e-3)),
+            lambda z: 100.1 - 10.0**-z,
+        ),
+    )
+    low, high = max(0.0, low - 0.1 * (100 - low)), 100 - 0.8 * (100 - high)
+    axes.set_ylim(low, high)
+    axes.set_yticks([tick for tick in _PERCENT_TICKS if low <= tick <= high])
+    axes.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
 
 
 def _spaced(densities: Sequence[float]) -> list[float]:
