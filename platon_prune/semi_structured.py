@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from numbers import Real
@@ -37,6 +38,8 @@ def semi_structured(
     masking: str = "step",
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    history: bool = True,
+    mask_history: str | os.PathLike[str] | None = None,
     own_keys: bool | None = None,
     state_dtype: torch.dtype = torch.float32,
     offload_averages: bool = False,
@@ -72,6 +75,8 @@ def semi_structured(
         masking: Likewise.
         include: Likewise.
         exclude: Likewise.
+        history: Likewise.
+        mask_history: Likewise.
         own_keys: Likewise.
         state_dtype: Likewise.
         offload_averages: Likewise.
@@ -133,6 +138,8 @@ def semi_structured(
         state_dtype=state_dtype,
         offload_averages=offload_averages,
         process_group=process_group,
+        history=history,
+        mask_history=mask_history,
     )
     if left_out:
         warnings.warn(
