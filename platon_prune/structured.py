@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -46,6 +47,8 @@ def global_structured(
     min_channels: float = 0.05,
     kinds: str | Sequence[str] = KINDS,
     time_limit: float = 120.0,
+    history: bool = True,
+    mask_history: str | os.PathLike[str] | None = None,
     own_keys: bool | None = None,
     state_dtype: torch.dtype = torch.float32,
     offload_averages: bool = False,
@@ -86,7 +89,9 @@ def global_structured(
         min_channels: Likewise for channels.
         kinds: Which of "heads", "neurons" and "channels" to prune.
         time_limit: Seconds that tracing a model of unknown layers may take.
-        own_keys: As for :func:`global_unstructured`, and so are all others.
+        history: As for :func:`global_unstructured`, and so are all others.
+        mask_history: Likewise.
+        own_keys: Likewise.
         state_dtype: Likewise.
         offload_averages: Likewise.
         process_group: Likewise.
@@ -156,6 +161,8 @@ def global_structured(
         state_dtype=state_dtype,
         offload_averages=offload_averages,
         process_group=process_group,
+        history=history,
+        mask_history=mask_history,
         find=find,
     )
     bare(model)._platon_groups = tuple(found)  # type: ignore[assignment]

@@ -195,3 +195,23 @@ def test_a_checkpoint_of_two_processes_brings_it_to_three_and_to_one(tmp_path):
     for size, layout in ((3, rank_jobs.fsdp), (1, rank_jobs.alone)):
         for found in ranks.run(size, _resumed_history, tmp_path, layout):
             assert found == expected
+
+
+@pytest.mark.parametrize("granularity", ["semi_structured", "global_structured"])
+def test_other_granularities_record_what_they_did_too(granularity, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    settings = dict(total_steps=8, window=2, criterion="random", mask_history=tmp_path / "masks")
+    if granularity == "semi_structured":
+        scheduler = platon_prune.semi_structured(model, n=2, m=4, **settings)
+    else:
+        scheduler = platon_prune.global_structured(model, torch.ones(1, 8), amount=0.5, **settings)
+    for _ in range(8):
+        scheduler.step()
+    assert [choice.step for choice in scheduler.history] == [2, 4, 6, 8]
+    # Half of every group of four; 8 of 16 neurons, each with all that it has.
+    assert scheduler.history[-1].sparsity == 0.5
+    for choice in scheduler.history:
+        pruned = sum(int((~mask).sum()) for mask in scheduler.masks(choice.step).values())
+        total = sum(mask.numel() for mask in scheduler.masks().values())
+        assert choice.sparsity == pytest.approx(pruned / total)
