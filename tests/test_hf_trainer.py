@@ -504,7 +504,9 @@ def test_a_checkpoint_that_was_saved_to_be_used_only_says_so(tmp_path):
         tmp_path, _callback(), save_strategy="steps", save_steps=10, save_only_model=True
     ).train()
     trainer = _trainer(tmp_path, _callback())
-    with pytest.raises(ValueError, match="written with save_only_model, or cut off, can't be resumed"):
+    with pytest.raises(
+        ValueError, match="written with save_only_model, or cut off, can't be resumed"
+    ):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
 
 
