@@ -31,18 +31,19 @@ class Notices:
                 stacklevel=_CALLER,
             )
 
-    def of_choice(self, step: int, changed: Sequence[Change], skipped: int | None) -> None:
+    def of_choice(self, step: int, changed: Sequence[Change], skipped: int) -> None:
         """Name the tensors that a choice nearly emptied, or say that none was made.
 
         Args:
-            step: The choosing step.
-            changed: What the choice did to each tensor.
-            skipped: How many steps were skipped, if there are no scores to choose by; else None.
+            step: The step.
+            changed: What a choice did to each tensor; none if it was no choosing step.
+            skipped: How many steps were skipped, if that is why no choice was made; else 0.
         """
         empty = [
             f"{change.name} keeps {change.kept} of {change.numel} weights"
             for change in nearly_empty(changed)
-            if self._is_first("empty", change.name)
+            # What has no gradients has no scores, so that it goes first: that is said.
+            if ("gradient", change.name) not in self._named and self._is_first("empty", change.name)
         ]
         if empty:
             warnings.warn(

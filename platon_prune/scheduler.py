@@ -155,12 +155,13 @@ class PlatonScheduler:
         without_gradient = self._take_in(step, gradients, apply_masks=masking and not choosing)
         self.last_step = step
         self.skipped_steps += gradients is None
+        changed, has_scores = [], self._has_scores or not self.criterion.windowed
         if choosing:
-            has_scores = self._has_scores or not self.criterion.windowed
             changed = self._choose(self.schedule.amount_at(step)) if has_scores else []
             self._tensors.apply_masks()
-            self._notices.of_choice(step, changed, None if has_scores else self.skipped_steps)
+        # Once all of the step is done: a warning may be an error.
         self._notices.of_no_gradient(without_gradient)
+        self._notices.of_choice(step, changed, self.skipped_steps * (choosing and not has_scores))
 
     def _choose(self, amount: float) -> list[Change]:
         """Write the masks; what changed in each tensor."""

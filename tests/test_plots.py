@@ -56,6 +56,18 @@ def test_the_schedule_has_a_point_for_each_choice_on_the_line_that_is_due(figure
     assert list(due.get_xdata()[:20]) == list(range(1, 21)) and due.get_ydata()[-1] == 50
 
 
+def test_the_schedule_of_2_of_4_ends_at_the_half_that_is_due(figures):
+    torch.manual_seed(0)
+    scheduler = platon_prune.semi_structured(
+        nn.Linear(8, 4), total_steps=8, window=2, criterion="magnitude"
+    )
+    for _ in range(8):
+        scheduler.step()
+    plots.schedule(scheduler, "unused")
+    due, measured = figures[0].axes[0].lines[:2]
+    assert due.get_ydata()[-1] == measured.get_ydata()[-1] == 50
+
+
 def test_the_map_has_a_row_for_each_tensor_and_a_column_for_each_choice(figures):
     scheduler = _run()
     plots.layers(scheduler, "unused")

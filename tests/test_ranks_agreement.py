@@ -292,9 +292,8 @@ def _train_with_unused_parameters():
 def test_ddp_may_leave_parameters_unused_in_some_ranks_or_in_all():
     (said, kept, masks), other = ranks.run(2, _train_with_unused_parameters)
     assert other == (said, kept, masks)
-    no_gradient, emptied = sorted(said, key=lambda text: "no gradient" not in text)
-    assert no_gradient.startswith("idle.weight had no gradient for a whole window")
-    assert "idle.weight keeps 0 of 64 weights" in emptied
+    # Said once: that it is emptied is what comes of it.
+    assert len(said) == 1 and said[0].startswith("idle.weight had no gradient for a whole window")
     # Its scores are zero, so all of it goes, and of the 192 weights 58 are left for the branches.
     assert kept["idle.weight"] == 0 and sum(kept.values()) == 192 - round(0.7 * 192)
     assert min(kept["branches.0.weight"], kept["branches.1.weight"]) > 0

@@ -39,9 +39,10 @@ def schedule(scheduler: PlatonScheduler, path: str | Path) -> None:
     history, plan = _recorded(scheduler), scheduler.schedule
     figure, axes = new_figure()
     steps = range(1, plan.total_steps + 1, max(1, plan.total_steps // 2000))
+    # An amount may be of something else than weights, such as groups of n:m.
     sparsity_of = scheduler.granularity.sparsity_of
     due = [100 * (1 - sparsity_of(plan.amount_at(s))) for s in (*steps, plan.total_steps)]
-    if sparsity_of(plan.amount) or not plan.amount:  # else not known before a choice
+    if sparsity_of(plan.amount) or not plan.amount:  # else it is not known before a choice
         axes.plot([*steps, plan.total_steps], due, color=INK, linewidth=1.6, label="due")
     axes.plot(
         [choice.step for choice in history],
