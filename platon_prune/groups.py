@@ -10,7 +10,7 @@ from torch import nn
 from platon_prune.coupled import CoupledGroups
 from platon_prune.dependencies import dependent_groups
 from platon_prune.layouts import layout_groups
-from platon_prune.masked import pruned_tensors
+from platon_prune.masked import pruned_tensors, refuse_other_masks
 
 KINDS = ("heads", "neurons", "channels")
 
@@ -41,7 +41,8 @@ def find_groups(
         out: one whose norm looks at all channels, or whose channels are the model's output.
 
     Raises:
-        ValueError: If a kind is unknown, or example inputs are needed and there are none.
+        ValueError: If a kind is unknown, or example inputs are needed and there are none, or
+            a mask of another method is on a tensor of a group or on a model that is traced.
         ImportError: If torch-pruning is needed and not installed.
         TimeoutError: If tracing took longer than ``time_limit``.
     """
@@ -56,7 +57,9 @@ def find_groups(
                 "example_inputs must be given for a model whose layers are not known by their "
                 f"names, got none with a {type(model).__name__}: pass a batch as the model takes it"
             )
+        refuse_other_masks(model)  # the copy that is traced can't be made with them
         found = dependent_groups(model, example_inputs, time_limit)
+    refuse_other_masks(model, {member.name for groups in found for member in groups.members})
     order = {name: i for i, name in enumerate(_names(model))}
     found.sort(key=lambda groups: min(order[member.name] for member in groups.members))
     return [groups for groups in found if groups.kind in wanted]

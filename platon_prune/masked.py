@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -49,6 +49,26 @@ def method_of(module: nn.Module, name: str) -> prune.BasePruningMethod | None:
     """Our method on ``module.name``, or None if it carries no mask of ours."""
     methods: dict[str, prune.BasePruningMethod] = module.__dict__.get("_platon_methods", {})
     return methods.get(name)
+
+
+def refuse_other_masks(model: nn.Module, among: Collection[str] | None = None) -> None:
+    """Raise a ValueError if a tensor carries a mask of another method of torch's prune.
+
+    Args:
+        model: The model.
+        among: Full names of the tensors that matter; None for all.
+    """
+    for prefix, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if not isinstance(hook, prune.BasePruningMethod):
+                continue
+            key = hook._tensor_name
+            name = f"{prefix}.{key}".lstrip(".")
+            if method_of(module, key) is not hook and (among is None or name in among):
+                raise ValueError(
+                    f"model must carry no masks of other methods, got one on {name}: finalize it "
+                    f'first with torch.nn.utils.prune.remove(module, "{key}")'
+                )
 
 
 def forms_of(module: nn.Module) -> tuple[TensorForm, ...]:

@@ -14,7 +14,7 @@ from platon_prune import head_bias
 from platon_prune.config_sizes import adopt_
 from platon_prune.coupled import CoupledGroups
 from platon_prune.groups import find_groups
-from platon_prune.masked import method_of, pruned_tensors
+from platon_prune.masked import pruned_tensors, refuse_other_masks
 from platon_prune.optimizer_states import check_states, cut_states_
 from platon_prune.removable import Place, find_places, kept_indices
 from platon_prune.resize import Kept, check_sizes, find, named_parameter, resize_
@@ -129,13 +129,8 @@ def shrink(
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    for name, module in model.named_modules():
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, prune.BasePruningMethod) and not _is_ours(module, hook):
-                raise ValueError(
-                    f"model must carry no masks of other methods, got one on {name}."
-                    f"{hook._tensor_name}: finalize it first with torch.nn.utils.prune.remove"
-                )
+    refuse_other_masks(model)
+    for module in model.modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             raise ValueError(
                 "model must not be wrapped in DistributedDataParallel, which knows its parameters "
@@ -146,10 +141,6 @@ def _check_model(model: nn.Module) -> None:
                 "model must be without adapters, got one of LoRA: merge it first, with peft's "
                 "model.merge_and_unload()"
             )
-
-
-def _is_ours(module: nn.Module, method: prune.BasePruningMethod) -> bool:
-    return method_of(module, method._tensor_name) is method
 
 
 def _groups_of(model: nn.Module, example_inputs: Any) -> Sequence[CoupledGroups]:

@@ -11,6 +11,7 @@ import small_transformers
 import torch
 import transformers
 from torch import nn
+from torch.nn.utils import prune as torch_prune
 
 import platon_prune
 from platon_prune import find_groups
@@ -229,6 +230,30 @@ def test_masks_and_hooks_do_not_change_the_groups():
     platon_prune.global_unstructured(model, amount=0.5, total_steps=10, window=2)
     model.layers[0].mlp.register_forward_hook(lambda *args: None)
     assert [(groups.name, _layout(groups)) for groups in find_groups(model)] == plain
+
+
+def test_a_mask_of_torchs_own_prune_on_a_group_is_refused_and_elsewhere_it_is_not():
+    model = small_transformers.build("BERT")
+    plain = [(groups.name, _layout(groups)) for groups in find_groups(model)]
+    torch_prune.l1_unstructured(model.pooler.dense, "weight", amount=0.5)
+    assert [(groups.name, _layout(groups)) for groups in find_groups(model)] == plain
+    dense = model.encoder.layer[0].intermediate.dense
+    torch_prune.l1_unstructured(dense, "bias", amount=0.5)
+    with pytest.raises(
+        ValueError, match=r"got one on encoder\.layer\.0\.intermediate\.dense\.bias"
+    ):
+        find_groups(model)
+    with pytest.raises(ValueError, match="no masks of other methods"):
+        platon_prune.global_structured(model, amount=0.5, total_steps=10)
+    torch_prune.remove(dense, "bias")
+    assert [(groups.name, _layout(groups)) for groups in find_groups(model)] == plain
+
+
+def test_a_model_with_masks_of_torchs_own_prune_is_not_traced():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    torch_prune.l1_unstructured(model[2], "weight", amount=0.5)
+    with pytest.raises(ValueError, match=r"got one on 2\.weight: finalize it first"):
+        find_groups(model, torch.ones(1, 4))
 
 
 def test_kinds_are_chosen_and_checked():
