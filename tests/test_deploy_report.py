@@ -108,7 +108,7 @@ def test_the_shrunk_model_has_fewer_weights_and_the_same_outputs(monkeypatch):
     model = two_layers()
     model[0].weight.data[128:] = model[0].bias.data[128:] = 0
     model[2].weight.data[:, 128:] = 0
-    monkeypatch.setattr(platon_prune, "shrink", remove_half_, raising=False)
+    monkeypatch.setattr(forms, "shrink", remove_half_, raising=False)
     report = quick(model, forms=["shrunk"])
     assert report.row("shrunk").num_weights * 2 == report.row("dense").num_weights == 2 * 64 * 256
     assert report.row("shrunk").difference < 1e-5
@@ -120,7 +120,7 @@ def test_what_a_function_refuses_is_the_reason_and_other_forms_go_on(monkeypatch
     def refuse(*arguments, **settings):
         raise ValueError("there is nothing to do\nand more lines")
 
-    monkeypatch.setattr(platon_prune, name, refuse, raising=False)
+    monkeypatch.setattr(forms, name, refuse, raising=False)
     model = two_layers()
     prune.l1_unstructured(model[0], "weight", amount=0.5)
     report = quick(model, forms=[form, "masked"])
@@ -173,7 +173,7 @@ def test_a_class_that_no_other_process_can_import_is_measured_but_for_its_memory
 
 
 def test_outputs_that_differ_in_shape_differ_infinitely(monkeypatch):
-    monkeypatch.setattr(platon_prune, "shrink", lambda m, **s: m.append(nn.Linear(64, 3)), False)
+    monkeypatch.setattr(forms, "shrink", lambda m, **s: m.append(nn.Linear(64, 3)), False)
     report = quick(two_layers(), forms=["shrunk"])
     assert report.row("shrunk").difference == float("inf")
     assert any("shrunk is not the same model" in line for line in report.recommendation)

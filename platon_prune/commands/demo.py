@@ -23,6 +23,7 @@ from platon_prune.commands._digits import (
     prune_one_shot,
     train_dense,
 )
+from platon_prune.commands._output import make_folder
 from platon_prune.criteria import CRITERIA
 from platon_prune.plots import Comparison, save_demo_report
 from platon_prune.summary import summary
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check(settings)
     for name in EXTRAS:
         importlib.import_module(name)
-    report = _make_folder(arguments.output_dir) / "report.png"
+    report = make_folder(arguments.output_dir) / "report.png"
     num_threads = torch.get_num_threads()
     torch.set_num_threads(settings.num_threads)
     try:
@@ -143,17 +144,6 @@ def _check(settings: Settings) -> None:
             f"{settings.window} steps, got {settings.steps}: train longer, the default is "
             f"{Settings.steps}"
         )
-
-
-def _make_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"--output-dir must be a folder that can be made, got {folder} ({error.strerror}): "
-            "give another path"
-        ) from error
-    return folder
 
 
 def _run_all(digits: Digits, settings: Settings) -> Results:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from platon_prune.commands._output import make_folder
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -85,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         report = measure(read_model(arguments.model), arguments)
         print(report)
-        _write(report, _make_folder(arguments.output_dir))
+        _write(report, make_folder(arguments.output_dir))
         return 0
     finally:
         torch.set_num_threads(num_threads)
@@ -126,17 +128,6 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-def _make_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"--output-dir must be a folder that can be made, got {folder} ({error.strerror}): "
-            "give another path"
-        ) from error
-    return folder
-
-
 def _write(report: DeployReport, folder: Path) -> None:
     from platon_prune.deploy.picture import save_picture
 
@@ -150,12 +141,12 @@ def _run_bert_base(arguments: argparse.Namespace) -> int:
     from platon_prune.commands import _bert_base
 
     reports = {}
-    folder = _make_folder(arguments.output_dir)
+    folder = make_folder(arguments.output_dir)
     for name, build in _bert_base.MODELS.items():
         print(f"--- BERT-base, {name} ---\n")
         reports[name] = measure(build(arguments.layers), arguments)
         print(reports[name])
-        _write(reports[name], _make_folder(folder / name.replace(" ", "-")))
+        _write(reports[name], make_folder(folder / name.replace(" ", "-")))
         print()
     aims = _bert_base.aims(reports)
     print(_bert_base.table_of(aims))

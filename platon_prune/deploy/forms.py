@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,8 +25,10 @@ from platon_prune.export.openvino_file import (
     reason_without_sparse_weights,
     write_openvino,
 )
+from platon_prune.export.semi_structured_inference import to_semi_structured
 from platon_prune.export.sparse_inference import to_sparse_inference
 from platon_prune.method import PlatonUnstructured
+from platon_prune.shrink import shrink
 from platon_prune.targets import find_tensors
 
 
@@ -159,19 +160,13 @@ def csr(source: Source) -> Form:
 def shrunk(source: Source) -> Form:
     """Without the heads, neurons and channels that are masked."""
     model = copy.deepcopy(source.model)
-    num_before = sum(parameter.numel() for parameter in source.dense.parameters())
-    _public("shrink")(model, example_inputs=source.largest)
-    model = finalized(model)
-    if sum(parameter.numel() for parameter in model.parameters()) == num_before:
-        raise UnavailableError("no whole head, neuron or channel is zero: nothing can be removed")
+    shrink(model, example_inputs=source.largest)
     return _of_torch(source, model, "shrunk")
 
 
 def semi_structured(source: Source) -> Form:
     """Weights of two in four as torch's semi-structured tensors."""
-    model = copy.deepcopy(source.dense)
-    result = _public("to_semi_structured")(model)
-    return _of_torch(source, result if isinstance(result, nn.Module) else model, "2of4")
+    return _of_torch(source, to_semi_structured(copy.deepcopy(source.dense)), "2of4")
 
 
 def onnx(source: Source) -> Form:
@@ -257,14 +252,6 @@ def _without_progress_bars() -> Iterator[None]:
     finally:
         if enabled:
             bars.enable_progress_bar()
-
-
-def _public(name: str) -> Callable[..., Any]:
-    """A function of the package that lives in a higher room or is not there yet."""
-    function = getattr(sys.modules["platon_prune"], name, None)
-    if not callable(function):
-        raise UnavailableError(f"this version has no platon_prune.{name}")
-    return function  # type: ignore[no-any-return]
 
 
 def _onnx_file(source: Source) -> tuple[Path, bool]:
