@@ -2,6 +2,7 @@
 
 import re
 import struct
+import warnings
 from typing import NamedTuple
 
 import pytest
@@ -12,8 +13,9 @@ pytest.importorskip("sklearn")
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
+import platon_prune  # noqa: E402
 from platon_prune import cli  # noqa: E402
-from platon_prune.commands import demo  # noqa: E402
+from platon_prune.commands import _digits, demo  # noqa: E402
 from platon_prune.commands._compiled import check_compiled  # noqa: E402
 from platon_prune.commands._digits import Digits, Settings  # noqa: E402
 from platon_prune.plots import Comparison, save_demo_report  # noqa: E402
@@ -193,3 +195,14 @@ def assert_is_png_of_sensible_size(path):
     assert 800 <= width <= 4000
     assert 500 <= height <= 2000
     assert path.stat().st_size > 20_000
+
+
+def test_tensors_that_are_emptied_are_drawn_and_not_warned_about():
+    settings = _digits.Settings(steps=40, num_evaluations=1)
+    digits = _digits.load_digits(settings)
+    dense = _digits.Run("dense", _digits.make_model(settings), accuracies={0: 0.0})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run = _digits.fine_tune_pruned(dense, "platon", 0.999, digits, settings, lambda: None)
+    assert any(row.kept == 0 for row in platon_prune.summary(run.model))
+    assert not [each for each in said if issubclass(each.category, platon_prune.PruningWarning)]

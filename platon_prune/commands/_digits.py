@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -241,6 +242,21 @@ def train(
     loss: Loss | None = None,
 ) -> None:
     """The same loop for every run: the same batches in the same order."""
+    with warnings.catch_warnings():
+        # That PLATON empties tensors here is what the demo shows and the study counts.
+        warnings.filterwarnings("ignore", "nearly empty", platon_prune.PruningWarning)
+        _train(run, digits, settings, learning_rate, scheduler, on_step, loss)
+
+
+def _train(
+    run: Run,
+    digits: Digits,
+    settings: Settings,
+    learning_rate: float,
+    scheduler: Scheduler | None,
+    on_step: Callable[[], object],
+    loss: Loss | None,
+) -> None:
     steps, ramp = settings.steps, settings.learning_rate_warmup_steps
     optimizer = torch.optim.AdamW(run.model.parameters(), lr=learning_rate)
     rates = torch.optim.lr_scheduler.LambdaLR(

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,10 +108,7 @@ def run(cell: Cell, place: Place) -> dict[str, float]:
     num_threads = torch.get_num_threads()
     torch.set_num_threads(_DEFAULT.num_threads)
     try:
-        with warnings.catch_warnings():
-            # The study counts the tensors that are emptied.
-            warnings.filterwarnings("ignore", "nearly empty", platon_prune.PruningWarning)
-            return _run(cell, place)
+        return _run(cell, place)
     finally:
         torch.set_num_threads(num_threads)
 
