@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
-from programs import Machine, programs
+from program_machine import Machine
+from programs import programs
 
 PARTS = 4
 EXAMPLES = int(os.environ.get("PLATON_EXAMPLES", "5000"))
