@@ -102,15 +102,20 @@ def test_options_are_read_as_what_they_look_like():
     assert isinstance(found["a"][0], int)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_asks_only_for_what_its_recipe_has(preset):
+def cells_of_preset(preset, **given):
     arguments = argparse.Namespace(
         preset=preset, recipe=None, criteria=None, amounts=None, seeds=None, option=None,
         one_by_one=False, steps=None, flags=[],
     )  # fmt: skip
     if preset == "sst2":
         arguments.flags = ["--model_name_or_path", "encoder"]
-    recipe, cells = study.cells_of(arguments)
+    vars(arguments).update(given)
+    return study.cells_of(arguments)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_asks_only_for_what_its_recipe_has(preset):
+    recipe, cells = cells_of_preset(preset)
     assert recipe.name == PRESETS[preset][0]
     assert (
         len(cells)
@@ -122,6 +127,20 @@ def test_a_preset_asks_only_for_what_its_recipe_has(preset):
             "sst2": 3 + 3 * 3 * (4 + 1),
         }[preset]
     )
+
+
+@pytest.mark.parametrize(
+    ("criteria", "labels"),
+    [
+        (["sensitivity", "magnitude"], {"sensitivity", "magnitude"}),
+        (["platon"], {"platon", "platon, distillation=0.5"}),
+        (["random"], {"random"}),
+        (["platon", "dense"], {"platon", "platon, distillation=0.5", "dense"}),
+    ],
+)
+def test_criteria_narrow_a_preset_and_give_none_of_them_options_it_had_not(criteria, labels):
+    _, cells = cells_of_preset("sst2", criteria=criteria)
+    assert {cell.label for cell in cells} == labels
 
 
 @pytest.mark.parametrize(

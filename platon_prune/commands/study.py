@@ -140,11 +140,17 @@ def cells_of(arguments: argparse.Namespace) -> tuple[Recipe, list[Cell]]:
         raise ValueError(f"--steps must be at least 2, got {arguments.steps}: train longer")
     settings = recipe.settings(arguments.steps, arguments.flags)
     cells: dict[str, Cell] = {}
-    for grid in grids:
+    for i, grid in enumerate(grids):
         chosen = dataclasses.replace(grid, **given)
+        if i:  # a preset's further grids are of some criteria only
+            chosen = dataclasses.replace(chosen, criteria=_both(grid.criteria, chosen.criteria))
         check(chosen, recipe, list(CRITERIA))
         cells |= {cell.key: cell for cell in chosen.cells(recipe, settings)}
     return recipe, list(cells.values())
+
+
+def _both(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name in wanted)
 
 
 def run_missing(recipe: Recipe, cells: Sequence[Cell], place: Place) -> int:
