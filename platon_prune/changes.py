@@ -81,3 +81,16 @@ def nearly_empty(changed: Sequence[Change]) -> list[Change]:
         return []  # all of the model was asked for
     most = min(NEARLY_EMPTY, kept / sum(change.numel for change in changed) / 10)
     return [change for change in changed if change.kept <= most * change.numel]
+
+
+def soon_empty(changed: Sequence[Change]) -> list[Change]:
+    """The tensors of which a choice like the last would leave nothing, unlike of all together."""
+    lost, kept = sum(map(_lost, changed)), sum(change.kept for change in changed)
+    if not 0 < lost < kept:
+        return []
+    return [change for change in changed if change.kept and _lost(change) >= change.kept]
+
+
+def _lost(change: Change) -> int:
+    """How many fewer are kept than before; 0 if masks were not compared."""
+    return (change.left or 0) - (change.came_back or 0)

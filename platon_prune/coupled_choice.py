@@ -87,6 +87,10 @@ class Structured(Granularity):
             return 0.0
         return amount * self._savings.total / self._num_entries
 
+    def may_empty(self, name: str) -> bool:
+        """No: each place keeps its floor."""
+        return False
+
     def require_part(self, name: str, part: Part) -> None:
         """Raise a ValueError if this process holds less than the whole tensor."""
         if any(index is not None for index in part.indices):

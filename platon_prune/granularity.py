@@ -36,6 +36,10 @@ class Granularity:
         """Fraction of zeros among the entries of all tensors that an amount asks for."""
         return amount
 
+    def may_empty(self, name: str) -> bool:
+        """Whether a choice could leave nothing of a tensor, so that its user is warned of it."""
+        return True
+
     def require_part(self, name: str, part: Part) -> None:
         """Raise a ValueError if the masks of a tensor can't be chosen part by part as it is placed.
 
@@ -83,6 +87,10 @@ class Unstructured(Granularity):
         return super().settings | {
             "max_amount": dict(limit) if isinstance(limit, Mapping) else limit
         }
+
+    def may_empty(self, name: str) -> bool:
+        """Whether no limit forbids it."""
+        return self.max_amount is None or not limits.is_limited(self.max_amount, name)
 
     def choose_(
         self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes

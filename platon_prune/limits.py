@@ -63,6 +63,12 @@ def caps_of(max_amount: MaxAmount, sizes: Sequence[tuple[str, int]]) -> list[int
     ]
 
 
+def is_limited(max_amount: MaxAmount, name: str) -> bool:
+    """Whether a tensor keeps something by one of the limits."""
+    limits = max_amount if isinstance(max_amount, Mapping) else {"": max_amount}
+    return any(limit < 1 and pattern in name for pattern, limit in limits.items())
+
+
 def require_room(max_amount: MaxAmount, sizes: Sequence[tuple[str, int]], amount: float) -> None:
     """Raise a ValueError if the limits leave less to prune than the amount that is due."""
     total, caps = sum(size for _, size in sizes), caps_of(max_amount, sizes)

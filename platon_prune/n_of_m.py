@@ -45,6 +45,10 @@ class SemiStructured(Granularity):
         """The pattern."""
         return {**super().settings, "n": self.n, "m": self.m}
 
+    def may_empty(self, name: str) -> bool:
+        """No: of every group n entries stay."""
+        return False
+
     def sparsity_of(self, amount: float) -> float:
         """``amount * (1 - n / m)``."""
         return amount * (1 - self.n / self.m)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from platon_prune.changes import Change, nearly_empty
+from platon_prune.changes import Change, nearly_empty, soon_empty
 
 _CALLER = 4  # who called the scheduler's step, through what torch puts around that
 
@@ -15,9 +15,14 @@ class PruningWarning(UserWarning):
 
 
 class Notices:
-    """Says what went wrong in a step, once all of it is done."""
+    """Says what went wrong in a step, once all of it is done.
 
-    def __init__(self) -> None:
+    Args:
+        may_empty: Whether a tensor, given its name, is to be spoken of when little of it is left.
+    """
+
+    def __init__(self, may_empty: Callable[[str], bool]) -> None:
+        self._may_empty = may_empty
         self._named: set[tuple[str, str]] = set()
 
     def of_no_gradient(self, names: Sequence[str]) -> None:
@@ -32,33 +37,40 @@ class Notices:
             )
 
     def of_choice(self, step: int, changed: Sequence[Change], skipped: int) -> None:
-        """Name the tensors that a choice nearly emptied, or say that none was made.
+        """Name the tensors that a choice nearly emptied or soon will, or say that none was made.
 
         Args:
             step: The step.
             changed: What a choice did to each tensor; none if it was no choosing step.
             skipped: How many steps were skipped, if that is why no choice was made; else 0.
         """
-        empty = [
-            f"{change.name} keeps {change.kept} of {change.numel} weights"
-            for change in nearly_empty(changed)
-            # What has no gradients has no scores, so that it goes first: that is said.
-            if ("gradient", change.name) not in self._named and self._is_first("empty", change.name)
-        ]
-        if empty:
-            warnings.warn(
-                f"nearly empty since step {step}: {', '.join(empty)}, so that next to nothing "
-                "passes through; limit what a tensor may lose with max_amount, or exclude it from "
-                "pruning",
-                PruningWarning,
-                stacklevel=_CALLER,
-            )
+        empty = nearly_empty(changed)
+        self._of_little(f"nearly empty since step {step}", empty)
+        soon = [change for change in soon_empty(changed) if change not in empty]
+        self._of_little(f"empty soon if pruning goes on as at step {step}", soon)
         if skipped:
             warnings.warn(
                 f"no mask is chosen at step {step}: {skipped} steps were skipped or had gradients "
                 "that were not finite, so no window of scores has ended",
                 PruningWarning,
                 stacklevel=_CALLER,
+            )
+
+    def _of_little(self, what: str, changed: Sequence[Change]) -> None:
+        named = [
+            f"{change.name} keeps {change.kept} of {change.numel} weights"
+            for change in changed
+            # What has no gradients has no scores, so that it goes first: that is said.
+            if ("gradient", change.name) not in self._named
+            and self._may_empty(change.name)
+            and self._is_first(what[:5], change.name)
+        ]
+        if named:
+            warnings.warn(
+                f"{what}: {', '.join(named)}; where nothing leads around such a layer, limit what "
+                "it may lose with max_amount, or exclude it from pruning",
+                PruningWarning,
+                stacklevel=_CALLER + 1,
             )
 
     def _is_first(self, what: str, name: str) -> bool:

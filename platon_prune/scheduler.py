@@ -86,7 +86,7 @@ class PlatonScheduler:
         self.threshold: float | None = None
         self._window_steps = 0  # steps whose samples are in the window
         self._has_scores = False  # whether a window with samples has ended
-        self._notices = Notices()
+        self._notices = Notices(self.granularity.may_empty)
         self._handle: RemovableHandle | None = None
         self._tensors = SelectedTensors(
             targets,

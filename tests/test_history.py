@@ -120,14 +120,14 @@ def test_it_adds_no_lasting_memory_for_a_weight():
 # --- layers that lose all -----------------------------------------------------------------------
 
 
-def _with_small_layer(scale=1e-6, amount=0.5, size=64, **settings):
+def _with_small_layer(scale=1e-6, amount=0.5, size=64, first=None, **settings):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, size, bias=False), nn.Linear(size, 256, bias=False))
     with torch.no_grad():
         model[0].weight.mul_(scale)
     return platon_prune.global_unstructured(
-        model, amount=amount, initial_amount=amount, total_steps=9, window=1,
-        criterion="magnitude", **settings,
+        model, amount=amount, initial_amount=amount if first is None else first, total_steps=9,
+        window=1, criterion="magnitude", **settings,
     )  # fmt: skip
 
 
@@ -144,9 +144,54 @@ def test_a_tensor_that_keeps_one_in_a_thousand_is_named():
     # 4096 of 20480 weights are small; all of those but 4 go, and 4 <= 4096 / 1000.
     with pytest.warns(platon_prune.PruningWarning, match="0.weight keeps 4 of 4096"):
         _with_small_layer(amount=4092).step()
+    with pytest.warns(platon_prune.PruningWarning) as caught:
+        _with_small_layer(amount=4091).step()
+    assert not any("nearly empty" in str(each.message) for each in caught)
+
+
+def test_a_tensor_that_a_choice_like_the_last_would_empty_is_named_before_it_is():
+    # All that goes is of the small tensor: of its 4096 weights 2048 or more at once.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _with_small_layer(amount=4091).step()
+        _with_small_layer(amount=2047).step()
+    with pytest.warns(platon_prune.PruningWarning) as caught:
+        _with_small_layer(amount=2048).step()
+    (message,) = [str(each.message) for each in caught]
+    assert message.startswith("empty soon if pruning goes on as at step 1: 0.weight keeps 2048 of")
+    assert "max_amount" in message and "1.weight" not in message
+
+
+def test_a_tensor_is_named_once_as_one_that_will_be_empty_and_once_as_one_that_is():
+    # The ramp goes from 2048 to 4096 of the small weights in six choices, then stays there.
+    scheduler = _with_small_layer(amount=4096, first=2048)
+    with pytest.warns(platon_prune.PruningWarning) as caught:
+        for _ in range(9):
+            scheduler.step()
+    starts = [str(each.message).split(" ")[:2] for each in caught]
+    assert starts == [["empty", "soon"], ["nearly", "empty"]]
+
+
+def test_where_all_tensors_lose_as_much_none_is_named():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _with_small_layer(scale=1, amount=0.6).step()
+
+
+def test_what_can_not_be_emptied_is_not_named():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = nn.Sequential(nn.Linear(64, 8, bias=False), nn.Linear(8, 512, bias=False))
+        with torch.no_grad():
+            model[0].weight.mul_(1e-6)
+        platon_prune.semi_structured(
+            model,
+            amount=1 / 9,
+            initial_amount=1 / 9,
+            total_steps=9,
+            window=1,
+            criterion="magnitude",
+        ).step()  # all 128 groups of the small tensor, of 1,152: half of it goes at once
+        assert int(model[0].weight_mask.sum()) == 256
 
 
 def test_where_the_whole_model_is_that_sparse_nothing_is_said():

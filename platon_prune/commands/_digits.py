@@ -244,7 +244,7 @@ def train(
     """The same loop for every run: the same batches in the same order."""
     with warnings.catch_warnings():
         # That PLATON empties tensors here is what the demo shows and the study counts.
-        warnings.filterwarnings("ignore", "nearly empty", platon_prune.PruningWarning)
+        warnings.filterwarnings("ignore", "nearly empty|empty soon", platon_prune.PruningWarning)
         _train(run, digits, settings, learning_rate, scheduler, on_step, loss)
 
 
