@@ -96,6 +96,78 @@ def test_whatever_decides_a_result_makes_another_cell():
     assert len({cell.key, *(other.key for other in others)}) == 7
 
 
+def test_cells_of_digits_keep_the_keys_that_results_were_recorded_under():
+    _, cells = cells_of_preset("digits-options")
+    keys = {(cell.amount, cell.label): cell.key for cell in cells if cell.seed == 0}
+    assert keys[0.99, "platon"] == "4dc9808f22961623"
+    assert keys[0.99, "platon, window=50"] == "120d262c14bac991"
+    assert keys[0.98, "platon, masking=window"] == "6e02c2993521bc43"
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_cell_is_the_same_wherever_its_model_and_files_lie(joined):
+    def key(folder, model="encoder", file="train.tsv"):
+        flags = [("--model_name_or_path", folder + model), ("--train_file", folder + file)]
+        flags = ["=".join(f) for f in flags] if joined else [part for f in flags for part in f]
+        return cells_of_preset("sst2", flags=flags)[1][0].key
+
+    assert key("/a/") == key("/b/c/") == key("")
+    assert len({key("/a/"), key("/a/", model="other"), key("/a/", file="more.tsv")}) == 3
+
+
+def cells_of_glue(*options, recipe="glue", flags=()):
+    return cells_of_preset(
+        None, recipe=recipe, criteria=["platon"], amounts=[0.9], seeds=[0], option=list(options),
+        flags=["--model_name_or_path", "m", *flags],
+    )[1]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "option"),
+    [
+        ("glue", [], "warmup=0.1"),
+        ("glue", [], "masking=step"),
+        ("glue", [], "distillation=0"),
+        ("sst2", [], "warmup=100"),
+        ("sst2", [], "cooldown=300.0"),
+        ("sst2", [], "learning_rate=0.00015"),
+        ("glue", ["--pruning_window", "20"], "window=20"),
+        ("sst2", ["--learning-rate=1e-3"], "learning_rate=0.001"),
+    ],
+)
+def test_an_option_of_sentences_at_its_default_is_the_cell_without_it(recipe, flags, option):
+    [plain] = cells_of_glue(recipe=recipe, flags=flags)
+    [given] = cells_of_glue(option, recipe=recipe, flags=flags)
+    assert (given.key, given.label) == (plain.key, "platon")
+
+
+@pytest.mark.parametrize(
+    ("flags", "option"),
+    [
+        (["--pruning_window", "20"], "window=10"),
+        (["--preset", "mnli-10"], "beta2=0.95"),  # of the preset: 0.85
+        (["--distillation_weight", "0.9"], "distillation=0.5"),
+    ],
+)
+def test_an_option_that_the_flags_have_moved_from_its_default_is_another_cell(flags, option):
+    [given] = cells_of_glue(option, flags=flags)
+    assert given.label == f"platon, {option}"
+
+
+def test_the_defaults_of_sentences_are_those_of_the_recipe():
+    pytest.importorskip("transformers")
+    import dataclasses
+
+    from platon_prune.commands import _study_glue
+    from platon_prune.integrations.recipes import arguments
+
+    classes = (arguments.PruningArguments, arguments.RecipeTrainingArguments)
+    recipe = {f"--{f.name}": f.default for each in classes for f in dataclasses.fields(each)}
+    defaults = {name: option.default for name, option in _study_glue.OPTIONS.items()}
+    assert defaults.pop("distillation") == 0
+    assert defaults == {name: recipe[_study_glue._FLAGS[name]] for name in defaults}
+
+
 def test_options_are_read_as_what_they_look_like():
     found = read_options(["a=1,2.5", "b=true,false", "c=step,window"])
     assert found == {"a": (1, 2.5), "b": (True, False), "c": ("step", "window")}
@@ -165,6 +237,49 @@ def test_a_flag_that_cannot_be_used_is_named_and_nothing_is_run(flags, named, ru
     assert status == 2
     assert flags[0] in printed.err
     assert named in printed.err
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "flags", "named"),
+    [
+        ("digits", ["cooldown=0.9", "warmup=0.5"], [], "must be less than total_steps"),
+        ("digits", ["window=300"], [], "the first window must end"),
+        ("digits", ["beta1=1.0"], [], r"beta1 must be in \[0, 1\)"),
+        ("digits", ["max_amount=0.5"], [], "max_amount"),
+        ("digits", ["floor=2.0"], [], r"floor must be in \[0, 1\]"),
+        ("digits", ["distillation=-0.5"], [], r"distillation must be in \[0, 1\]"),
+        ("glue", ["cooldown=0.9", "warmup=0.5"], [], r"warmup \+ cooldown must be below 1"),
+        ("glue", ["cooldown=50"], ["--max_steps", "40"], "must be less than total_steps"),
+        ("glue", ["window=30"], ["--max_steps", "40"], "the first window must end"),
+        ("glue", ["window=0"], [], "window must be at least 1"),
+        ("glue", ["masking=never"], [], "one of step, window"),
+        ("glue", ["beta2=NaN"], [], r"beta2 must be in \[0, 1\)"),
+        ("glue", ["cooldown=1.5"], [], "a whole number of steps"),
+        ("glue", ["window=5"], ["--pruning_window", "many"], "--pruning_window must be a whole"),
+    ],
+)
+def test_options_that_no_run_could_have_are_refused_before_any(recipe, options, flags, named):
+    if recipe == "glue":
+        flags = ["--model_name_or_path", "m", *flags]
+    with pytest.raises(ValueError, match=named):
+        cells_of_preset(
+            None, recipe=recipe, criteria=["dense", "platon"], amounts=[0.9], option=options,
+            flags=flags,
+        )  # fmt: skip
+
+
+def test_unusual_options_of_digits_that_a_run_can_have_are_taken():
+    options = ["warmup=0.0,0.5", "scope=layer", "biases=true", "frozen=true", "max_amount=0.99"]
+    _, cells = cells_of_preset(None, criteria=["platon"], amounts=[0.9], option=options)
+    assert len(cells) == 3 * 2
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_any_cell(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status, printed = run("--device", "cuda")
+    assert status == 2
+    assert "--device cuda needs a GPU" in printed.err
     assert not (tmp_path / "study").exists()
 
 

@@ -6,9 +6,11 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from platon_prune.commands._study_settings import without_folders
 
 DENSE = "dense"  # stands among the criteria for a model that is not pruned
 
@@ -35,8 +37,13 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """A name for the cell that is the same in every study with the same settings."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        """A name for the cell that is the same in every study with the same settings.
+
+        Of paths in the settings only the last part counts, so that folders of several machines can
+        be joined.
+        """
+        named = asdict(self) | {"settings": without_folders(self.settings)}
+        text = json.dumps(named, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -94,6 +101,9 @@ class Recipe:
         extras: Modules that must be importable.
         settings: From ``--steps`` (None: the recipe's own) and the flags after ``--`` to the
             settings of every cell; a ValueError says what can't be used.
+        defaults: From those settings to the options whose default they change; None for one that
+            is not known.
+        check: Raises a ValueError that says what must hold for a cell to run.
     """
 
     name: str
@@ -104,6 +114,17 @@ class Recipe:
     options: Mapping[str, Option] = field(default_factory=dict)
     extras: tuple[str, ...] = ()
     settings: Callable[[int | None, Sequence[str]], dict[str, Any]] = lambda steps, flags: {}
+    defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda settings: {}
+    check: Callable[[Cell], None] = lambda cell: None
+
+    def given(self, settings: Mapping[str, Any]) -> Recipe:
+        """The recipe with the defaults that its options have under these settings."""
+        changed = self.defaults(settings)
+        options = {
+            name: replace(option, default=changed.get(name, option.default))
+            for name, option in self.options.items()
+        }
+        return replace(self, options=options)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,21 @@ def settings(steps: int | None, flags: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in shared.items() if name not in _NOT_SHARED}
 
 
+def check(cell: Cell) -> None:
+    """Raise a ValueError that says what must hold, unless pruning can be set up for a cell."""
+    if cell.criterion == DENSE:
+        return
+    training, chosen = _chosen(cell)
+    for name in ("distillation", "floor"):
+        if not 0 <= chosen[name] <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {chosen[name]}: it is a share")
+    stand_in = nn.Sequential(nn.Linear(64, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", platon_prune.PruningWarning)
+        selected = _select(stand_in, biases=chosen["biases"])
+        _set_up(stand_in, selected, cell, training, chosen)
+
+
 def run(cell: Cell, place: Place) -> dict[str, float]:
     """Train the dense model of the seed (once in a folder), and prune a copy of it."""
     num_threads = torch.get_num_threads()
@@ -114,13 +130,7 @@ def run(cell: Cell, place: Place) -> dict[str, float]:
 
 
 def _run(cell: Cell, place: Place) -> dict[str, float]:
-    chosen = {name: option.default for name, option in OPTIONS.items()} | dict(cell.options)
-    training = _digits.Settings(
-        **cell.settings,
-        seed=cell.seed,
-        num_evaluations=1,
-        **{name: chosen[name] for name in ("window", "warmup", "cooldown")},
-    )
+    training, chosen = _chosen(cell)
     digits = _digits.load_digits(training, place.device)
     dense = _dense(training, digits, place.folder)
     if cell.criterion == DENSE:
@@ -142,6 +152,18 @@ def _run(cell: Cell, place: Place) -> dict[str, float]:
         "empty_tensors": sum(count == 0 for count in kept),
         **scheduler.regrowth(),
     }
+
+
+def _chosen(cell: Cell) -> tuple[_digits.Settings, dict[str, Any]]:
+    """The settings of a cell's training, and all options with their values."""
+    chosen = {name: option.default for name, option in OPTIONS.items()} | dict(cell.options)
+    training = _digits.Settings(
+        **cell.settings,
+        seed=cell.seed,
+        num_evaluations=1,
+        **{name: chosen[name] for name in ("window", "warmup", "cooldown")},
+    )
+    return training, chosen
 
 
 def _set_up(
@@ -244,4 +266,5 @@ DIGITS = Recipe(
     options=OPTIONS,
     extras=("sklearn", "transformers"),
     settings=settings,
+    check=check,
 )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from platon_prune.commands import _study_results as results
 from platon_prune.commands._study_cells import DENSE, Cell, Option, Place, Recipe
+from platon_prune.criteria import make_criterion
+from platon_prune.schedule import CubicSchedule
 
-# Each option is a flag of the recipe, whose default is the recipe's own.
+# Each option is a flag of the recipe.
 _FLAGS = {
     "masking": "--pruning_masking",
     "window": "--pruning_window",
@@ -22,6 +24,27 @@ _FLAGS = {
     "cooldown": "--pruning_cooldown_steps",
     "learning_rate": "--learning_rate",
     "distillation": "--distillation_weight",  # of the dense model of the same seed
+}
+# The recipe's defaults; without the option there is no teacher, whatever its flag says.
+OPTIONS: dict[str, Option] = {
+    "masking": Option("step", ("step", "window")),
+    "window": Option(10),
+    "beta1": Option(0.85),
+    "beta2": Option(0.95),
+    "warmup": Option(0.1),
+    "cooldown": Option(0.3),
+    "learning_rate": Option(5e-5),
+    "distillation": Option(0.0),
+}
+_IN_STEPS = (lambda v: 0 <= v < 1 or v == v // 1 >= 1, "a share below 1 or a whole number of steps")
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "window": (lambda v: v >= 1, "at least 1"),
+    "beta1": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "beta2": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "warmup": _IN_STEPS,
+    "cooldown": _IN_STEPS,
+    "learning_rate": (lambda v: v > 0, "above 0"),
+    "distillation": (lambda v: 0 <= v <= 1, "in [0, 1]"),
 }
 _TAKEN = ("--amount", "--criterion", "--seed", "--output_dir", "--teacher_name_or_path")
 _KEPT = ("results.json", "report.png")
@@ -110,7 +133,7 @@ def _headline(task_name: str) -> str:
 
 
 def _settings(defaults: Sequence[str], steps: int | None, flags: Sequence[str]) -> dict[str, Any]:
-    names = {flag.split("=")[0] for flag in flags}
+    names = _values(flags)
     for taken in _TAKEN:
         if taken in names:
             raise ValueError(f"{taken} is set by the grid for each cell: leave it out after --")
@@ -123,15 +146,75 @@ def _settings(defaults: Sequence[str], steps: int | None, flags: Sequence[str]) 
     return {"flags": [*defaults, *flags, *limit]}
 
 
+def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags make of the options' defaults; None with a preset, which has its own."""
+    given = _values(settings["flags"])
+    if "--preset" in given:
+        return dict.fromkeys(name for name in OPTIONS if name != "distillation")
+    found = {}
+    for name, option in OPTIONS.items():
+        text = given.get(_FLAGS[name])
+        if text is not None and name != "distillation":
+            try:
+                found[name] = type(option.default)(text)
+            except ValueError:
+                kind = "a whole number" if isinstance(option.default, int) else "a number"
+                raise ValueError(f"{_FLAGS[name]} must be {kind}, got {text!r}") from None
+    return found
+
+
+def _values(flags: Sequence[str]) -> dict[str, str]:
+    """Flag, with underscores, to the value after it or after its ``=``; of several, the last."""
+    found = {}
+    for flag, following in zip(flags, [*flags, ""][1:], strict=True):
+        if flag.startswith("--"):
+            name, equals, value = flag.removeprefix("--").partition("=")
+            found["--" + name.replace("-", "_")] = value if equals else following
+    return found
+
+
+def _check(cell: Cell) -> None:
+    """Raise a ValueError that says what must hold, unless a cell's options can be used."""
+    if cell.criterion == DENSE:
+        return
+    plain = {name: option.default for name, option in OPTIONS.items()}
+    chosen = {**plain, **_defaults(cell.settings), **cell.options}
+    for name, (fits, wanted) in _RANGES.items():
+        if chosen[name] is not None and not fits(chosen[name]):
+            raise ValueError(f"{name} must be {wanted}, got {chosen[name]}")
+    if None not in chosen.values():  # else a preset decides
+        _check_length(cell, chosen)
+
+
+def _check_length(cell: Cell, chosen: Mapping[str, Any]) -> None:
+    """Where the number of steps is known the whole schedule, else the sum of two shares."""
+    phases = [chosen["warmup"], chosen["cooldown"]]
+    given = _values(cell.settings["flags"]).get("--max_steps", "")
+    if given.isdecimal() and int(given):
+        warmup, cooldown = (int(p if p >= 1 else round(p * int(given))) for p in phases)
+        schedule = CubicSchedule(
+            cell.amount, int(given), warmup, cooldown, window=int(chosen["window"])
+        )
+        if make_criterion(cell.criterion, chosen["beta1"], chosen["beta2"]).windowed:
+            schedule.require_scores()
+    elif max(phases) < 1 <= sum(phases):
+        raise ValueError(
+            "warmup + cooldown must be below 1, the whole run, got "
+            f"{phases[0]} + {phases[1]}: shorten them"
+        )
+
+
 def _recipe(name: str, defaults: Sequence[str]) -> Recipe:
     return Recipe(
         name,
         run,
         title="first metric on the validation part (%)" if name == "glue" else "accuracy (%)",
         columns={"test_accuracy": "on the test part (%)"},
-        options={option: Option() for option in _FLAGS},
+        options=OPTIONS,
         extras=("transformers", "datasets"),
         settings=lambda steps, flags: _settings(defaults, steps, flags),
+        defaults=_defaults,
+        check=_check,
     )
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import datetime
 import importlib
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from platon_prune.commands._study_digits import DIGITS
 from platon_prune.commands._study_glue import GLUE, SST2
 from platon_prune.commands._study_presets import PRESETS
 from platon_prune.commands._study_report import listing, report
+from platon_prune.commands._study_settings import without_folders
 from platon_prune.criteria import CRITERIA
 
 HELP = "Run a grid of criteria, amounts, seeds and options; draw accuracy against density."
@@ -104,14 +104,28 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.report_only:
         for name in (*recipe.extras, "matplotlib"):
             importlib.import_module(name)
-        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            failed = run_missing(recipe, cells, Place(folder, device))
+            failed = run_missing(recipe, cells, Place(folder, device_of(arguments)))
         except KeyboardInterrupt:
             print("\nstopped: the same command goes on with the cells that are missing")
             return 130
     print(report(recipe, cells, folder))
     return 1 if failed else 0
+
+
+def device_of(arguments: argparse.Namespace) -> str:
+    """Where the cells run.
+
+    Raises:
+        ValueError: If that is a GPU, and torch finds none.
+    """
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    if arguments.device == "cuda" != found:
+        raise ValueError(
+            f"--device cuda needs a GPU that torch can use, got none with torch "
+            f"{torch.__version__}: leave it out to run on the CPU, or install a build with CUDA"
+        )
+    return arguments.device or found
 
 
 def cells_of(arguments: argparse.Namespace) -> tuple[Recipe, list[Cell]]:
@@ -139,6 +153,7 @@ def cells_of(arguments: argparse.Namespace) -> tuple[Recipe, list[Cell]]:
     if arguments.steps is not None and arguments.steps < 2:
         raise ValueError(f"--steps must be at least 2, got {arguments.steps}: train longer")
     settings = recipe.settings(arguments.steps, arguments.flags)
+    recipe = recipe.given(settings)
     cells: dict[str, Cell] = {}
     for i, grid in enumerate(grids):
         chosen = dataclasses.replace(grid, **given)
@@ -146,7 +161,21 @@ def cells_of(arguments: argparse.Namespace) -> tuple[Recipe, list[Cell]]:
             chosen = dataclasses.replace(chosen, criteria=_both(grid.criteria, chosen.criteria))
         check(chosen, recipe, list(CRITERIA))
         cells |= {cell.key: cell for cell in chosen.cells(recipe, settings)}
+    _check_cells(recipe, list(cells.values()))
     return recipe, list(cells.values())
+
+
+def _check_cells(recipe: Recipe, cells: Sequence[Cell]) -> None:
+    """Raise a ValueError that names a cell which can't run; of those of all seeds the first."""
+    checked = set()
+    for cell in cells:
+        name = f"{cell.label}, amount {cell.amount:g}"
+        if name not in checked:
+            checked.add(name)
+            try:
+                recipe.check(cell)
+            except ValueError as error:
+                raise ValueError(f"every cell must be able to run, got {name}: {error}") from error
 
 
 def _both(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
@@ -212,14 +241,3 @@ def _require_numbers(metrics: Mapping[str, float]) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value}: training diverged")
-
-
-def without_folders(value: Any) -> Any:
-    """Settings as they are shown: of a path only its last part."""
-    if isinstance(value, Mapping):
-        return {name: without_folders(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_folders(item) for item in value]
-    if isinstance(value, str) and os.sep in value:
-        return Path(value).name
-    return value
