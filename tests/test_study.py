@@ -461,6 +461,7 @@ def test_differences_pair_equal_seeds_and_leave_out_the_others():
     other = row({0: 80.0}, "magnitude")
     lone = row({0: 70.0}, "movement", width=2)
     rows = [plain, changed, other, lone]
+    assert [reference_of(each, [changed, lone]) for each in (changed, lone)] == [None, changed]
     assert changed.differences(plain, "accuracy") == {0: 1.5, 2: -1.0}
     assert [reference_of(each, rows) for each in rows] == [None, plain, plain, None]
 
@@ -508,6 +509,67 @@ def test_only_the_report_is_made_again_and_options_have_a_picture_of_their_own(r
     assert status == 0
     assert "| 50 % | platon, width=3 | 96.0 ± 1.0" in printed.out
     assert all(picture.stat().st_size > 10_000 for picture in pictures)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The labels of each picture of accuracies."""
+    from platon_prune.commands import _study_figures as figures
+
+    labels = {}
+
+    def draw(curves, path, **settings):
+        labels[path.name] = list(curves)
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(figures, "accuracy_against_density", draw)
+    return labels
+
+
+def test_without_a_row_without_options_each_is_drawn_by_its_label(run, tmp_path, drawn):
+    status, printed = run("--option", "width=2")
+    assert status == 0
+    assert drawn == {"accuracy.png": ["platon, width=2", "magnitude, width=2"]}
+    assert "study.md, study.json, accuracy.png are in" in printed.out
+    assert "platon, width=2 has no row without options" in printed.out
+    found = json.loads((tmp_path / "study" / "study.json").read_text())["rows"]
+    assert [row.get("compared_with") for row in found] == [
+        None, None, None, "platon, width=2", "platon, width=2",
+    ]  # fmt: skip
+
+
+def test_more_labels_than_one_picture_tells_apart_go_on_in_a_second(run, drawn):
+    values = ",".join(map(str, range(2, 10)))
+    assert run("--criteria", "platon", "--option", f"width={values}")[0] == 0
+    assert {name: len(labels) for name, labels in drawn.items()} == {
+        "accuracy.png": 7, "accuracy_2.png": 1,
+    }  # fmt: skip
+
+
+def test_a_report_takes_away_the_pictures_that_an_earlier_one_drew(run, tmp_path, drawn):
+    folder = tmp_path / "study"
+    folder.mkdir()
+    for name in ("options.png", "accuracy_2.png", "accuracy_mine.png", "own.png"):
+        (folder / name).touch()
+    assert run("--seeds", "0")[0] == 0
+    assert {path.name for path in folder.glob("*.png")} == {
+        "accuracy.png", "accuracy_mine.png", "own.png",
+    }  # fmt: skip
+    assert run("--seeds", "0", "--criteria", "dense")[0] == 0
+    assert not (folder / "accuracy.png").exists()
+
+
+def test_the_report_says_from_when_to_when_its_cells_were_measured(run, tmp_path):
+    run("--criteria", "platon", "--amounts", "0.5")
+    path = tmp_path / "study" / "results.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record, day in zip(records, ("2026-02-10", "2026-01-31", "2026-02-09"), strict=True):
+        record["date"] = day
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    printed = run("--criteria", "platon", "--amounts", "0.5", "--report-only")[1].out
+    assert "- Measured: 2026-01-31 to 2026-02-10.\n" in printed
+    found = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert found["dates"] == ["2026-01-31", "2026-02-10"]
 
 
 def test_a_report_of_nothing_says_so(run, tmp_path):

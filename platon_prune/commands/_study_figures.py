@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from platon_prune.commands._study_cells import DENSE, Recipe
-from platon_prune.commands._study_table import Row, reference_of
+from platon_prune.commands._study_table import Row, is_changed, reference_of
 from platon_prune.plots import accuracy_against_density
 from platon_prune.plots._style import COLOURS, INK, plain, save
 
@@ -15,38 +16,54 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+# All that a report may draw; those of an earlier one that it does not are taken away.
+_PICTURE = re.compile(r"(accuracy(_\d+)?|options)\.png")
+
+
 def save_pictures(recipe: Recipe, rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draw what the rows have: criteria into ``accuracy.png``, options into ``options.png``.
+    """Draw what the rows have, each row once, and take away the pictures of an earlier report.
+
+    Rows with options go to ``options.png`` where there is one without them to compare with; all
+    others to ``accuracy.png``, and to ``accuracy_2.png`` and on where they are too many for one.
 
     Returns:
         The files that were written.
     """
     measured = [row for row in rows if row.sample(recipe.metric)]
-    plain = [row for row in measured if not row.options and row.criterion != DENSE]
-    changed = [row for row in measured if row.options and reference_of(row, rows)]
+    changed = [row for row in measured if is_changed(row, rows)]
     dense = next((row for row in measured if row.criterion == DENSE), None)
-    paths = []
-    if plain:
-        paths.append(folder / "accuracy.png")
-        _save_accuracy(recipe, plain, dense, paths[-1])
+    paths = _save_accuracies(
+        recipe, [r for r in measured if r not in changed and r is not dense], dense, folder
+    )
     if changed:
         paths.append(folder / "options.png")
         _save_options(recipe, changed, rows, paths[-1])
+    for path in folder.iterdir():
+        if _PICTURE.fullmatch(path.name) and path not in paths:
+            path.unlink()
     return paths
 
 
-def _save_accuracy(recipe: Recipe, rows: Sequence[Row], dense: Row | None, path: Path) -> None:
+def _save_accuracies(
+    recipe: Recipe, rows: Sequence[Row], dense: Row | None, folder: Path
+) -> list[Path]:
     curves: dict[str, dict[float, list[float]]] = {}
     for row in rows:
-        curves.setdefault(row.criterion, {})[1 - row.amount] = row.values(recipe.metric)
-    accuracy_against_density(
-        curves,
-        path,
-        dense=dense.values(recipe.metric) if dense is not None else (),
-        ylabel=recipe.title,
-        heading="Mean, lowest to highest, and every seed",
-        by_distance_to_100=True,
-    )
+        curves.setdefault(row.label, {})[1 - row.amount] = row.values(recipe.metric)
+    labels, most = list(curves), len(COLOURS)
+    paths = []
+    for first in range(0, len(labels), most):
+        suffix = f"_{first // most + 1}" if first else ""
+        paths.append(folder / f"accuracy{suffix}.png")
+        accuracy_against_density(
+            {label: curves[label] for label in labels[first : first + most]},
+            paths[-1],
+            dense=dense.values(recipe.metric) if dense is not None else (),
+            ylabel=recipe.title,
+            heading="Mean, lowest to highest, and every seed",
+            by_distance_to_100=True,
+        )
+    return paths
 
 
 def _save_options(recipe: Recipe, rows: Sequence[Row], all_rows: Sequence[Row], path: Path) -> None:

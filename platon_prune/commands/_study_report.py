@@ -47,12 +47,24 @@ def report(recipe: Recipe, cells: Sequence[Cell], folder: Path) -> str:
         "machines": table.distinct(finished, "machine"),
         "versions": table.distinct(finished, "versions"),
         "settings": table.distinct(finished, "settings"),
+        "dates": table.dates_of(finished),
     }
     text = json.dumps(content, indent=2, allow_nan=False)
     (folder / "study.json").write_text(text + "\n", encoding="utf-8")
     paths = save_pictures(recipe, rows, folder)
     names = ", ".join(["study.md", "study.json", *(path.name for path in paths)])
-    return f"{page}\n{names} are in {folder}"
+    return f"{page}\n{names} are in {folder}{_hint(rows)}"
+
+
+def _hint(rows: Sequence[table.Row]) -> str:
+    """What to add to the command where options were run, but nothing to compare them with."""
+    alone = [row for row in rows if row.by_seed and row.options and not table.is_changed(row, rows)]
+    if not alone:
+        return ""
+    return (
+        f"\n{alone[0].label} has no row without options beside it, which options.png would compare "
+        "it with: add --one-by-one, or the default to the option's values"
+    )
 
 
 def _plain_row(row: table.Row, rows: Sequence[table.Row], recipe: Recipe) -> dict[str, Any]:

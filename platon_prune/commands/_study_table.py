@@ -88,26 +88,37 @@ def rows_of(cells: Sequence[Cell], records: Mapping[str, Record]) -> list[Row]:
 
 
 def reference_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """What a row is compared with, at its amount: its criterion without options, or the first."""
-    plain = [r for r in rows if r.amount == row.amount and not r.options and r.by_seed]
-    plain = [r for r in plain if r.criterion != DENSE]
-    if row.criterion == DENSE or not plain:
+    """What a row is compared with, at its amount: its criterion without options, or the first.
+
+    Where no row is without options, that is the first criterion with the same ones.
+    """
+    others = [r for r in rows if r.amount == row.amount and r.by_seed and r.criterion != DENSE]
+    plain = [r for r in others if not r.options]
+    if row.criterion == DENSE:
         return None
-    if not row.options:
-        return None if row is plain[0] else plain[0]
-    return next((r for r in plain if r.criterion == row.criterion), None)
+    if row.options and plain:
+        return next((r for r in plain if r.criterion == row.criterion), None)
+    first = next((r for r in others if r.options == row.options), None)
+    return None if first is row else first
+
+
+def is_changed(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether a row has options, and there is one without to compare it with."""
+    reference = reference_of(row, rows)
+    return bool(row.options) and reference is not None and not reference.options
 
 
 def markdown(
     recipe: Recipe, cells: Sequence[Cell], rows: Sequence[Row], records: Mapping[str, Record]
 ) -> str:
-    """The page ``study.md``."""
+    """The page ``study.md``, of at least one finished cell."""
     finished = [records[cell.key] for cell in cells if cell.key in records]
     lines = [
         f"# Study: {recipe.name}",
         "",
         f"{recipe.title}: mean ± standard deviation over seeds (lowest to highest). Differences "
-        "are taken seed by seed: to the same criterion without options, or to the first criterion.",
+        "are taken seed by seed: to the same criterion without options, or to the first criterion "
+        "with the same ones.",
         "",
         *_table(recipe, rows),
         "",
@@ -116,8 +127,15 @@ def markdown(
         *(f"- Machine: {_sentence(kind)}." for kind in distinct(finished, "machine")),
         *(f"- Versions: {_sentence(found)}." for found in distinct(finished, "versions")),
         *(f"- Settings: {_sentence(found)}." for found in distinct(finished, "settings")),
+        f"- Measured: {' to '.join(dict.fromkeys(dates_of(finished)))}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def dates_of(records: Sequence[Record]) -> list[str]:
+    """The first and the last day on which a cell was finished, of at least one."""
+    dates = [str(record["date"]) for record in records]
+    return [min(dates), max(dates)]
 
 
 def distinct(records: Sequence[Record], name: str) -> list[Any]:
