@@ -45,6 +45,26 @@ def test_each_figure_is_written_in_the_format_of_its_ending(tmp_path, name, endi
     assert path.read_bytes().startswith(begins[ending])
 
 
+def test_a_figure_is_jpeg_where_the_path_says_so_and_png_without_an_ending(tmp_path):
+    for name, begins in (("figure.jpg", b"\xff\xd8\xff"), ("figure", b"\x89PNG")):
+        plots.schedule(_run(), tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_an_ending_of_no_format_is_refused_and_nothing_written(tmp_path):
+    with pytest.raises(ValueError, match=r"must end in a format .*png.* got 'figure.bmp2'"):
+        plots.schedule(_run(), tmp_path / "figure.bmp2")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["schedule", "regrowth"])
+def test_the_names_of_the_phases_are_above_all_that_is_drawn(figures, name):
+    getattr(plots, name)(_run(amount=0.99), "unused")
+    axes = figures[0].axes[0]
+    assert [text.get_text() for text in axes.texts] == ["warm-up", "ramp", "final"]
+    assert all(t.get_position()[1] > 1 and t.get_va() == "bottom" for t in axes.texts)
+
+
 def test_the_schedule_has_a_point_for_each_choice_on_the_line_that_is_due(figures):
     plots.schedule(_run(), "unused")
     due, measured = figures[0].axes[0].lines[:2]
@@ -79,6 +99,34 @@ def test_the_map_has_a_row_for_each_tensor_and_a_column_for_each_choice(figures)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "1"]
 
 
+@pytest.mark.parametrize("steps", [20, 13])
+def test_the_map_ends_with_the_run_and_each_column_at_its_choice(figures, steps):
+    plots.layers(_run(steps=steps), "unused")
+    axes = figures[0].axes[0]
+    assert axes.get_xlim() == (4, 20)
+    ends = axes.collections[0].get_coordinates()[0, :, 0]
+    assert list(ends) == [4, *range(6, steps + 1, 2)]
+
+
+def test_a_map_of_one_tensor_has_room_for_the_words_of_its_colours(figures):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    torch.manual_seed(0)
+    scheduler = platon_prune.global_unstructured(
+        [(nn.Linear(4, 4), "weight")], amount=16, total_steps=4, cooldown_steps=3, window=1,
+        criterion="magnitude",
+    )  # fmt: skip
+    scheduler.step()
+    assert scheduler.sparsity() == 1
+    plots.layers(scheduler, "unused")
+    canvas = FigureCanvasAgg(figures[0])
+    canvas.draw()
+    bar = figures[0].axes[1]
+    label = bar.yaxis.label.get_window_extent(canvas.get_renderer())
+    assert label.y0 >= 0 and label.y1 <= figures[0].bbox.height
+    assert label.height <= bar.get_window_extent().height
+
+
 def test_a_tensor_that_keeps_nothing_has_a_colour_of_its_own(figures):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 10))
@@ -98,9 +146,22 @@ def test_what_left_and_what_came_back_are_drawn_in_percent(figures):
     left, came_back = figures[0].axes[0].lines[:2]
     for line, name in ((left, "left"), (came_back, "came_back")):
         shares = [getattr(choice, name) for choice in scheduler.history]
-        drawn = [0 if value != value else value for value in line.get_ydata()]
-        assert drawn == pytest.approx([100 * share for share in shares])
+        assert list(line.get_xdata()) == [choice.step for choice in scheduler.history]
+        assert list(line.get_ydata()) == pytest.approx([100 * share for share in shares])
     assert sum(choice.came_back for choice in scheduler.history) > 0
+
+
+@pytest.mark.parametrize(("amount", "criterion"), [(0, "magnitude"), (0.5, "magnitude")])
+def test_what_did_not_move_is_drawn_at_a_zero_that_ends_the_axis(figures, amount, criterion):
+    scheduler = _run(amount=amount, criterion=criterion)
+    assert scheduler.history[-1].left == scheduler.history[-1].came_back == 0
+    plots.regrowth(scheduler, "unused")
+    axes = figures[0].axes[0]
+    assert axes.get_ylim()[0] == 0 in axes.get_yticks()
+    for line in axes.lines[:2]:
+        assert (line.get_xdata()[-1], line.get_ydata()[-1]) == (20, 0)
+        low, zero = axes.transAxes.transform((0, 0))[1], axes.transData.transform((20, 0))[1]
+        assert zero == pytest.approx(low)
 
 
 @pytest.mark.parametrize("criterion", ["platon", "movement"])
@@ -120,6 +181,46 @@ def test_scores_that_are_zero_are_counted_in_the_title(figures):
     axes = figures[0].axes[0]
     assert axes.get_title("right") == "50 % are 0" and not axes.lines
     assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(50)
+
+
+def _of_groups(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    lengths = {"total_steps": 8, "window": 2, "criterion": "magnitude"}
+    if kind == "n:m":
+        scheduler = platon_prune.semi_structured(model, **lengths)
+    else:
+        scheduler = platon_prune.global_structured(
+            model, amount=0.5, example_inputs=torch.randn(2, 8), **lengths
+        )
+    for _ in range(8):
+        scheduler.step()
+    return scheduler
+
+
+@pytest.mark.parametrize("kind", ["n:m", "neurons"])
+def test_a_threshold_of_groups_is_not_drawn_over_the_scores_of_weights(figures, kind):
+    scheduler = _of_groups(kind)
+    assert scheduler.threshold is not None
+    plots.scores(scheduler, "unused")
+    axes = figures[0].axes[0]
+    assert not axes.lines
+    assert "chosen in groups" in axes.get_xlabel()
+
+
+def test_scores_of_random_pruning_are_refused_for_what_they_are(tmp_path):
+    with pytest.raises(ValueError, match='criterion="random", which scores every weight 0'):
+        plots.scores(_run(criterion="random"), tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize("name", OF_RUNS)
+def test_adopted_zeros_have_nothing_to_draw_and_no_setting_is_blamed(tmp_path, name):
+    model = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 10))
+    nn.init.zeros_(model[0].weight[:3])
+    scheduler = platon_prune.adopt_zeros(model, include="0.weight")
+    scheduler.step()
+    with pytest.raises((ValueError, RuntimeError), match="got fixed masks"):
+        getattr(plots, name)(scheduler, tmp_path / "figure.png")
 
 
 @pytest.mark.parametrize("name", OF_RUNS)
@@ -167,6 +268,48 @@ def test_curves_are_written(tmp_path):
     plots.accuracy_against_density(CURVES, tmp_path / "figure.png")
     plots.accuracy_against_density({"one": {0.1: [90.0]}}, tmp_path / "one point.png")
     assert (tmp_path / "one point.png").stat().st_size > 1000
+
+
+def test_the_mean_of_dense_fractions_is_told_in_more_than_one_digit(figures):
+    plots.accuracy_against_density({"a": {0.1: [0.9]}}, "unused", dense=[0.92])
+    assert figures[0].axes[0].lines[0].get_label() == "dense (0.92)"
+
+
+@pytest.mark.parametrize("num_curves", [1, 7])
+@pytest.mark.parametrize("length", [5, 25, 200])
+def test_the_legend_is_within_the_figure(figures, num_curves, length):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    labels = [f"{i} {'word ' * (length // 5)}" for i in range(num_curves)]
+    plots.accuracy_against_density(
+        {label: {0.1: [90.0], 0.5: [95.0]} for label in labels}, "unused", dense=[96.0]
+    )
+    canvas = FigureCanvasAgg(figures[0])
+    canvas.draw()
+    [legend] = figures[0].legends
+    extent = legend.get_window_extent(canvas.get_renderer())
+    assert extent.x0 >= 0 and extent.x1 <= figures[0].bbox.width
+    assert len(legend.get_texts()) == num_curves + 1
+    assert figures[0].axes[0].get_window_extent().height > 200  # of at least 440
+
+
+@pytest.mark.parametrize(("values", "says"), [([80.0, 99.0], True), ([80.0, 120.0], False)])
+def test_an_axis_that_widens_near_100_says_so(figures, values, says):
+    plots.accuracy_against_density({"a": {0.1: values}}, "unused", by_distance_to_100=True)
+    assert ("scale widens near 100" in figures[0].axes[0].get_ylabel()) == says
+
+
+@pytest.mark.parametrize(
+    ("curves", "message"),
+    [
+        ({0.1: [90.0]}, r"curves\[0.1\] must map a density to the values"),
+        ({"a": {0.1: 90.0}}, r"curves\['a'\]\[0.1\] must be a sequence .* got 90.0"),
+        ([90.0], "curves must map a label"),
+    ],
+)
+def test_curves_of_another_kind_are_refused_with_what_they_must_be(tmp_path, curves, message):
+    with pytest.raises(TypeError, match=message):
+        plots.accuracy_against_density(curves, tmp_path / "figure.png")
 
 
 @pytest.mark.parametrize(

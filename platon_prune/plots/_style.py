@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,9 +29,40 @@ def new_figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure; the format is that of the path's ending, PNG without one."""
-    known = Path(path).suffix.lower() in (".png", ".svg", ".pdf")
-    figure.savefig(path, dpi=150, format=None if known else "png")
+    """Write a figure; the format is that of the path's ending, PNG without one.
+
+    Raises:
+        ValueError: If matplotlib writes no such format.
+    """
+    ending = Path(path).suffix.lower().removeprefix(".")
+    known = figure.canvas.get_supported_filetypes()
+    if ending and ending not in known:
+        raise ValueError(
+            f"path must end in a format that matplotlib writes ({', '.join(sorted(known))}), got "
+            f"{Path(path).name!r}: use .png"
+        )
+    figure.savefig(path, dpi=150, format=ending or "png")
+
+
+def legend_below(figure: Figure, num_labels: int, most: int = 5) -> None:
+    """A legend under the axes, in as many columns as fit; the figure grows with its rows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    # Several rows of equal length look better than a full one and a rest.
+    rows = -(-num_labels // most)
+    for columns in range(-(-num_labels // rows), 0, -1):
+        legend = figure.legend(
+            loc="outside lower center", ncols=columns, frameon=False, columnspacing=1.4
+        )
+        for text in legend.get_texts():
+            text.set_text(textwrap.fill(text.get_text(), 64))
+        extent = legend.get_window_extent(renderer)
+        if columns == 1 or extent.width <= figure.bbox.width:
+            break
+        legend.remove()
+    # Two rows fit beside axes of the usual height.
+    figure.set_figheight(figure.get_figheight() + max(0.0, extent.height / figure.dpi - 0.5))
 
 
 def plain(axes: Axes) -> None:
@@ -40,27 +72,29 @@ def plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def percent_axis(axis: object, lowest: float, highest: float) -> None:
+def percent_axis(axis: object, lowest: float, highest: float, *, zero: bool = False) -> None:
     """A logarithmic axis of percentages, with a few plain numbers as its ticks.
 
     Args:
         axis: ``axes.xaxis`` or ``axes.yaxis``, whose scale is logarithmic already.
         lowest: The least of what is shown, in percent.
         highest: The largest.
+        zero: Whether 0 is a tick too.
     """
     from matplotlib.ticker import FixedLocator, NullLocator
 
     steps = (1, 2, 5) if highest / lowest < 300 else (1,)
     marks = [step * 10.0**power for power in range(-7, 3) for step in steps]
     shown = [mark for mark in marks if lowest * 0.999 <= mark <= highest * 1.001]
-    axis.set_major_locator(FixedLocator(shown or [lowest, highest]))  # type: ignore[attr-defined]
+    ticks = [0.0] * zero + (shown or [lowest, highest])
+    axis.set_major_locator(FixedLocator(ticks))  # type: ignore[attr-defined]
     axis.set_minor_locator(NullLocator())  # type: ignore[attr-defined]
     axis.set_major_formatter(lambda value, position: f"{value:g}")  # type: ignore[attr-defined]
 
 
-def title(axes: Axes, text: str) -> None:
-    """A title above the left end."""
-    axes.set_title(text, loc="left", color=INK, fontweight="bold", fontsize=11)
+def title(axes: Axes, text: str, pad: float | None = None) -> None:
+    """A title above the left end, by so many points if they are given."""
+    axes.set_title(text, loc="left", color=INK, fontweight="bold", fontsize=11, pad=pad)
 
 
 def short_names(names: Sequence[str]) -> list[str]:

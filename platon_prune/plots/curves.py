@@ -11,6 +11,7 @@ from platon_prune.plots._style import (
     COLOURS,
     INK,
     MARKERS,
+    legend_below,
     new_figure,
     save,
     title,
@@ -41,17 +42,18 @@ def accuracy_against_density(
         ylabel: What the values are, with their unit.
         heading: Title.
         by_distance_to_100: Whether heights are logarithms of the distance to 100, so that values
-            near it are told apart; for percentages.
+            near it are told apart; for percentages. The axis says so.
 
     Raises:
         ValueError: If there is nothing to draw, a density is not in (0, 1], or the curves are more
             than can be told apart.
+        TypeError: If curves are not mappings, or the values of some runs no sequence.
     """
     _require_drawable(curves)
     figure, axes = new_figure(6.8, 4.4)
     if dense:
         mean = statistics.fmean(dense)
-        axes.axhline(mean, color=INK, linewidth=1.2, linestyle=":", label=f"dense ({mean:.1f})")
+        axes.axhline(mean, color=INK, linewidth=1.2, linestyle=":", label=f"dense ({_shown(mean)})")
     densities = sorted({density for points in curves.values() for density in points})
     # Side by side where they meet, by a few per mille of the axis.
     shift = (densities[-1] / densities[0]) ** 0.006 if len(densities) > 1 else 1.0
@@ -74,20 +76,19 @@ def accuracy_against_density(
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
     axes.set_xlim(*_limits(densities))
-    if by_distance_to_100:
-        _spread_heights(axes)
+    is_spread = by_distance_to_100 and _spread_heights(axes)
     axes.set_xlabel("weights kept (%)")
-    axes.set_ylabel(ylabel)
+    axes.set_ylabel(f"{ylabel}\n(scale widens near 100)" if is_spread else ylabel)
     title(axes, heading)
-    num_labels = len(curves) + bool(dense)
-    figure.legend(
-        loc="outside lower center", ncols=num_labels if num_labels <= 5 else 4, frameon=False,
-        columnspacing=1.4,
-    )  # fmt: skip
+    legend_below(figure, len(curves) + bool(dense))
     save(figure, path)
 
 
 def _require_drawable(curves: Mapping[str, Mapping[float, Sequence[float]]]) -> None:
+    if not isinstance(curves, Mapping):
+        raise TypeError(f"curves must map a label to its points, got {type(curves).__name__}")
+    for label, points in curves.items():
+        _require_points(label, points)
     if not curves or not all(
         points and all(len(values) for values in points.values()) for points in curves.values()
     ):
@@ -103,12 +104,32 @@ def _require_drawable(curves: Mapping[str, Mapping[float, Sequence[float]]]) -> 
                 raise ValueError(f"densities must be in (0, 1], got {density} for {label!r}")
 
 
-def _spread_heights(axes: Axes) -> None:
+def _require_points(label: str, points: object) -> None:
+    if not isinstance(points, Mapping):
+        raise TypeError(
+            f"curves[{label!r}] must map a density to the values of some runs, got {points!r}: "
+            'give each curve a label, as in {"PLATON": {0.1: [91.2, 91.6]}}'
+        )
+    for density, values in points.items():
+        if isinstance(values, str) or not hasattr(values, "__len__"):
+            raise TypeError(
+                f"curves[{label!r}][{density}] must be a sequence of values, one for each run, got "
+                f"{values!r}: put a single one into a list"
+            )
+
+
+def _shown(mean: float) -> str:
+    """One decimal of a percentage, three digits of what is as small as a fraction."""
+    return f"{mean:.1f}" if abs(mean) >= 10 else f"{mean:.3g}"
+
+
+def _spread_heights(axes: Axes) -> bool:
+    """Widen the scale towards 100, if all there is lies from 0 to 100; whether it was."""
     import numpy as np
 
     low, high = axes.dataLim.y0, axes.dataLim.y1
     if not 0 <= low < high <= 100:
-        return
+        return False
     axes.set_yscale(
         "function",
         functions=(
@@ -120,6 +141,7 @@ def _spread_heights(axes: Axes) -> None:
     axes.set_ylim(low, high)
     axes.set_yticks([tick for tick in _PERCENT_TICKS if low <= tick <= high])
     axes.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
+    return True
 
 
 def _spaced(densities: Sequence[float]) -> list[float]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from platon_prune.granularity import Unstructured
 from platon_prune.plots._style import COLOURS, FAINT, INK, new_figure, percent, save, title
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ def scores(scheduler: PlatonScheduler, path: str | Path) -> None:
     """Draw how many weights have which score now, the pruned and the kept apart.
 
     Positive scores are drawn by their logarithm; those that are 0 are counted in the title. The
-    threshold is that of the last choice. Collective if the model is sharded.
+    threshold is that of the last choice, where single weights were compared; between groups, such
+    as those of n:m or whole neurons, no score of a weight parts what is kept from what is pruned.
+    Collective if the model is sharded.
 
     Args:
         scheduler: Of a run in progress.
@@ -30,7 +33,13 @@ def scores(scheduler: PlatonScheduler, path: str | Path) -> None:
 
     Raises:
         ValueError: If no weight has a score yet, other than 0.
+        RuntimeError: If the masks are fixed, as those of ``adopt_zeros``: there are no scores then.
     """
+    if scheduler.criterion.name == "random":
+        raise ValueError(
+            'scheduler must have scores to draw, got criterion="random", which scores every weight '
+            "0 and leaves the choice to a fixed order: draw a run with another criterion"
+        )
     low, high, num_zeros, total = _extent(scheduler)
     signed = low < 0
     scale: Callable[[float], float] = float if signed else math.log10
@@ -56,9 +65,11 @@ def scores(scheduler: PlatonScheduler, path: str | Path) -> None:
     if not signed:
         axes.set_xscale("log")
     threshold = scheduler.threshold
-    if threshold is not None and (signed or threshold > 0):
+    compares_weights = isinstance(scheduler.granularity, Unstructured)
+    if compares_weights and threshold is not None and (signed or threshold > 0):
         axes.axvline(threshold, color=COLOURS[1], linewidth=1.8, label=f"threshold {threshold:.2g}")
-    axes.set_xlabel(f"score ({scheduler.criterion.name})")
+    of = "" if compares_weights else " of single weights, chosen in groups: no common threshold"
+    axes.set_xlabel(f"score ({scheduler.criterion.name}){of}")
     axes.set_ylabel("share of all weights (%)")
     axes.grid(axis="x", visible=False)
     title(axes, f"Scores at step {scheduler.last_step}")

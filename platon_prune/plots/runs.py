@@ -16,6 +16,7 @@ from platon_prune.plots._style import (
     short_names,
     title,
 )
+from platon_prune.schedule import FixedSchedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from platon_prune.scheduler import PlatonScheduler
 
 _EMPTY = "#D55E00"
+_ABOVE_PHASES = 20.0  # points between the axes and a title over the names of the phases
 
 
 def schedule(scheduler: PlatonScheduler, path: str | Path) -> None:
@@ -47,7 +49,7 @@ def schedule(scheduler: PlatonScheduler, path: str | Path) -> None:
     axes.plot(
         [choice.step for choice in history],
         [100 * (1 - choice.sparsity) for choice in history],
-        "o", color=COLOURS[0], markersize=4.5, label="measured after a choice",
+        "o", color=COLOURS[0], markersize=4.5, label="measured after a choice", clip_on=False,
     )  # fmt: skip
     lowest = min(*due, *(100 * (1 - choice.sparsity) for choice in history))
     if lowest > 0:
@@ -56,13 +58,15 @@ def schedule(scheduler: PlatonScheduler, path: str | Path) -> None:
         axes.set_ylim(lowest / 1.25, 125)
     _mark_phases(axes, plan.warmup_steps, plan.ramp_end, plan.total_steps)
     axes.set_ylabel("weights kept (%)")
-    title(axes, "Density: what is due and what is there")
+    title(axes, "Density: what is due and what is there", _ABOVE_PHASES)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     save(figure, path)
 
 
 def layers(scheduler: PlatonScheduler, path: str | Path) -> None:
     """Draw how much of each tensor is kept, choice by choice, as a map of colours.
+
+    The column of a choice ends at its step, and begins at that of the one before.
 
     Args:
         scheduler: Of a run in progress, or one that has ended.
@@ -76,7 +80,7 @@ def layers(scheduler: PlatonScheduler, path: str | Path) -> None:
     from matplotlib.patches import Patch
     from matplotlib.ticker import NullLocator
 
-    history = _recorded(scheduler)
+    history, plan = _recorded(scheduler), scheduler.schedule
     names = list(history[0].sparsities)
     kept = [[100 * (1 - choice.sparsities[name]) for choice in history] for name in names]
     least = min((value for row in kept for value in row if value > 0), default=1.0)
@@ -85,7 +89,7 @@ def layers(scheduler: PlatonScheduler, path: str | Path) -> None:
     # From dark for few weights to light for all; below the least, a colour of its own.
     shades = colormaps["viridis"].with_extremes(under=_EMPTY)
     drawn = axes.pcolormesh(
-        _edges([choice.step for choice in history], scheduler.last_step),
+        [plan.warmup_steps, *(choice.step for choice in history)],
         range(len(names) + 1),
         [[value or least / 2 for value in row] for row in kept],
         norm=LogNorm(min(least, 50), 100), cmap=shades, rasterized=True,
@@ -94,9 +98,10 @@ def layers(scheduler: PlatonScheduler, path: str | Path) -> None:
     axes.set_yticks([i + 0.5 for i in range(len(names))], short_names(names), fontsize=size)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
-    axes.set_xlabel("optimizer step")
+    axes.set_xlim(plan.warmup_steps, plan.total_steps)
+    axes.set_xlabel("optimizer step, a column up to each choice")
     bar = figure.colorbar(drawn, ax=axes, aspect=30, pad=0.02)
-    bar.set_label("weights of the tensor kept (%)")
+    bar.set_label("kept (%)")
     percent_axis(bar.ax.yaxis, min(least, 50), 100)
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.outline.set_visible(False)
@@ -128,22 +133,34 @@ def regrowth(scheduler: PlatonScheduler, path: str | Path) -> None:
     styles = (("o", COLOURS[0], COLOURS[0]), ("v", COLOURS[1], "white"))
     for (label, values), (marker, colour, inside) in zip(shares.items(), styles, strict=True):
         axes.plot(
-            steps, [value if value > 0 else math.nan for value in values], marker=marker,
-            color=colour, markerfacecolor=inside, markersize=5, linewidth=1.4, label=label,
+            steps, values, marker=marker, color=colour, markerfacecolor=inside, markersize=5,
+            linewidth=1.4, label=label, clip_on=False,
         )  # fmt: skip
-    positive = [value for values in shares.values() for value in values if value > 0]
-    if positive:
-        axes.set_yscale("log")
-        percent_axis(axes.yaxis, min(positive), max(positive))
-        axes.set_ylim(min(positive) / 1.6, max(positive) * 1.6)
+    _reach_zero(axes, [value for values in shares.values() for value in values if value > 0])
     _mark_phases(axes, plan.warmup_steps, plan.ramp_end, plan.total_steps)
     axes.set_ylabel("share of all weights (%)")
-    title(axes, "Weights that left and came back at each choice")
+    title(axes, "Weights that left and came back at each choice", _ABOVE_PHASES)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     save(figure, path)
 
 
+def _reach_zero(axes: Axes, positive: list[float]) -> None:
+    """Logarithmic heights, with 0 at the bottom a short way below the least of what is positive."""
+    if positive:
+        least, most = min(positive), max(positive)
+        axes.set_yscale("symlog", linthresh=least, linscale=0.4)
+        percent_axis(axes.yaxis, least, most, zero=True)
+        axes.set_ylim(0, most * 1.6)
+    else:
+        axes.set_ylim(0, 1)
+
+
 def _recorded(scheduler: PlatonScheduler) -> History:
+    if isinstance(scheduler.schedule, FixedSchedule):
+        raise ValueError(
+            "scheduler must have recorded a choice to draw, got fixed masks, which are never "
+            "chosen: scheduler.masks() has them, and platon_prune.summary counts them"
+        )
     if not len(scheduler.history):
         raise ValueError(
             "scheduler must have recorded a choice to draw, got none: leave history=True and take "
@@ -162,12 +179,6 @@ def _mark_phases(axes: Axes, ramp_start: int, ramp_end: int, total: int) -> None
             axes.axvline(start, color=FAINT, linewidth=0.9, linestyle=":")
         if stop - start >= total / 10:
             axes.text(
-                (start + stop) / 2, 0.985, name, color=FAINT, fontsize=8.5, ha="center", va="top",
-                transform=axes.get_xaxis_transform(),
+                (start + stop) / 2, 1.015, name, color=FAINT, fontsize=8.5, ha="center",
+                va="bottom", transform=axes.get_xaxis_transform(),
             )  # fmt: skip
-
-
-def _edges(steps: list[int], last_step: int) -> list[float]:
-    """Where the columns of a map begin and end: a choice holds until the next."""
-    gap = steps[-1] - steps[-2] if len(steps) > 1 else 1
-    return [*map(float, steps), float(max(last_step, steps[-1] + gap))]
