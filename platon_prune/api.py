@@ -50,9 +50,10 @@ def global_unstructured(
 
     Selected are, of a model without ``include``, the weights of linear and convolution layers
     (transformers' Conv1D too), of MultiheadAttention, and the fused expert tensors of mixtures of
-    experts; never embeddings or what is tied to them, norms, biases, or weights that carry a
-    parametrization; of a transformers model nothing outside its base model and no pooler. A tensor
-    shared by several modules counts once.
+    experts; never embeddings or what is tied to them, norms or biases; of a transformers model
+    nothing outside its base model and no pooler. A layer whose weight is computed by a
+    parametrization, or quantised, is passed over with a warning. A tensor shared by several modules
+    counts once.
 
     Args:
         model: A module, or an iterable of (module, tensor name) as torch's prune takes them.
@@ -199,7 +200,7 @@ def adopt_zeros(
             targets, fixed, Unscored(), processes=processes, history=False, adopts_zeros=True
         )
 
-    return put_on("adopt_zeros", model, process_group, make)
+    return put_on("adopt_zeros", model, process_group, make, include=include, exclude=exclude)
 
 
 def remove(model: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from platon_prune.targets import is_named
+from platon_prune.default_selection import is_named
 
 
 def input_dim(module: nn.Module, weight: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,7 +23,7 @@ from platon_prune.notices import PruningWarning
 from platon_prune.schedule import CubicSchedule
 from platon_prune.scheduler import PlatonScheduler
 from platon_prune.shards import is_sharded, registered
-from platon_prune.targets import Pairs, Target, bare, select
+from platon_prune.targets import Pairs, Target, as_patterns, bare, doubts, select
 from platon_prune.tracked import Storage
 
 # Of a tensor that is not selected, the share of zeros from which on it seems to have been pruned.
@@ -40,6 +41,7 @@ class Plan:
         initial_amount: What it prunes when the ramp starts, in [0, ``amount``].
         adopts_zeros: Whether the zeros that the model has are the first masks, and the initial
             amount.
+        notes: What to warn about, once it is done.
     """
 
     targets: Sequence[Target]
@@ -47,6 +49,7 @@ class Plan:
     amount: float
     initial_amount: float
     adopts_zeros: bool = False
+    notes: Sequence[str] = ()
 
 
 def set_up(
@@ -107,6 +110,7 @@ def set_up(
         TypeError: If ``model`` or a number of steps is of the wrong type.
         RuntimeError: If it failed in another process.
     """
+    notes: list[str] = []
 
     def make(model: nn.Module | Pairs, processes: Processes) -> PlatonScheduler:
         if masking not in MASKINGS:
@@ -115,6 +119,7 @@ def set_up(
         storage = Storage(_checked_dtype(state_dtype), offload_averages)
         names = find(model) if find is not None and isinstance(model, nn.Module) else None
         planned = plan(select(model, include, exclude, own_keys, names))
+        notes.extend(planned.notes)
         schedule = CubicSchedule(
             amount=planned.amount,
             total_steps=total_steps,
@@ -137,7 +142,17 @@ def set_up(
             planned.adopts_zeros,
         )
 
-    return put_on(call, model, process_group, make, mask_history)
+    return put_on(
+        call,
+        model,
+        process_group,
+        make,
+        include=include,
+        exclude=exclude,
+        mask_history=mask_history,
+        finds=find is not None,
+        notes=notes,
+    )
 
 
 def put_on(
@@ -145,7 +160,12 @@ def put_on(
     model: nn.Module | Pairs,
     process_group: dist.ProcessGroup | None,
     make: Callable[[nn.Module | Pairs, Processes], PlatonScheduler],
+    *,
+    include: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
     mask_history: str | os.PathLike[str] | None = None,
+    finds: bool = False,
+    notes: Sequence[str] = (),
 ) -> PlatonScheduler:
     """Make a scheduler for a model; collective, and all or nothing.
 
@@ -154,7 +174,11 @@ def put_on(
         model: What was handed over.
         process_group: Those that prune together; None for all.
         make: Makes the scheduler of the bare model, or raises before it touches that.
+        include: What the selection names; for warnings.
+        exclude: What it leaves out; for warnings.
         mask_history: Where it records its masks, if anywhere.
+        finds: Whether tensors were found otherwise than by ``include`` and ``exclude``.
+        notes: What else to warn about; read once the scheduler is made.
 
     Returns:
         The scheduler, whose masks are the model's zeros if it adopts them.
@@ -171,13 +195,17 @@ def put_on(
             zeros = scheduler.adopt_zeros()
         if mask_history is not None:
             scheduler.record_masks(mask_history)
+        messages = list(notes)
+        if isinstance(model, nn.Module):
+            messages += [] if finds else doubts(model, include, exclude)
+            messages += _doubtful_zeros(model, zeros, exclude) if zeros else []
+        if messages:  # which may be an error
+            _warn("; ".join(messages))
     except Exception:
         scheduler.remove()
         raise
     if isinstance(model, nn.Module) and isinstance(wrapped, nn.Module):
         _keep_masks_out_of_broadcasts(model, wrapped)
-        if zeros:
-            _warn_of_zeros(model, zeros)
     return scheduler
 
 
@@ -209,8 +237,11 @@ def _keep_masks_out_of_broadcasts(model: nn.Module, wrapped: nn.Module) -> None:
             module.parameters_to_ignore.update(masks)
 
 
-def _warn_of_zeros(model: nn.Module, zeros: Mapping[str, int]) -> None:
+def _doubtful_zeros(
+    model: nn.Module, zeros: Mapping[str, int], exclude: str | Sequence[str] | None
+) -> list[str]:
     """Name tensors whose zeros may not be what they seem."""
+    excluded = as_patterns("exclude", exclude) or ()
     messages = [
         f"{name} has nothing but zeros and stays so: exclude it if it was initialised to zero"
         for name, mask in ((n, getattr(m, f"{t}_mask")) for n, m, t in pruned_tensors(model))
@@ -219,6 +250,8 @@ def _warn_of_zeros(model: nn.Module, zeros: Mapping[str, int]) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("_orig") or parameter.ndim < 2 or parameter.is_meta:
             continue
+        if any(pattern in name for pattern in excluded):
+            continue
         if not is_sharded(parameter):
             share = 1 - count_kept(parameter, None) / max(1, parameter.numel())
             if share >= _SEEMS_PRUNED:
@@ -226,5 +259,12 @@ def _warn_of_zeros(model: nn.Module, zeros: Mapping[str, int]) -> None:
                     f"{name} has {share:.1%} zeros and is not selected, so that they will be lost: "
                     "name it with include=[...] if it was pruned"
                 )
-    if messages:
-        warnings.warn("; ".join(messages), PruningWarning, stacklevel=5)
+    return messages
+
+
+def _warn(message: str) -> None:
+    """Warn where the first caller outside of the package is."""
+    package, level, frame = __name__.partition(".")[0], 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(f"{package}."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, PruningWarning, stacklevel=level)

@@ -21,7 +21,7 @@ from platon_prune.groups import KINDS, find_groups
 from platon_prune.scheduler import PlatonScheduler
 from platon_prune.setting_up import Plan, parameter_of, set_up
 from platon_prune.shards import is_sharded
-from platon_prune.targets import Target, bare
+from platon_prune.targets import Target, as_patterns, bare
 
 
 def global_structured(
@@ -194,7 +194,7 @@ def _selected(
     for argument, patterns, wanted in (("include", include, True), ("exclude", exclude, False)):
         if patterns is None:
             continue
-        listed = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        listed = as_patterns(argument, patterns) or ()
         for pattern in listed:
             if not any(_matches(place, pattern) for place in groups):
                 raise ValueError(

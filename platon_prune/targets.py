@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import parametrize
 
+from platon_prune.default_selection import (
+    Candidate,
+    all_tensors,
+    computed_from,
+    default_selection,
+    is_named,
+    is_pruned,
+    passed_over,
+)
 from platon_prune.shards import is_sharded, registered
 
 Pairs = Iterable[tuple[nn.Module, str]]
@@ -59,7 +68,7 @@ def select(
     if isinstance(model, nn.Module):
         _refuse_flat_gradients(model)
         candidates, saved_whole = _from_model(
-            model, _patterns("include", include), _patterns("exclude", exclude), names
+            model, as_patterns("include", include), as_patterns("exclude", exclude), names
         )
     else:
         if include is not None or exclude is not None:
@@ -69,15 +78,51 @@ def select(
             )
         candidates, saved_whole = _from_pairs(model), set()
     if not candidates:
+        assert isinstance(model, nn.Module)
         raise ValueError(
             "model must have weights to prune, got none in the default selection (Linear, "
             "convolutions, attention, experts): name parameters with include=[...]"
+            + _why_nothing(model)
         )
     for name, module, tensor_name in candidates:
         check_prunable(module, tensor_name, name)
     if own_keys is not None:
         saved_whole = {id(module) for _, module, _ in candidates if own_keys}
     return _merge_shared(candidates, saved_whole)
+
+
+def doubts(
+    model: nn.Module,
+    include: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+) -> list[str]:
+    """What may not be as it was meant in a selection that :func:`select` has let pass.
+
+    Args:
+        model: As for :func:`select`, before it carries masks or after.
+        include: Likewise.
+        exclude: Likewise.
+
+    Returns:
+        Sentences for a warning, without a full stop.
+    """
+    wanted, unwanted = as_patterns("include", include), as_patterns("exclude", exclude) or ()
+    if wanted is None:
+        found = passed_over(model)
+        left = {n: why for n, why in found.items() if not any(p in n for p in unwanted)}
+        return [f"not pruned: {_listed(left)}, or name it with exclude=[...]"] if left else []
+    computed: dict[str, list[str]] = {}
+    for entry in all_tensors(model):
+        found_from, matching = computed_from(*entry), [p for p in wanted if p in entry[0]]
+        if matching and found_from and not any(p in entry[0] for p in unwanted):
+            result, tells = found_from
+            if not any(tells in pattern for pattern in matching):
+                computed.setdefault(result, []).append(entry[0])
+    return [
+        f"{', '.join(names)} will get zeros, which are not zeros of {result} that is computed from "
+        "it: remove the parametrization first, or spell such names out in include=[...]"
+        for result, names in computed.items()
+    ]
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -166,19 +211,12 @@ def _strides(tensor: Tensor) -> Iterable[tuple[int, int]]:
     return zip(tensor.stride(), tensor.shape, strict=True)
 
 
-def is_pruned(module: nn.Module, tensor_name: str) -> bool:
-    """Whether a method of torch's prune, ours included, holds a mask on this tensor."""
-    return any(
-        isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == tensor_name
-        for hook in module._forward_pre_hooks.values()
-    )
-
-
-def _patterns(argument: str, patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def as_patterns(argument: str, patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """Patterns as a tuple; a lone string is one pattern, not a sequence of letters."""
     if patterns is None:
         return None
-    listed = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    is_one = isinstance(patterns, str) or not isinstance(patterns, Iterable)
+    listed: tuple[object, ...] = (patterns,) if is_one else tuple(patterns)
     if not all(isinstance(pattern, str) for pattern in listed):
         raise TypeError(f"{argument} must hold substrings of parameter names, got {patterns!r}")
     if argument == "include" and not listed:
@@ -186,10 +224,7 @@ def _patterns(argument: str, patterns: str | Sequence[str] | None) -> tuple[str,
             "include must name at least one substring, got none: leave it out for the default "
             "selection"
         )
-    return listed
-
-
-_Candidate = tuple[str, nn.Module, str]  # name in the model, module, tensor name
+    return cast(tuple[str, ...], listed)
 
 
 def _from_model(
@@ -197,11 +232,20 @@ def _from_model(
     include: tuple[str, ...] | None,
     exclude: tuple[str, ...] | None,
     names: Collection[str] | None,
-) -> tuple[list[_Candidate], set[int]]:
-    everything = list(_all_tensors(model))
+) -> tuple[list[Candidate], set[int]]:
+    everything = list(all_tensors(model))
     for argument, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns or ():
-            if not any(pattern in name for name, _, _ in everything):
+            if any(pattern in name for name, _, _ in everything):
+                continue
+            named = {name: why for name, why in passed_over(model).items() if pattern in name}
+            if named and argument == "include":
+                name, why = next(iter(named.items()))
+                raise ValueError(
+                    f"{name} must be an ordinary parameter, got one that is {why}: "
+                    f"{_remedy(named)} first"
+                )
+            if not named:
                 example = everything[0][0] if everything else "nothing: it has no parameters"
                 raise ValueError(
                     f"{argument} must match parameter names, but {pattern!r} matches none; this "
@@ -212,7 +256,9 @@ def _from_model(
     if names is not None:
         chosen = [entry for entry in everything if entry[0] in names]
     elif include is None:
-        chosen = list(_default_selection(model, everything))
+        # What is scripted is chosen in order to be refused, unless it is excluded.
+        chosen = [entry for entry in everything if isinstance(entry[1], torch.jit.ScriptModule)]
+        chosen += default_selection(model, everything)
     else:
         chosen = [entry for entry in everything if any(p in entry[0] for p in include)]
     kept = [entry for entry in chosen if not any(p in entry[0] for p in exclude or ())]
@@ -230,25 +276,44 @@ def _from_model(
     return kept, saved_whole
 
 
+_REMEDIES = {
+    "computed from other parameters": "remove the parametrization (torch.nn.utils.parametrize."
+    "remove_parametrizations, remove_weight_norm or remove_spectral_norm)",
+    "quantised": "prune before quantising",
+}
+_MOST_NAMED = 5
+
+
+def _remedy(reasons: Mapping[str, str]) -> str:
+    """What to do about layers that were passed over, by name and reason."""
+    return ", ".join(text for why, text in _REMEDIES.items() if why in reasons.values())
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    named = [f"{name} ({why})" for name, why in list(reasons.items())[:_MOST_NAMED]]
+    more = f" and {len(reasons) - _MOST_NAMED} more" if len(reasons) > _MOST_NAMED else ""
+    return f"{', '.join(named)}{more}: {_remedy(reasons)}"
+
+
+def _why_nothing(model: nn.Module) -> str:
+    """What the model has instead of weights to prune, with what to do; empty if that is unknown."""
+    found = passed_over(model)
+    if found:
+        return f"; passed over: {_listed(found)}"
+    if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
+        return ", or prune the model before it is scripted or traced"
+    if any(isinstance(part, torch.fx.GraphModule) for part in model.modules()):
+        return ", or prune the model before it is exported or traced"
+    return ""
+
+
 def _is_saved_by_transformers(module: nn.Module) -> bool:
     """Whether it is a model with ``save_pretrained``, or a part of one, such as its encoder."""
     is_part = is_named(module, "transformers", "") and any(True for _ in module.children())
     return hasattr(module, "save_pretrained") or is_part
 
 
-def _all_tensors(model: nn.Module) -> Iterable[_Candidate]:
-    """Every parameter of the model under the name that it has without pruning."""
-    for prefix, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            tensor_name = key.removesuffix("_orig")
-            if tensor_name == key or not is_pruned(module, tensor_name):
-                tensor_name = key
-            yield f"{prefix}.{tensor_name}" if prefix else tensor_name, module, tensor_name
-
-
-def _from_pairs(pairs: Pairs) -> list[_Candidate]:
+def _from_pairs(pairs: Pairs) -> list[Candidate]:
     try:
         listed = [(module, name) for module, name in pairs]
     except (TypeError, ValueError):
@@ -263,7 +328,7 @@ def _from_pairs(pairs: Pairs) -> list[_Candidate]:
     return [(f"{i}.{name}", module, name) for i, (module, name) in enumerate(listed)]
 
 
-def _merge_shared(candidates: list[_Candidate], own_keys: set[int]) -> list[Target]:
+def _merge_shared(candidates: list[Candidate], own_keys: set[int]) -> list[Target]:
     """One target per tensor; the sites of a shared one are listed under its first name."""
     merged: dict[int, tuple[str, list[tuple[nn.Module, str]]]] = {}
     for name, module, tensor_name in candidates:
@@ -277,86 +342,19 @@ def _merge_shared(candidates: list[_Candidate], own_keys: set[int]) -> list[Targ
     ]
 
 
-# --- the default selection ----------------------------------------------------------------------
-
-_WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-
-
 def find_tensors(
     model: nn.Module,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
 ) -> list[tuple[str, nn.Module, str]]:
     """(name, module, tensor name) of what would be pruned, whether or not it can be."""
-    found = list(_all_tensors(model))
-    patterns, unwanted = _patterns("include", include), _patterns("exclude", exclude) or ()
+    found = list(all_tensors(model))
+    patterns, unwanted = as_patterns("include", include), as_patterns("exclude", exclude) or ()
     if patterns is None:
-        found = list(_default_selection(model, found))
+        found = list(default_selection(model, found))
     else:
         found = [entry for entry in found if any(pattern in entry[0] for pattern in patterns)]
     return [entry for entry in found if not any(pattern in entry[0] for pattern in unwanted)]
-
-
-def _default_selection(model: nn.Module, everything: list[_Candidate]) -> Iterable[_Candidate]:
-    embeddings = _embedding_weights(model)
-    outside = _heads_and_poolers(model)
-    for name, module, tensor_name in everything:
-        if id(module) in outside:
-            continue
-        parameter = _current(module, tensor_name)
-        if _is_default(module, tensor_name, parameter) and id(parameter) not in embeddings:
-            yield name, module, tensor_name
-
-
-def _current(module: nn.Module, tensor_name: str) -> Tensor:
-    parameter = module._parameters.get(tensor_name)
-    return module._parameters[f"{tensor_name}_orig"] if parameter is None else parameter  # type: ignore[return-value]
-
-
-def _is_default(module: nn.Module, tensor_name: str, parameter: Tensor) -> bool:
-    if isinstance(module, nn.MultiheadAttention):
-        return tensor_name in _ATTENTION_WEIGHTS
-    if isinstance(module, _WEIGHT_LAYERS) or is_named(module, "transformers", "Conv1D"):
-        return tensor_name == "weight"
-    return is_named(module, "", "Experts") and parameter.ndim == 3
-
-
-def is_named(module: nn.Module, package: str, suffix: str) -> bool:
-    """Whether a class of ``package`` whose name ends so is among the module's classes."""
-    return any(
-        cls.__module__.split(".")[0] == package if package else True
-        for cls in type(module).__mro__
-        if cls.__name__.endswith(suffix)
-    )
-
-
-def _embedding_weights(model: nn.Module) -> set[int]:
-    return {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-        for parameter in module._parameters.values()
-    }
-
-
-def _heads_and_poolers(model: nn.Module) -> set[int]:
-    """What the transformers models in ``model`` (itself, or wrapped) have around their body."""
-    outside: set[int] = set()
-    for root in model.modules():
-        if not (hasattr(root, "save_pretrained") and hasattr(root, "base_model")):
-            continue
-        body = {id(module) for module in root.base_model.modules()}  # type: ignore[union-attr,operator]
-        get_head: Any = getattr(root, "get_output_embeddings", lambda: None)
-        head = get_head()
-        if isinstance(head, nn.Module):
-            body -= {id(module) for module in head.modules()}
-        outside |= {
-            id(module)
-            for name, module in root.named_modules()
-            if id(module) not in body or "pooler" in name
-        }
-    return outside
 
 
 _FLATTENING = {"FullyShardedDataParallel": "FSDP1", "DeepSpeedEngine": "DeepSpeed"}

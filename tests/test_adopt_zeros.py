@@ -223,6 +223,26 @@ def test_zeros_that_may_be_no_pruning_are_named():
         platon_prune.adopt_zeros(_sparse_model(), include=["0.weight"])
 
 
+@pytest.mark.parametrize("exclude", ["2.", ["2.weight"]])
+def test_what_was_excluded_on_purpose_is_not_named(exclude):
+    platon_prune.adopt_zeros(_sparse_model(), exclude=exclude)  # a warning would be an error
+    _further(_sparse_model(), exclude=exclude)
+
+
+def test_a_warning_that_is_an_error_leaves_the_model_untouched():
+    model = _sparse_model()
+    with pytest.raises(platon_prune.PruningWarning):
+        platon_prune.adopt_zeros(model, include=["0.weight"])
+    assert _is_untouched(model)
+
+
+def test_the_warning_is_of_the_line_that_set_pruning_up():
+    for set_up in (platon_prune.adopt_zeros, _further):
+        with pytest.warns(platon_prune.PruningWarning) as caught:
+            set_up(_sparse_model(), include=["0.weight"])
+        assert caught[0].filename == __file__
+
+
 # --- over processes -----------------------------------------------------------------------------
 
 

@@ -59,6 +59,8 @@ def _refused(model, error, message, **settings):
         (dict(beta1="0.8"), TypeError, "beta1 must be a number .* got '0.8'"),
         (dict(include=[]), ValueError, "include must name at least one substring"),
         (dict(include=[3]), TypeError, r"include must hold substrings .* got \[3\]"),
+        (dict(include=0), TypeError, "include must hold substrings .* got 0"),
+        (dict(exclude=7), TypeError, "exclude must hold substrings .* got 7"),
         (dict(criterion="taylor"), ValueError, "criterion must be one of platon.*'taylor'"),
         (dict(masking="soft"), ValueError, "masking must be .* got 'soft'"),
         (dict(include=["encoder"]), ValueError, "include must match .*'encoder' matches none.*0.w"),

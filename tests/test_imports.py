@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"version", "schedule", "criteria", "blocks", "collectives", "gradients"}
     | {"ordering", "shards", "tables", "timing", "coupled", "set_aside"}
-    | {"resize", "config_sizes"},
+    | {"resize", "config_sizes", "default_selection"},
     {"optimizer_states", "forms", "memory", "ranking", "targets", "lanes", "layouts", "bits"},
     {"selection", "masked", "input_dims", "mask_history"},
     {"removable", "pruned_class", "patterns", "dependencies", "limits", "changes"},

@@ -459,3 +459,11 @@ def test_a_wrapped_model_carries_its_groups_inside():
     model = small_transformers.build("BERT")
     platon_prune.global_structured(nn.DataParallel(model), amount=0.2, **SCHEDULE)
     assert len(model._platon_groups) == 4
+
+
+def test_patterns_that_are_no_strings_are_refused():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(TypeError, match="exclude must hold substrings of parameter names, got 0"):
+        platon_prune.global_structured(
+            model, torch.ones(1, 4), amount=0.5, total_steps=20, exclude=0
+        )

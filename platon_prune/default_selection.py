@@ -1,0 +1,140 @@
+"""What is pruned of a model where nothing is named, and what of it is passed over, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+Candidate = tuple[str, nn.Module, str]  # name in the model, module, tensor name
+
+_WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def all_tensors(model: nn.Module) -> Iterable[Candidate]:
+    """Every parameter of the model under the name that it has without pruning."""
+    for prefix, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            tensor_name = key.removesuffix("_orig")
+            if tensor_name == key or not is_pruned(module, tensor_name):
+                tensor_name = key
+            yield f"{prefix}.{tensor_name}" if prefix else tensor_name, module, tensor_name
+
+
+def is_pruned(module: nn.Module, tensor_name: str) -> bool:
+    """Whether a method of torch's prune, ours included, holds a mask on this tensor."""
+    return any(
+        isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == tensor_name
+        for hook in module._forward_pre_hooks.values()
+    )
+
+
+def default_selection(model: nn.Module, everything: list[Candidate]) -> Iterable[Candidate]:
+    """What is pruned of ``everything`` where nothing is named; of scripted modules nothing."""
+    embeddings = _embedding_weights(model)
+    outside = _heads_and_poolers(model)
+    for name, module, tensor_name in everything:
+        if id(module) in outside or isinstance(module, torch.jit.ScriptModule):
+            continue
+        parameter = _current(module, tensor_name)
+        if _is_default(module, tensor_name, parameter) and id(parameter) not in embeddings:
+            yield name, module, tensor_name
+
+
+def _current(module: nn.Module, tensor_name: str) -> Tensor:
+    parameter = module._parameters.get(tensor_name)
+    return module._parameters[f"{tensor_name}_orig"] if parameter is None else parameter  # type: ignore[return-value]
+
+
+def passed_over(model: nn.Module) -> dict[str, str]:
+    """What would be pruned if it were a parameter of its layer: its name to why it is none."""
+    outside = _heads_and_poolers(model)
+    found = {}
+    for prefix, module in model.named_modules():
+        if id(module) in outside:
+            continue
+        path = f"{prefix}." if prefix else ""
+        for key in ("weight", *_ATTENTION_WEIGHTS):
+            if _is_default(module, key, None) and is_computed(module, key):
+                found[path + key] = "computed from other parameters"
+        if is_named(module, "torch", "WeightedQuantizedModule"):
+            found[f"{path}weight"] = "quantised"
+    return found
+
+
+def is_computed(module: nn.Module, tensor_name: str) -> bool:
+    """Whether a parametrization, or a hook such as weight norm's, makes this tensor of others."""
+    if tensor_name in module._parameters or is_pruned(module, tensor_name):
+        return False
+    return tensor_name in module.__dict__ or parametrize.is_parametrized(module, tensor_name)
+
+
+def computed_from(name: str, module: nn.Module, tensor_name: str) -> tuple[str, str] | None:
+    """What is computed from a parameter, and what in the parameter's name tells that.
+
+    Args:
+        name: The parameter's name in the model.
+        module: The module that holds it: a layer, or the parametrization of one.
+        tensor_name: Its name there, such as ``weight_g`` or ``original0``.
+
+    Returns:
+        Such as ``0.weight`` and ``parametrizations``; None if nothing is computed from it.
+    """
+    if isinstance(module, parametrize.ParametrizationList):
+        path, tells, inside = f".{name}".rpartition(".parametrizations.")
+        return f"{path}.{inside.split('.')[0]}".lstrip("."), tells.strip(".")
+    computed = tensor_name.rpartition("_")[0]
+    if not computed or not is_computed(module, computed):
+        return None
+    return name.removesuffix(tensor_name) + computed, tensor_name
+
+
+def _is_default(module: nn.Module, tensor_name: str, parameter: Tensor | None) -> bool:
+    if isinstance(module, nn.MultiheadAttention):
+        return tensor_name in _ATTENTION_WEIGHTS
+    if isinstance(module, _WEIGHT_LAYERS) or is_named(module, "transformers", "Conv1D"):
+        return tensor_name == "weight"
+    return is_named(module, "", "Experts") and parameter is not None and parameter.ndim == 3
+
+
+def is_named(module: nn.Module, package: str, suffix: str) -> bool:
+    """Whether a class of ``package`` whose name ends so is among the module's classes."""
+    return any(
+        cls.__module__.split(".")[0] == package if package else True
+        for cls in type(module).__mro__
+        if cls.__name__.endswith(suffix)
+    )
+
+
+def _embedding_weights(model: nn.Module) -> set[int]:
+    return {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        for parameter in module._parameters.values()
+    }
+
+
+def _heads_and_poolers(model: nn.Module) -> set[int]:
+    """What the transformers models in ``model`` (itself, or wrapped) have around their body."""
+    outside: set[int] = set()
+    for root in model.modules():
+        if not (hasattr(root, "save_pretrained") and hasattr(root, "base_model")):
+            continue
+        body = {id(module) for module in root.base_model.modules()}  # type: ignore[union-attr,operator]
+        get_head: Any = getattr(root, "get_output_embeddings", lambda: None)
+        head = get_head()
+        if isinstance(head, nn.Module):
+            body -= {id(module) for module in head.modules()}
+        outside |= {
+            id(module)
+            for name, module in root.named_modules()
+            if id(module) not in body or "pooler" in name
+        }
+    return outside
