@@ -1,4 +1,7 @@
-"""The gradients that an optimizer has just stepped with: are they finite, and when it steps."""
+"""The gradients that an optimizer has just stepped with: are they finite, and when it steps.
+
+A scheduler steps after its optimizer: called by hand, or by itself while it is :class:`Following`.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,91 @@ def all_finite(gradients: Sequence[Tensor | None]) -> bool:
     return all(bool(gradient.isfinite().all()) for gradient in present)
 
 
-def after_each_step(
-    optimizer: torch.optim.Optimizer, step: Callable[[bool], None]
-) -> RemovableHandle:
-    """Call ``step(skipped)`` after every step of an optimizer whose gradients can be read then.
+def as_skipped(skipped: object) -> bool:
+    """Whether a step was skipped, as a scheduler is told.
+
+    Args:
+        skipped: True, False, or a numpy or torch scalar of truth.
 
     Raises:
-        ValueError: If the optimizer is known to train other weights than those it shows.
+        TypeError: If it is anything else, such as the loss that other schedulers take.
     """
+    if isinstance(skipped, bool):
+        return skipped
+    if str(getattr(skipped, "dtype", "")) in ("bool", "torch.bool") and not skipped.shape:  # type: ignore[attr-defined]
+        return bool(skipped)
+    raise TypeError(
+        f"skipped must be True or False, whether the optimizer did not step, got {skipped!r}: call "
+        "step() without arguments, also where another scheduler takes the loss"
+    )
+
+
+class Following:
+    """The optimizer, if any, whose steps call a scheduler's step."""
+
+    def __init__(self) -> None:
+        self._handle: RemovableHandle | None = None
+        self._is_calling = False
+
+    def __deepcopy__(self, memo: Any) -> Following:
+        return Following()  # a copy follows nothing
+
+    def begin(
+        self, optimizer: torch.optim.Optimizer, step: Callable[[bool], None]
+    ) -> RemovableHandle:
+        """Call ``step(skipped)`` after every step of an optimizer.
+
+        Returns:
+            A handle whose ``remove()`` ends it.
+
+        Raises:
+            TypeError: If it is no optimizer.
+            ValueError: If it is known to train other weights than it shows, or another one is
+                followed already.
+        """
+        if self._is_on():
+            raise ValueError(
+                "scheduler must follow one optimizer, got a second: each of its steps would count "
+                "twice; call remove() on the first handle"
+            )
+
+        def call(skipped: bool) -> None:
+            self._is_calling = True
+            try:
+                step(skipped)
+            finally:
+                self._is_calling = False
+
+        self._handle = _after_each_step(optimizer, call)
+        return self._handle
+
+    def refuse_other_calls(self) -> None:
+        """Raise a RuntimeError if the scheduler steps, but is not called by what it follows."""
+        if self._is_on() and not self._is_calling:
+            raise RuntimeError(
+                "each step must be counted once, got scheduler.step() while it follows the "
+                "optimizer (step_with), which calls it: leave this call out, or call remove() on "
+                "the handle of step_with"
+            )
+
+    def _is_on(self) -> bool:
+        hooks = None if self._handle is None else self._handle.hooks_dict_ref()
+        return hooks is not None and self._handle is not None and self._handle.id in hooks
+
+
+def _after_each_step(
+    optimizer: torch.optim.Optimizer, step: Callable[[bool], None]
+) -> RemovableHandle:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}: pass the "
+            "one that steps the pruned model"
+        )
+    if not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        raise TypeError(
+            "optimizer must be a torch.optim.Optimizer, got "
+            f"{type(optimizer).__name__}: pass the one that it wraps (optimizer.optimizer)"
+        )
     if type(optimizer).__module__.split(".")[0] == "schedulefree":
         raise ValueError(
             f"optimizer must leave gradients and weights as they are, got "

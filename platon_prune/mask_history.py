@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -143,6 +144,20 @@ class MaskHistory:
             masks[name] = torch.empty(shape, dtype=torch.bool)
             unpack_bits_(masks[name], part)
         return masks
+
+
+def checked_step(step: int, last_step: int) -> int:
+    """The step whose masks are asked for, if it is one of those taken.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it was not taken.
+    """
+    if isinstance(step, bool) or not isinstance(step, Integral):
+        raise TypeError(f"step must be a whole number of steps, or None, got {step!r}")
+    if not 0 <= step <= last_step:
+        raise ValueError(f"step must be in [0, {last_step}], those taken, got {step}")
+    return int(step)
 
 
 class MaskRecorder:

@@ -14,9 +14,10 @@ from torch.utils.hooks import RemovableHandle
 from platon_prune.changes import Change
 from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion
-from platon_prune.gradients import after_each_step
+from platon_prune.gradients import Following, as_skipped
 from platon_prune.granularity import Granularity, Unstructured
 from platon_prune.history import History
+from platon_prune.mask_history import checked_step
 from platon_prune.memory import Memory
 from platon_prune.notices import Notices
 from platon_prune.notices import PruningWarning as PruningWarning
@@ -87,7 +88,7 @@ class PlatonScheduler:
         self._window_steps = 0  # steps whose samples are in the window
         self._has_scores = False  # whether a window with samples has ended
         self._notices = Notices(self.granularity.may_empty)
-        self._handle: RemovableHandle | None = None
+        self._following = Following()
         self._tensors = SelectedTensors(
             targets,
             criterion,
@@ -140,8 +141,13 @@ class PlatonScheduler:
 
         Raises:
             RuntimeError: If no pruned tensor has a gradient (unless the criterion needs none), a
-                tensor is not pruned any more, or something is amiss in another process.
+                tensor is not pruned any more, an optimizer is followed (:meth:`step_with`) that
+                calls this by itself, or something is amiss in another process.
+            TypeError: If ``skipped`` is neither True nor False.
         """
+        skipped = as_skipped(skipped)
+        if not skipped:
+            self._following.refuse_other_calls()
         step = self.last_step + 1
         read = not skipped and step <= self.schedule.total_steps
         gradients = self._tensors.agreed_gradients(step, self.settings, read=read)
@@ -233,23 +239,18 @@ class PlatonScheduler:
 
         Args:
             optimizer: The optimizer of the pruned model. A step that a GradScaler skips never
-                reaches it, so it does not count in the schedule.
+                reaches it, so it does not count in the schedule unless ``step(skipped=True)`` is
+                called.
 
         Returns:
             A handle whose ``remove()`` ends it.
 
         Raises:
+            TypeError: If it is no optimizer, or only wraps one.
             ValueError: If the optimizer is known to train other weights than those it shows, or
                 another one is followed already.
         """
-        hooks = None if self._handle is None else self._handle.hooks_dict_ref()
-        if hooks is not None and self._handle is not None and self._handle.id in hooks:
-            raise ValueError(
-                "scheduler must follow one optimizer, got a second: each of its steps would count "
-                "twice; call remove() on the first handle"
-            )
-        self._handle = after_each_step(optimizer, self.step)
-        return self._handle
+        return self._following.begin(optimizer, self.step)
 
     # --- what can be read -------------------------------------------------------------------
 
@@ -306,12 +307,11 @@ class PlatonScheduler:
             DTensors where the weights are.
 
         Raises:
-            ValueError: If the masks of that step were not recorded.
+            ValueError: If that step was not taken, or its masks were not recorded.
+            TypeError: If it is no whole number.
         """
-        if step is None or step == self.last_step:
+        if step is None or checked_step(step, self.last_step) == self.last_step:
             return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
-        if not 0 <= step < self.last_step:
-            raise ValueError(f"step must be in [0, {self.last_step}], those taken, got {step}")
         return self._tensors.recorded_masks(step)
 
     def record_masks(self, path: str | os.PathLike[str]) -> None:

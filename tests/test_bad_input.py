@@ -1,6 +1,7 @@
 """Bad input is a clear error that names the value and the remedy and leaves the model untouched."""
 
 import copy
+import gc
 import re
 
 import pytest
@@ -439,6 +440,80 @@ def test_a_second_optimizer_to_follow_is_refused_until_the_first_is_let_go():
     _set_gradients(model)
     optimizer.step()
     assert scheduler.last_step == 1
+
+
+def test_a_step_by_hand_is_refused_while_an_optimizer_is_followed():
+    model, scheduler = _pruned()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = scheduler.step_with(optimizer)
+    for steps in (1, 2):
+        _set_gradients(model)
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="step must be counted once.*leave this call out"):
+            scheduler.step()
+        assert scheduler.last_step == steps
+    scheduler.step(skipped=True)  # one that a GradScaler kept from the optimizer
+    assert (scheduler.last_step, scheduler.skipped_steps) == (3, 1)
+    another = copy.deepcopy(scheduler)  # follows nothing
+    another.step(skipped=True)
+    handle.remove()
+    scheduler.step()
+    assert (scheduler.last_step, another.last_step) == (4, 4)
+
+
+def test_a_step_by_hand_is_taken_once_the_followed_optimizer_is_gone():
+    model, scheduler = _pruned()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler.step_with(optimizer)
+    del optimizer
+    gc.collect()
+    _set_gradients(model)
+    scheduler.step()
+    assert scheduler.last_step == 1
+
+
+@pytest.mark.parametrize("skipped", [torch.tensor(0.3), 0.3, 1, None, "no", torch.tensor([True])])
+def test_a_loss_or_anything_else_is_no_answer_to_whether_the_step_was_skipped(skipped):
+    model, scheduler = _pruned()
+    _set_gradients(model)
+    with pytest.raises(TypeError, match=r"skipped must be True or False.*call step\(\) without"):
+        scheduler.step(skipped)
+    assert scheduler.last_step == 0
+
+
+def test_truth_values_of_numpy_and_torch_say_whether_the_step_was_skipped():
+    import numpy as np
+
+    _, scheduler = _pruned()
+    for skipped in (True, np.bool_(True), torch.tensor(True)):
+        scheduler.step(skipped)  # there are no gradients, which is an error unless it is skipped
+    assert scheduler.skipped_steps == 3
+
+
+@pytest.mark.parametrize("optimizer", [nn.Linear(2, 2), None, "sgd"])
+def test_something_that_is_no_optimizer_is_not_followed(optimizer):
+    _, scheduler = _pruned()
+    with pytest.raises(TypeError, match="optimizer must be a torch.optim.Optimizer, got"):
+        scheduler.step_with(optimizer)
+
+
+def test_a_wrapped_optimizer_is_refused_with_what_to_do():
+    accelerate = pytest.importorskip("accelerate")
+    model, scheduler = _pruned()
+    wrapper = accelerate.Accelerator(cpu=True).prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match=r"got AcceleratedOptimizer: .* \(optimizer.optimizer\)"):
+        scheduler.step_with(wrapper)
+    scheduler.step_with(wrapper.optimizer)
+    _set_gradients(model)
+    wrapper.step()
+    assert scheduler.last_step == 1
+
+
+@pytest.mark.parametrize("step", ["5", 1.0, True])
+def test_a_step_that_is_no_whole_number_has_no_masks(step):
+    _, scheduler = _pruned()
+    with pytest.raises(TypeError, match=f"step must be a whole number.* got {step!r}"):
+        scheduler.masks(step)
 
 
 def test_set_up_in_inference_mode_can_be_trained():
