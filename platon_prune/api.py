@@ -57,7 +57,8 @@ def global_unstructured(
 
     Args:
         model: A module, or an iterable of (module, tensor name) as torch's prune takes them.
-        amount: What is pruned in the end: a fraction in [0, 1), or a count of entries.
+        amount: What is pruned in the end: a fraction in [0, 1), or a count of entries (a whole
+            number; one that looks like a percentage is warned about).
         total_steps: Length of the run in optimizer steps, T.
         warmup_steps: Steps before pruning starts, t_i.
         cooldown_steps: Steps at the end with the final amount, t_f.
@@ -131,6 +132,7 @@ def global_unstructured(
             final,
             0.0 if adopts_zeros else _fraction("initial_amount", initial_amount, num_weights),
             adopts_zeros,
+            _doubtful_counts(num_weights, amount=amount, initial_amount=initial_amount),
         )
 
     return set_up(
@@ -271,3 +273,15 @@ def _fraction(argument: str, amount: float | int | str, num_weights: int) -> flo
             "weights to prune, such as 0.9"
         )
     return float(amount)
+
+
+def _doubtful_counts(num_weights: int, **amounts: float | int | str) -> list[str]:
+    """Counts, by their argument, that prune next to nothing and would make sense as percentages."""
+    counts = {name: int(count) for name, count in amounts.items() if isinstance(count, Integral)}
+    return [
+        f"{argument}={count} prunes {count} of the {num_weights} selected weights "
+        f"({100 * count / num_weights:.2g} %), as a whole number is a count: if it was meant as "
+        f"percent, give it as {argument}={min(count, 99) / 100:g}"
+        for argument, count in counts.items()
+        if 0 < count <= 100 and count < num_weights / 100
+    ]

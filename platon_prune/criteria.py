@@ -182,7 +182,7 @@ def make_criterion(criterion: str | Criterion, beta1: float, beta2: float) -> Cr
 
     Raises:
         ValueError: If the name is unknown, or a beta is outside [0, 1).
-        TypeError: If a beta is not a number.
+        TypeError: If a beta is not a number, or a class is given instead of an instance.
     """
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
         if isinstance(beta, bool) or not isinstance(beta, Real):
@@ -194,6 +194,11 @@ def make_criterion(criterion: str | Criterion, beta1: float, beta2: float) -> Cr
             )
     if isinstance(criterion, Criterion):
         return criterion
-    if criterion not in CRITERIA:
+    if isinstance(criterion, type) and issubclass(criterion, Criterion):
+        raise TypeError(
+            "criterion must be a name or an instance of a criterion, got the class "
+            f"{criterion.__name__}: pass {criterion.__name__}(), with its settings if it has any"
+        )
+    if not isinstance(criterion, str) or criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
     return CRITERIA[criterion](float(beta1), float(beta2))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import platon_prune
+from platon_prune.criteria import Magnitude
 
 GOOD = dict(amount=0.5, total_steps=100)
 
@@ -63,6 +64,8 @@ def _refused(model, error, message, **settings):
         (dict(include=0), TypeError, "include must hold substrings .* got 0"),
         (dict(exclude=7), TypeError, "exclude must hold substrings .* got 7"),
         (dict(criterion="taylor"), ValueError, "criterion must be one of platon.*'taylor'"),
+        (dict(criterion=Magnitude), TypeError, r"got the class Magnitude: pass Magnitude\(\)"),
+        (dict(criterion=["platon"]), ValueError, r"criterion must be one of .*\['platon'\]"),
         (dict(masking="soft"), ValueError, "masking must be .* got 'soft'"),
         (dict(include=["encoder"]), ValueError, "include must match .*'encoder' matches none.*0.w"),
         (dict(exclude="bert"), ValueError, "exclude must match .*'bert' matches none"),
@@ -73,6 +76,34 @@ def _refused(model, error, message, **settings):
 )
 def test_settings_that_mean_nothing_are_refused(settings, error, message):
     _refused(_model(), error, message, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(amount=90), r"amount=90 prunes 90 of the 10000 .* \(0.9 %\).* as amount=0.9$"),
+        (dict(amount=1), r"amount=1 prunes 1 of the 10000 selected weights \(0.01 %\), .*=0.01"),
+        (dict(amount=0.5, initial_amount=20), r"initial_amount=20 prunes 20 .* initial_amount=0.2"),
+    ],
+)
+def test_a_count_that_looks_like_a_percentage_is_warned_about(settings, message):
+    model = nn.Linear(100, 100)
+    with pytest.warns(platon_prune.PruningWarning, match=message) as caught:
+        platon_prune.global_unstructured(model, **GOOD | settings)
+    assert caught[0].filename == __file__
+    model = nn.Linear(100, 100)
+    with pytest.raises(platon_prune.PruningWarning):
+        platon_prune.global_unstructured(model, **GOOD | settings)
+    assert list(model.state_dict()) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("amount", [0, 101, 0.009])
+def test_a_count_that_is_no_percentage_and_a_small_fraction_are_not_warned_about(amount):
+    platon_prune.global_unstructured(nn.Linear(100, 110), **GOOD | dict(amount=amount))
+
+
+def test_a_count_of_one_in_a_hundred_is_not_warned_about():
+    platon_prune.global_unstructured(nn.Linear(10, 10), **GOOD | dict(amount=1))
 
 
 def test_a_lone_string_is_one_pattern():
