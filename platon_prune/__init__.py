@@ -15,9 +15,9 @@ from platon_prune.export import to_sparse_inference as to_sparse_inference
 from platon_prune.groups import find_groups as find_groups
 from platon_prune.mask_history import MaskHistory as MaskHistory
 from platon_prune.method import PlatonUnstructured as PlatonUnstructured
+from platon_prune.notices import PruningWarning as PruningWarning
 from platon_prune.patterns import check_semi_structured as check_semi_structured
 from platon_prune.scheduler import PlatonScheduler as PlatonScheduler
-from platon_prune.scheduler import PruningWarning as PruningWarning
 from platon_prune.semi_structured import semi_structured as semi_structured
 from platon_prune.shrink import shrink as shrink
 from platon_prune.structure import structure as structure

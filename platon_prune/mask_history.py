@@ -98,6 +98,22 @@ class MaskHistory:
                 bits ^= _payload(file, record, self._packed_size, self.path)
         return self._unpacked(bits)
 
+    def set_aside(self) -> str | None:
+        """Move the file out of the way of another run if it holds more than a beginning.
+
+        Returns:
+            What to tell whoever wrote it; None if there is nothing to keep.
+        """
+        if not self._records or self._records[-1].step == 0:
+            return None
+        old = self.path.with_name(self.path.name + ".old")
+        os.replace(self.path, old)
+        last, self._records, self._end = self._records[-1].step, [], 0
+        return (
+            f"{self.path} held masks of another run until step {last}, which are in {old} now: "
+            "give each run a file of its own, or load the state of that run to go on with it"
+        )
+
     def begin(self, step: int, masks: Mapping[str, Tensor]) -> None:
         """Record the masks that a run has at a step, from which it goes on.
 
@@ -146,6 +162,34 @@ class MaskHistory:
         return masks
 
 
+def require_place(path: str | os.PathLike[str]) -> None:
+    """Raise an error that says what to do if no file can be written at a path.
+
+    Raises:
+        TypeError: If it is no path.
+        IsADirectoryError: If it is a folder.
+        FileNotFoundError: If it lies in no folder.
+        PermissionError: If that can't be written to.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"the file of masks must be a path, got {path!r}")
+    whole = Path(path).absolute()
+    if whole.is_dir():
+        raise IsADirectoryError(
+            f"the file of masks must be a file, got the folder {whole}: name a file in it"
+        )
+    if not whole.parent.is_dir():
+        raise FileNotFoundError(
+            f"the file of masks must lie in a folder that exists, got {whole}: create "
+            f"{whole.parent} first"
+        )
+    if not os.access(whole.parent, os.W_OK):
+        raise PermissionError(
+            f"the file of masks must lie in a folder that can be written to, got {whole}: give "
+            "another path"
+        )
+
+
 def checked_step(step: int, last_step: int) -> int:
     """The step whose masks are asked for, if it is one of those taken.
 
@@ -169,10 +213,13 @@ class MaskRecorder:
 
     Attributes:
         has_begun: Whether the masks that the run goes on from have been recorded.
+        note: What to tell who trains, once.
     """
 
     def __init__(self, history: MaskHistory, writes: bool) -> None:
         self.has_begun = False
+        self.note: str | None = None
+        self._is_resumed = False
         self._history = history
         self._writes = writes
 
@@ -183,7 +230,14 @@ class MaskRecorder:
         """Record what a run begins or goes on from."""
         self.has_begun = True
         if self._writes:
+            if step == 0 and not self._is_resumed:
+                self.note = self._history.set_aside()
             self._history.begin(step, masks)
+
+    def restart(self) -> None:
+        """The run goes on from a state of its own that was loaded."""
+        self.has_begun = False
+        self._is_resumed = True
 
     def add(self, step: int, masks: Mapping[str, Tensor]) -> None:
         """Record what a choice made."""

@@ -20,7 +20,6 @@ from platon_prune.history import History
 from platon_prune.mask_history import checked_step
 from platon_prune.memory import Memory
 from platon_prune.notices import Notices
-from platon_prune.notices import PruningWarning as PruningWarning
 from platon_prune.schedule import CubicSchedule, FixedSchedule
 from platon_prune.selected import SelectedTensors
 from platon_prune.states import STATE_VERSION, check_state, settings_of
@@ -166,6 +165,7 @@ class PlatonScheduler:
             changed = self._choose(self.schedule.amount_at(step)) if has_scores else []
             self._tensors.apply_masks()
         # Once all of the step is done: a warning may be an error.
+        self._tensors.warn_of_other_masks()
         self._notices.of_no_gradient(without_gradient)
         self._notices.of_choice(step, changed, self.skipped_steps * (choosing and not has_scores))
 
@@ -239,8 +239,7 @@ class PlatonScheduler:
 
         Args:
             optimizer: The optimizer of the pruned model. A step that a GradScaler skips never
-                reaches it, so it does not count in the schedule unless ``step(skipped=True)`` is
-                called.
+                reaches it, and counts in the schedule only if you call ``step(skipped=True)``.
 
         Returns:
             A handle whose ``remove()`` ends it.
@@ -317,14 +316,16 @@ class PlatonScheduler:
     def record_masks(self, path: str | os.PathLike[str]) -> None:
         """Append the masks of every choice from here on to a file, for :meth:`masks`.
 
-        A run that is resumed goes on with its file: what was recorded after the step that it
-        resumes from is dropped. Of several processes the first one writes.
+        A run that is resumed goes on with its file, and drops what was recorded after the step that
+        it resumes from. A run that begins moves a file that another has filled to ``path + ".old"``
+        and warns. Of several processes the first one writes.
 
         Args:
             path: The file, which may exist if it is of this model.
 
         Raises:
             ValueError: If it is another model's or no such file, or the model is sharded.
+            OSError: If no file can be written there.
         """
         self._tensors.record_masks(path)
 

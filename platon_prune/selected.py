@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion
 from platon_prune.gradients import all_finite
 from platon_prune.granularity import Granularity
-from platon_prune.mask_history import MaskHistory, MaskRecorder
+from platon_prune.mask_history import MaskHistory, MaskRecorder, require_place
+from platon_prune.notices import PruningWarning
 from platon_prune.shards import is_sharded
 from platon_prune.targets import Target
 from platon_prune.tracked import Storage, TrackedTensor
@@ -240,10 +242,14 @@ class SelectedTensors(Sequence[TrackedTensor]):
 
         Raises:
             ValueError: If the file is of another model or another kind, or the model is sharded.
+            OSError: If this process writes the file and can't, there.
         """
         self._require_whole()
+        writes = self.processes.rank == 0
+        if writes:
+            require_place(path)
         shapes = {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
-        self._recorder = MaskRecorder(MaskHistory(path, shapes), self.processes.rank == 0)
+        self._recorder = MaskRecorder(MaskHistory(path, shapes), writes)
 
     def begin_recording(self, step: int) -> None:
         """Write the masks of the step that a run begins or goes on from, once."""
@@ -259,7 +265,14 @@ class SelectedTensors(Sequence[TrackedTensor]):
     def restart_recording(self) -> None:
         """The run goes on from another state."""
         if self._recorder is not None:
-            self._recorder.has_begun = False
+            self._recorder.restart()
+
+    def warn_of_other_masks(self) -> None:
+        """Say once, when a step is done, what became of the masks that another run recorded."""
+        note = None if self._recorder is None else self._recorder.note
+        if self._recorder is not None and note is not None:
+            self._recorder.note = None
+            warnings.warn(note, PruningWarning, stacklevel=4)
 
     def recorded_masks(self, step: int) -> dict[str, Tensor]:
         """The masks of a step, where the weights are.

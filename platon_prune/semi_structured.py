@@ -14,8 +14,9 @@ from torch import nn
 from platon_prune.criteria import Criterion
 from platon_prune.input_dims import input_dim, reason_against_groups
 from platon_prune.n_of_m import SemiStructured
+from platon_prune.notices import PruningWarning
 from platon_prune.patterns import require_pattern
-from platon_prune.scheduler import PlatonScheduler, PruningWarning
+from platon_prune.scheduler import PlatonScheduler
 from platon_prune.setting_up import Plan, parameter_of, set_up
 from platon_prune.shards import part_of
 from platon_prune.targets import Pairs, Target

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import platon_prune
-from platon_prune import MaskHistory, mask_history
+from platon_prune import MaskHistory, PruningWarning, mask_history
 
 
 def _model():
@@ -103,10 +103,52 @@ def test_a_resumed_run_goes_on_with_its_file_and_what_came_after_is_dropped(tmp_
         _assert_same(resumed.scheduler.masks(step), (first.masks | resumed.masks)[step])
 
 
-def test_a_run_that_starts_anew_begins_its_file_anew(tmp_path):
+def test_a_run_that_starts_anew_begins_its_file_anew_and_keeps_the_other(tmp_path):
+    path = tmp_path / "masks"
+    first = _Run(path).to(15)
+    content = path.read_bytes()
+    again = _Run(path)
+    assert path.read_bytes() == content  # it may be resumed yet
+    with pytest.warns(PruningWarning, match=r"until step 14.* are in .*masks.old now") as caught:
+        again.to(1)
+    assert caught[0].filename == __file__
+    again.to(5)
+    assert MaskHistory(path).steps == [0, 4]
+    assert (tmp_path / "masks.old").read_bytes() == content
+    _assert_same(MaskHistory(tmp_path / "masks.old").masks(15), first.masks[14])
+    _assert_same(again.scheduler.masks(4), again.masks[4])
+
+
+def test_a_warning_of_the_other_file_that_is_an_error_comes_once_the_step_is_done(tmp_path):
     _Run(tmp_path / "masks").to(15)
-    _Run(tmp_path / "masks").to(5)
+    again = _Run(tmp_path / "masks")
+    with pytest.raises(PruningWarning):
+        again.to(1)
+    assert again.scheduler.last_step == 1
+    again.to(20)
+    assert MaskHistory(tmp_path / "masks").steps == [0, *CHOICES]
+
+
+def test_a_run_that_ended_before_its_first_choice_leaves_nothing_worth_keeping(tmp_path):
+    _Run(tmp_path / "masks").to(3)
+    _Run(tmp_path / "masks").to(5)  # a warning would be an error
     assert MaskHistory(tmp_path / "masks").steps == [0, 4]
+    assert not (tmp_path / "masks.old").exists()
+
+
+def test_a_run_that_is_resumed_from_before_its_first_step_drops_what_came_after(tmp_path):
+    first = _Run(tmp_path / "masks")
+    states = first.save()
+    first.to(9)
+    _Run(tmp_path / "masks").load(states).to(5)
+    assert MaskHistory(tmp_path / "masks").steps == [0, 4]
+    assert not (tmp_path / "masks.old").exists()
+
+
+def test_the_set_up_of_a_second_run_alone_changes_no_file(tmp_path):
+    _Run(tmp_path / "masks").to(15)
+    _Run(tmp_path / "masks")
+    assert [file.name for file in tmp_path.iterdir()] == ["masks"]
 
 
 def test_recording_may_begin_in_the_middle(tmp_path):
@@ -195,6 +237,36 @@ def test_the_file_of_another_model_is_refused_and_the_model_is_untouched(tmp_pat
             other, amount=0.5, total_steps=20, mask_history=tmp_path / "masks"
         )
     assert list(other.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        ("none/masks", FileNotFoundError, r"must lie in a folder that exists.*none.*create"),
+        ("file/masks", FileNotFoundError, r"must lie in a folder that exists"),
+        (".", IsADirectoryError, "must be a file, got the folder"),
+    ],
+)
+def test_a_path_that_can_not_be_a_file_is_refused_at_set_up(tmp_path, path, error, message):
+    (tmp_path / "file").write_text("")
+    model = _model()
+    with pytest.raises(error, match=message):
+        platon_prune.global_unstructured(
+            model, amount=0.5, total_steps=20, mask_history=tmp_path / path
+        )
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_a_folder_that_can_not_be_written_to_is_refused_at_set_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # as for no superuser
+    with pytest.raises(PermissionError, match="must lie in a folder that can be written to"):
+        _Run(tmp_path / "masks")
+
+
+@pytest.mark.parametrize("path", [True, 3])
+def test_something_that_is_no_path_is_refused_at_set_up(path):
+    with pytest.raises(TypeError, match=f"must be a path, got {path}"):
+        _Run(path)
 
 
 def test_masks_of_a_step_that_was_not_taken_or_recorded_are_refused(tmp_path):
