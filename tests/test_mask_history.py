@@ -6,6 +6,7 @@ import pytest
 import rank_jobs
 import ranks
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import platon_prune
@@ -295,6 +296,22 @@ def _record(folder, layout):
     run.scheduler.record_masks(folder / "masks")
     run.to(13)
     return {name: mask.clone() for name, mask in run.scheduler.masks(9).items()}
+
+
+def _record_in_a_folder_that_the_first_lacks(folder):
+    model = _model()
+    path = folder / str(dist.get_rank()) / "masks"
+    try:
+        platon_prune.global_unstructured(model, amount=0.5, total_steps=20, mask_history=path)
+    finally:
+        assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_a_folder_that_the_process_that_writes_lacks_is_an_error_in_all(tmp_path):
+    (tmp_path / "1").mkdir()
+    first, other = ranks.errors_of(2, _record_in_a_folder_that_the_first_lacks, tmp_path)
+    assert first[0] == "FileNotFoundError" and "in a folder that exists" in first[1]
+    assert other[0] == "RuntimeError" and "process 0: FileNotFoundError" in other[1]
 
 
 def test_of_copies_the_first_process_writes_and_all_can_read(tmp_path):
