@@ -19,6 +19,8 @@ from platon_prune.selection import ScoredTensor
 # A tensor is nearly empty if it keeps no more than this share of its weights, and no more than a
 # tenth of the share that the whole model keeps.
 NEARLY_EMPTY = 1 / 1000
+# Of those that lose quickly, it is about to be empty if it keeps no more than this of the share.
+BEHIND = 1 / 2
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def soon_empty(changed: Sequence[Change]) -> list[Change]:
     lost, kept = sum(map(_lost, changed)), sum(change.kept for change in changed)
     if not 0 < lost < kept:
         return []
-    return [change for change in changed if change.kept and _lost(change) >= change.kept]
+    most = kept / sum(change.numel for change in changed) * BEHIND
+    going = (change for change in changed if 0 < change.kept <= most * change.numel)
+    return [change for change in going if _lost(change) >= change.kept]
 
 
 def _lost(change: Change) -> int:

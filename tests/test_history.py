@@ -150,14 +150,15 @@ def test_a_tensor_that_keeps_one_in_a_thousand_is_named():
 
 
 def test_a_tensor_that_a_choice_like_the_last_would_empty_is_named_before_it_is():
-    # All that goes is of the small tensor: of its 4096 weights 2048 or more at once.
+    # All that goes is of the small tensor: more than half of its 4096 weights at once. It then has
+    # 1820 / 4096 = 0.444 of them, and half of what the model has is 18204 / 20480 / 2 = 0.444.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _with_small_layer(amount=2047).step()
+        _with_small_layer(amount=2275).step()
     with pytest.warns(platon_prune.PruningWarning) as caught:
-        _with_small_layer(amount=2048).step()
+        _with_small_layer(amount=2276).step()
     (message,) = [str(each.message) for each in caught]
-    assert message.startswith("empty soon if pruning goes on as at step 1: 0.weight keeps 2048 of")
+    assert message.startswith("empty soon if pruning goes on as at step 1: 0.weight keeps 1820 of")
     assert "max_amount" in message and "1.weight" not in message
 
 
@@ -169,6 +170,15 @@ def test_a_tensor_is_named_once_as_one_that_will_be_empty_and_once_as_one_that_i
             scheduler.step()
     starts = [str(each.message).split(" ")[:2] for each in caught]
     assert starts == [["empty", "soon"], ["nearly", "empty"]]
+
+
+def test_a_tensor_that_loses_less_at_each_choice_than_it_keeps_is_not_named():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler = _with_small_layer(amount=3600, first=0)  # 1072 of 4096, then fewer and fewer
+        for _ in range(9):
+            scheduler.step()
+    assert int(scheduler.masks()["0.weight"].sum()) == 496
 
 
 def test_where_all_tensors_lose_as_much_none_is_named():
