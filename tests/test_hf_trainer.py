@@ -169,7 +169,7 @@ def test_installed_it_reaches_tensorboard_the_progress_bar_and_the_model_card(tm
     trainer = _trainer(
         tmp_path, None, report_to=["tensorboard"], disable_tqdm=False
     )  # fmt: skip
-    callback = _callback().install(trainer)
+    _callback().install(trainer)
     trainer.train()
     folder = next(path.parent for path in tmp_path.rglob("events.out.tfevents.*"))
     events = EventAccumulator(str(folder))
