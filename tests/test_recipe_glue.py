@@ -171,6 +171,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(bert, files, tmp_path):
         assert run("glue", *flags(bert, files, folder, *more, *resumed)) == 0
         found = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert results(folder)["pruning_choices"] == results(whole)["pruning_choices"]
 
 
 def test_accumulated_micro_batches_train_as_one_batch(files, tmp_path):
