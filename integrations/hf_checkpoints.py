@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,40 @@ def saved_states(folder: str | os.PathLike[str] | None) -> list[SavedState]:
             state = content["scheduler"]
             found.append(SavedState(content["run"], Path(folder), state, where, written))
     return sorted(found, key=lambda saved: saved.written, reverse=True)
+
+
+def state_to_resume(
+    state: TrainerState, folders: Sequence[str | os.PathLike[str] | None]
+) -> SavedState:
+    """The scheduler's state of the checkpoint that the trainer has just loaded.
+
+    Args:
+        state: The trainer's, as it was in the checkpoint.
+        folders: Where the checkpoint may be, besides where it was written.
+
+    Raises:
+        ValueError: If it is of a run without a PlatonCallback, or is not there.
+    """
+    exported = exported_by_a_platon_callback(state)
+    if exported is None:
+        raise ValueError(
+            f"the checkpoint of step {state.global_step} must be of a run with PlatonCallback, got "
+            "one without: it was trained dense; load its weights with from_pretrained and start a "
+            "new run instead of resuming"
+        )
+    recorded = exported["attributes"]["checkpoint"]
+    candidates = [*folders, recorded["folder"]]
+    for candidate in candidates:
+        for saved in saved_states(candidate):
+            if saved.run == recorded["run"] and saved.scheduler["last_step"] == state.global_step:
+                return saved
+    raise ValueError(
+        f"the checkpoint of step {state.global_step} must hold {STATE_FILE} (or {STATE_FOLDER} of "
+        f"a sharded model), found none of this run in {[str(c) for c in candidates if c]}: a "
+        "checkpoint written with save_only_model, or cut off, can't be resumed; for one that was "
+        "moved, call PlatonCallback.install(trainer) before "
+        "trainer.train(resume_from_checkpoint=...)"
+    )
 
 
 def newest_if_true(output_dir: str | None, path: str | bool | None) -> str | bool | None:

@@ -19,14 +19,13 @@ from transformers.trainer_utils import rotate_checkpoints
 import platon_prune
 from platon_prune import PlatonScheduler, PruningWarning
 from platon_prune.integrations.granularities import check_granularity, put_masks_on
+from platon_prune.integrations.hf_checkpoints import STATE_FILE as STATE_FILE
 from platon_prune.integrations.hf_checkpoints import (
-    STATE_FILE,
-    STATE_FOLDER,
-    exported_by_a_platon_callback,
     newest_if_true,
     save_shards,
     save_whole,
     saved_states,
+    state_to_resume,
 )
 from platon_prune.integrations.hf_limits import refuse_flattened, refuse_unsupported
 from platon_prune.integrations.hf_models import bare, is_sharded
@@ -51,15 +50,19 @@ class PlatonCallback(TrainerCallback, ExportableState):
     Args:
         amount: Fraction pruned in the end, in [0, 1), or a count of weights; of n:m, where all is
             the default, the share of groups.
-        granularity: "unstructured", or "semi_structured" for n:m.
+        granularity: "unstructured", "semi_structured" for n:m, or "structured" for heads, neurons
+            and channels.
         warmup_steps: Steps before pruning starts: a count, or a fraction of the run in [0, 1).
         cooldown_steps: Steps at the end with the final amount: a count, or a fraction of the run.
         finalize: Whether masks are removed when training ends (their zeros stay).
         settings: As in :func:`platon_prune.global_unstructured`, ``semi_structured`` and so on.
 
     Attributes:
-        scheduler: The scheduler while pruning is set up; None after it is finalized.
-        history: A dict with ``step``, ``amount``, ``sparsity`` and ``threshold`` for each log.
+        scheduler: That of the run; None before the trainer is made. Once it is finalized, what the
+            run did can still be read: ``scheduler.history``, figures of it, ``masks(step)`` with
+            ``mask_history``.
+        history: A dict with ``step``, ``amount``, ``sparsity`` and ``threshold`` for each log of
+            the trainer; what each choice did is in ``scheduler.history``.
 
     Raises:
         ValueError: If the trainer uses something that hides or changes gradients (DeepSpeed, FSDP1,
@@ -84,7 +87,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self.settings = settings
         self.scheduler: PlatonScheduler | None = None
         self.history: list[dict[str, Any]] = []
-        self._model: nn.Module | None = None
+        self._model: nn.Module | None = None  # while it carries masks
         self._trainer: Trainer | None = None
         self._resume_from: str | None = None
         self._running: tuple[TrainingArguments, TrainerState] | None = None
@@ -121,7 +124,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         refuse_unsupported(args)
         model = bare(kwargs["model"])
         other = _CALLBACKS.get(model)
-        if other not in (None, self) and other.scheduler is not None:
+        if other not in (None, self) and other._model is not None:
             raise ValueError(
                 "a model must be pruned by one PlatonCallback, got a second: name all that is to "
                 "be pruned in the include of one"
@@ -135,7 +138,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         model = bare(kwargs["model"])
         refuse_flattened(model)
         replaced = _CALLBACKS.get(model)
-        if replaced not in (None, self) and replaced.scheduler and self.scheduler is None:
+        if replaced not in (None, self) and replaced._model and self._model is None:
             # The trainer restored callbacks from the checkpoint: be the one that it replaced.
             self.__dict__ = replaced.__dict__
             if self._trainer is not None:
@@ -203,7 +206,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Add the target, the measured sparsity and the threshold to the training logs."""
-        if self.scheduler is None or logs is None or not logs.keys() & {"loss", "train_loss"}:
+        if self._model is None or logs is None or not logs.keys() & {"loss", "train_loss"}:
             return
         measured = self._measure()
         self.history.append({"step": state.global_step, **measured})
@@ -217,7 +220,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Finalize, and write settings and measured sparsity into the model's config."""
-        assert self.scheduler is not None
+        assert self.scheduler is not None and self._model is not None
         self._running = None
         self._follow_best_model(args, state)
         sparsity, target = self.scheduler.sparsity(), self.scheduler.target_sparsity
@@ -231,7 +234,8 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self._describe()
         if self.finalize:
             self.scheduler.remove()
-            self.scheduler = self._model = None
+            _CALLBACKS.pop(self._model, None)
+            self._model = None
 
     def state(self) -> dict[str, Any]:
         """Write the scheduler beside a checkpoint; the trainer asks for this as it saves one.
@@ -256,6 +260,8 @@ class PlatonCallback(TrainerCallback, ExportableState):
 
     def description(self) -> dict[str, Any]:
         """Settings and sparsity, for ``config.json`` and the model card; collective if sharded."""
+        if self._model is None:
+            return self._described  # at the end of the run
         assert self.scheduler is not None
         return {
             "method": "PLATON",
@@ -273,12 +279,12 @@ class PlatonCallback(TrainerCallback, ExportableState):
             config.platon_prune = self._described
 
     def _is_sharded(self) -> bool:
-        return self.scheduler is not None and self._model is not None and is_sharded(self._model)
+        return self._model is not None and is_sharded(self._model)
 
     def _set_up(self, model: nn.Module) -> None:
-        if self.scheduler is not None:
+        if self.scheduler is not None and self._model is not None:
             self.scheduler.remove()
-            self.scheduler = None
+        self.scheduler = self._model = None
         self.scheduler = put_masks_on(model, self.granularity, self.amount, self.settings)
         self._model = model
         _CALLBACKS[model] = self
@@ -318,36 +324,9 @@ class PlatonCallback(TrainerCallback, ExportableState):
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         """Load the scheduler's file from the checkpoint that the trainer has just loaded."""
         assert self.scheduler is not None and self._model is not None
-        exported = exported_by_a_platon_callback(state)
-        if exported is None:
-            raise ValueError(
-                f"the checkpoint of step {state.global_step} must be of a run with PlatonCallback, "
-                "got one without: it was trained dense; load its weights with from_pretrained and "
-                "start a new run instead of resuming"
-            )
-        recorded = exported["attributes"]["checkpoint"]
-        name = f"checkpoint-{state.global_step}"
-        candidates = [
-            self._resume_from,
-            args.resume_from_checkpoint,
-            os.path.join(args.output_dir or ".", name),
-            recorded["folder"],
-        ]
-        for candidate in candidates:
-            for saved in saved_states(candidate):
-                if (
-                    saved.run == recorded["run"]
-                    and saved.scheduler["last_step"] == state.global_step
-                ):
-                    saved.load_into(self.scheduler, self._model)
-                    return
-        raise ValueError(
-            f"the checkpoint of step {state.global_step} must hold {STATE_FILE} (or {STATE_FOLDER} "
-            "of a sharded model), found none of this run in "
-            f"{[str(c) for c in candidates if c]}: a checkpoint written with "
-            "save_only_model, or cut off, can't be resumed; for one that was moved, call "
-            "PlatonCallback.install(trainer) before trainer.train(resume_from_checkpoint=...)"
-        )
+        own = os.path.join(args.output_dir or ".", f"checkpoint-{state.global_step}")
+        folders = [self._resume_from, args.resume_from_checkpoint, own]
+        state_to_resume(state, folders).load_into(self.scheduler, self._model)
 
     def _follow_best_model(self, args: TrainingArguments, state: TrainerState) -> None:
         """Take the masks of the best checkpoint, whose weights the trainer has loaded."""
@@ -360,10 +339,8 @@ class PlatonCallback(TrainerCallback, ExportableState):
     # --- what needs the trainer itself ------------------------------------------------------
 
     def _model_card_section(self, trainer: Trainer) -> str:
-        if self.scheduler is None:
-            pruning = getattr(getattr(trainer.model, "config", None), "platon_prune", {})
-        else:  # one process alone writes a card, so it can't measure a sharded model
-            pruning = self._described if self._is_sharded() else self.description()
+        # One process alone writes a card, so it can't measure a sharded model.
+        pruning = self._described if self._is_sharded() else self.description()
         rows = "".join(f"| {name} | {value} |\n" for name, value in pruning.items())
         return f"\n## Pruning\n\n| | |\n|---|---|\n{rows}"
 

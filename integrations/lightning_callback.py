@@ -25,13 +25,16 @@ class PlatonLightningCallback(Callback):
     Args:
         amount: Fraction pruned in the end, in [0, 1), or a count of weights; of n:m, where all is
             the default, the share of groups.
-        granularity: "unstructured", or "semi_structured" for n:m.
+        granularity: "unstructured", "semi_structured" for n:m, or "structured" for heads, neurons
+            and channels.
         warmup_steps: Steps before pruning starts: a count, or a fraction of the run in [0, 1).
         cooldown_steps: Steps at the end with the final amount: a count, or a fraction of the run.
         settings: As in :func:`platon_prune.global_unstructured`, ``semi_structured`` and so on.
 
     Attributes:
-        scheduler: The scheduler while pruning is set up; None after it is finalized.
+        scheduler: That of the run; None before it begins. Once it is finalized, what the run did
+            can still be read: ``scheduler.history``, figures of it, ``masks(step)`` with
+            ``mask_history``.
 
     Raises:
         ValueError: If the trainer has several optimizers, or a setting is out of range.
@@ -52,6 +55,7 @@ class PlatonLightningCallback(Callback):
         self.cooldown_steps = cooldown_steps
         self.settings = settings
         self.scheduler: PlatonScheduler | None = None
+        self._is_pruning = False  # whether masks are on
         self._saved: dict[str, Any] | None = None
         self._handle: torch.utils.hooks.RemovableHandle | None = None
         self._sparsity = 0.0
@@ -61,10 +65,12 @@ class PlatonLightningCallback(Callback):
         if stage != "fit":
             return
         self._saved = None
-        if self.scheduler is not None and self.scheduler.last_step:
+        if self.scheduler is not None and self.scheduler.last_step and self._is_pruning:
             self._let_go()
-        if self.scheduler is None:
+        if not self._is_pruning:
+            self.scheduler = None
             self.scheduler = put_masks_on(pl_module, self.granularity, self.amount, self.settings)
+            self._is_pruning = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the schedule, or go on with that of the checkpoint, and follow the optimizer."""
@@ -124,11 +130,13 @@ class PlatonLightningCallback(Callback):
             self._handle.remove()
             self._handle = None
         self.scheduler.remove()
-        self.scheduler = None
+        self._is_pruning = False
 
     def state_dict(self) -> dict[str, Any]:
         """The scheduler's state, which Lightning keeps in its checkpoints."""
-        return {} if self.scheduler is None else self.scheduler.state_dict()
+        if self.scheduler is None or not self._is_pruning:
+            return {}
+        return self.scheduler.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the schedule starts."""

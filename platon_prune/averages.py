@@ -55,6 +55,10 @@ class Averages:
             self._window = change(self._window)
             self._averages = tuple(change(average) for average in self._averages)
 
+    def forget(self) -> None:
+        """Free the memory; nothing is scored any more."""
+        self._window, self._averages = None, ()
+
     def named(self) -> Iterable[tuple[str, Tensor]]:
         """The window and the averages by their names."""
         if self._window is not None:

@@ -299,8 +299,8 @@ class PlatonScheduler:
         """A copy of every mask: name before pruning to bool tensor (True = kept).
 
         Args:
-            step: After which step; None for now. Of an earlier one, :meth:`record_masks` must have
-                been called before.
+            step: After which step; None for the last. Of an earlier one, or of any once the masks
+                are removed, :meth:`record_masks` must have been called before.
 
         Returns:
             DTensors where the weights are.
@@ -309,9 +309,8 @@ class PlatonScheduler:
             ValueError: If that step was not taken, or its masks were not recorded.
             TypeError: If it is no whole number.
         """
-        if step is None or checked_step(step, self.last_step) == self.last_step:
-            return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
-        return self._tensors.recorded_masks(step)
+        step = self.last_step if step is None else checked_step(step, self.last_step)
+        return self._tensors.masks(step, self.last_step)
 
     def record_masks(self, path: str | os.PathLike[str]) -> None:
         """Append the masks of every choice from here on to a file, for :meth:`masks`.
@@ -331,6 +330,8 @@ class PlatonScheduler:
 
     def remove(self) -> None:
         """Finalize every tensor: its zeros stay, its mask and hook go. Ends the scheduler.
+
+        Its :attr:`history` and what it recorded for :meth:`masks` can be read as before.
 
         Raises:
             RuntimeError: If a tensor has been finalized already.

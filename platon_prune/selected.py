@@ -108,8 +108,19 @@ class SelectedTensors(Sequence[TrackedTensor]):
         """Make processes compare their settings again at the next step."""
         self._is_settled = False
 
+    @property
+    def are_finalized(self) -> bool:
+        """Whether the run has ended, and the masks are gone."""
+        return self._tensors[0].is_finalized
+
     def place(self) -> bool:
         """Follow the tensors where they were sharded or moved; whether processes must settle."""
+        if self.are_finalized:
+            raise RuntimeError(
+                f"{self._tensors[0].name} must carry its mask for this, but was finalized: of a "
+                "run that has ended, its schedule, its history and the masks that it recorded can "
+                "be read"
+            )
         moved = [tensor.place() for tensor in self._tensors]
         self._is_settled = self._is_settled and not any(moved)
         return not self._is_settled
@@ -222,10 +233,11 @@ class SelectedTensors(Sequence[TrackedTensor]):
             tensor.require_mask()
 
     def detach(self) -> None:
-        """Finalize every tensor."""
+        """Finalize every tensor, and free what was remembered of it."""
         for tensor in self._tensors:
             for module, name in tensor.target.sites:
                 prune.remove(module, name)  # type: ignore[no-untyped-call]
+            tensor.forget()
 
     def sparsity(self, settings: Settings) -> float:
         """Measured fraction of zeros; collective if the model is sharded."""
@@ -274,19 +286,21 @@ class SelectedTensors(Sequence[TrackedTensor]):
             self._recorder.note = None
             warnings.warn(note, PruningWarning, stacklevel=4)
 
-    def recorded_masks(self, step: int) -> dict[str, Tensor]:
-        """The masks of a step, where the weights are.
+    def masks(self, step: int, last_step: int) -> dict[str, Tensor]:
+        """The masks of a step, where the weights are: copies, or as they were recorded.
 
         Raises:
-            ValueError: If they were not recorded.
+            ValueError: If they are not there any more, and were not recorded.
         """
+        if step == last_step and not self.are_finalized:
+            return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
         if self._recorder is None:
             raise ValueError(
                 f"masks of step {step} must have been recorded to be read, got none: call "
                 "record_masks(path) before the first step"
             )
         masks = self._recorder.masks(step)
-        return {t.name: masks[t.name].to(t.mask.device) for t in self._tensors}
+        return {tensor.name: masks[tensor.name].to(tensor.device) for tensor in self._tensors}
 
     def _masks(self) -> dict[str, Tensor]:
         return {tensor.name: tensor.mask for tensor in self._tensors}

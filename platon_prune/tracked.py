@@ -135,6 +135,18 @@ class TrackedTensor:
         return local_of(mask_of(*self.target.sites[0]))
 
     @property
+    def is_finalized(self) -> bool:
+        """Whether its mask is gone."""
+        return method_of(*self.target.sites[0]) is None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is, finalized or not."""
+        module, name = self.target.sites[0]
+        tensor: Tensor = module.get_parameter(name) if self.is_finalized else self.parameter
+        return tensor.device
+
+    @property
     def description(self) -> dict[str, Any]:
         """What processes must have in common, beside the settings."""
         averages, parameter = self._averages, self.parameter
@@ -331,6 +343,11 @@ class TrackedTensor:
             weight.copy_(torch.where(self.mask, weight, refilled))
         else:
             self.apply_mask()
+
+    def forget(self) -> None:
+        """Free what is remembered, once the tensor is finalized."""
+        self._averages.forget()
+        self._set_aside = None
 
     def expected_entries(self) -> tuple[str, ...]:
         """The entries of its state that have the weight's shape."""

@@ -1,9 +1,11 @@
 """`PlatonCallback`: pruning, checkpoints and resuming through transformers' Trainer."""
 
+import gc
 import json
 import logging
 import shutil
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from transformers import (
 )
 
 import platon_prune
+from platon_prune import plots
 from platon_prune.integrations.hf_trainer import STATE_FILE, PlatonCallback
 
 SELECTED = 2 * (4 * 16 * 16 + 2 * 16 * 32)  # two layers: attention 4 matrices, feed-forward 2
@@ -102,7 +105,6 @@ def test_the_callback_alone_prunes_to_the_exact_count_and_finalizes(tmp_path):
     assert callback.scheduler is not None, "set up when the trainer is made"
     trainer.train()
     model = trainer.model
-    assert callback.scheduler is None
     assert _zeros(model) == round(0.8 * SELECTED)
     assert not any(m._forward_pre_hooks for m in model.modules())
     assert type(model.bert.encoder.layer[0].intermediate.dense) is torch.nn.Linear
@@ -167,7 +169,7 @@ def test_installed_it_reaches_tensorboard_the_progress_bar_and_the_model_card(tm
     trainer = _trainer(
         tmp_path, None, report_to=["tensorboard"], disable_tqdm=False
     )  # fmt: skip
-    callback = _callback().install(trainer)
+    _callback().install(trainer)
     trainer.train()
     folder = next(path.parent for path in tmp_path.rglob("events.out.tfevents.*"))
     events = EventAccumulator(str(folder))
@@ -177,7 +179,6 @@ def test_installed_it_reaches_tensorboard_the_progress_bar_and_the_model_card(tm
     assert sparsities[-1].value == pytest.approx(0.8, abs=1e-3)
     assert "train/pruning_threshold" in events.Tags()["scalars"]
     assert "sparsity=80.0%" in capsys.readouterr().err
-    assert callback.scheduler is None
     assert _zeros(trainer.model) == round(0.8 * SELECTED)
     trainer.create_model_card(model_name="tiny")
     card = (tmp_path / "README.md").read_text()
@@ -308,7 +309,40 @@ def test_a_second_run_prunes_again(tmp_path):
     trainer.train()
     trainer.train()
     assert _zeros(trainer.model) == round(0.8 * SELECTED)
-    assert callback.scheduler is None
+    assert type(trainer.model.bert.encoder.layer[0].intermediate.dense) is torch.nn.Linear
+    assert callback.scheduler.last_step == 20
+
+
+def test_what_the_run_did_can_be_seen_after_it(tmp_path):
+    callback = _callback(mask_history=tmp_path / "masks.bin")
+    trainer = _trainer(tmp_path, callback)
+    trainer.train()
+    scheduler = callback.scheduler
+    assert [choice.step for choice in scheduler.history] == [4, 8, 12, 15, 16, 20]
+    assert scheduler.history[-1].sparsity == round(0.8 * SELECTED) / SELECTED
+    left = 1 - (8 - 3) / 12
+    pruned = sum(int((~mask).sum()) for mask in scheduler.masks(9).values())
+    assert pruned == round((0.8 - 0.8 * left**3) * SELECTED)
+    weights = dict(trainer.model.named_parameters())
+    for name, mask in scheduler.masks(20).items():
+        assert not weights[name][~mask].any(), name
+    for draw in (plots.schedule, plots.layers, plots.regrowth):
+        draw(scheduler, tmp_path / "figure.png")
+        assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert callback.description()["sparsity"] == scheduler.history[-1].sparsity
+
+
+def test_a_finished_run_keeps_no_model_alive(tmp_path):
+    callback = _callback()
+    trainer = _trainer(tmp_path, callback, model=Bare())
+    trainer.train()
+    model = weakref.ref(trainer.model)
+    del trainer
+    gc.collect()
+    assert callback.scheduler.history[-1].step == 20
+    del callback
+    gc.collect()
+    assert model() is None
 
 
 def test_masks_may_be_left_on(tmp_path):
@@ -398,6 +432,17 @@ class Plain(torch.nn.Module):
 
     def forward(self, input_ids, labels=None):
         logits = self.out(self.hidden(self.embed(input_ids)).relu().mean(1))
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Bare(torch.nn.Linear):
+    """A model that is itself the layer that is pruned."""
+
+    def __init__(self):
+        super().__init__(8, 2)
+
+    def forward(self, input_ids, labels=None):
+        logits = super().forward(input_ids / 40)
         return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 

@@ -13,6 +13,7 @@ with warnings.catch_warnings():
     from lightning.pytorch.callbacks import ModelCheckpoint
 
 import platon_prune
+from platon_prune import plots
 from platon_prune.integrations.lightning_callback import PlatonLightningCallback
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -70,12 +71,27 @@ def test_it_prunes_to_the_exact_count_logs_and_finalizes(tmp_path):
     trainer = _trainer(tmp_path, callback)
     trainer.fit(module, _loader())
     assert _zeros(module) == round(0.8 * SELECTED)
-    assert callback.scheduler is None
     assert not module.net[0]._forward_pre_hooks
     assert float(trainer.logged_metrics["pruning_amount"]) == pytest.approx(0.8)
     assert float(trainer.logged_metrics["pruning_sparsity"]) == pytest.approx(
         round(0.8 * SELECTED) / SELECTED
     )
+
+
+def test_what_the_run_did_can_be_seen_after_it(tmp_path):
+    callback, module = _callback(mask_history=tmp_path / "masks.bin"), Classifier()
+    trainer = _trainer(tmp_path, callback)
+    trainer.fit(module, _loader())
+    scheduler = callback.scheduler
+    assert scheduler.history[-1].sparsity == round(0.8 * SELECTED) / SELECTED
+    left = 1 - (8 - 3) / 12
+    pruned = sum(int((~mask).sum()) for mask in scheduler.masks(9).values())
+    assert pruned == round((0.8 - 0.8 * left**3) * SELECTED)
+    plots.regrowth(scheduler, tmp_path / "regrowth.png")
+    trainer.save_checkpoint(tmp_path / "finished.ckpt")
+    _trainer(tmp_path, callback).fit(Classifier(), _loader())
+    assert callback.scheduler is not scheduler
+    assert callback.scheduler.last_step == scheduler.last_step == 20
 
 
 def test_accumulated_gradients_are_one_step_and_epochs_give_the_steps(tmp_path):

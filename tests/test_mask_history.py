@@ -270,6 +270,25 @@ def test_something_that_is_no_path_is_refused_at_set_up(path):
         _Run(path)
 
 
+def test_masks_are_read_as_before_once_the_model_is_finalized(tmp_path):
+    run = _Run(tmp_path / "masks").to(20)
+    run.scheduler.remove()
+    for step in (0, 9, 20):
+        _assert_same(run.scheduler.masks(step), run.masks[step])
+    _assert_same(run.scheduler.masks(), run.masks[20])
+
+
+def test_what_needs_the_masks_of_a_finalized_model_says_what_can_still_be_read(tmp_path):
+    scheduler = _Run().to(20).scheduler
+    scheduler.remove()
+    with pytest.raises(ValueError, match="masks of step 20 must have been recorded"):
+        scheduler.masks()
+    for read in (scheduler.sparsity, scheduler.state_dict, lambda: scheduler.score("0.weight")):
+        with pytest.raises(RuntimeError, match="was finalized: of a run that has ended, its sched"):
+            read()
+    assert scheduler.history[-1].step == 20
+
+
 def test_masks_of_a_step_that_was_not_taken_or_recorded_are_refused(tmp_path):
     with pytest.raises(ValueError, match="call record_masks"):
         _Run().to(5).scheduler.masks(4)

@@ -12,6 +12,7 @@ import torch
 from recipe_models import SELECTED, results, run, save_bert, save_sst2, save_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from platon_prune import MaskHistory
 from platon_prune.integrations.recipes import tables
 from platon_prune.integrations.recipes.glue import main
 from platon_prune.integrations.recipes.glue_data import GlueArguments, read_splits
@@ -84,6 +85,34 @@ def test_the_saved_model_evaluates_as_the_run_did(bert, files, tmp_path):
     assert "train_loss" not in results(second)["metrics"]
 
 
+def test_a_run_tells_its_choices_keeps_their_masks_and_goes_on_from_the_zeros(
+    bert, files, tmp_path
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    steps = ("--pruning_warmup_steps", 2, "--pruning_cooldown_steps", 4)
+    more = ("--do_train", "--max_steps", 12, *steps)
+    kept = ("--pruning_mask_history", "--pruning_max_amount", 0.6)
+    assert run("glue", *flags(bert, files, first, *more, *kept, "--amount", 0.5)) == 0
+    found, masks = results(first), MaskHistory(first / "masks.bin")
+    choices = found["pruning_choices"]
+    assert [choice["step"] for choice in choices] == masks.steps[1:] == [4, 6, 8, 10, 12]
+    assert choices[-1]["sparsity"] == found["sparsity"] == 0.5
+    pruned = 0.0
+    for choice in choices:  # the sparsity is what left, less what came back
+        pruned += choice["left"] - choice["came_back"]
+        assert choice["sparsity"] == pytest.approx(pruned, abs=1e-12)
+    assert all(layer["sparsity"] <= 0.6 for layer in found["layers"])
+    model = AutoModelForSequenceClassification.from_pretrained(first)
+    for name, mask in masks.masks(12).items():
+        assert not model.get_parameter(name)[~mask].any(), name
+
+    more = (*more, "--amount", 0.7, "--pruning_initial_amount", "zeros", "--logging_steps", 1)
+    assert run("glue", *flags(first, files, second, *more)) == 0
+    at_step_1, *_, last = results(second)["pruning_history"]
+    assert (at_step_1["step"], at_step_1["sparsity"]) == (1, 0.5)
+    assert last["sparsity"] == pytest.approx(0.7, abs=1 / SELECTED)
+
+
 def test_amount_0_trains_a_dense_model(bert, files, tmp_path, capsys):
     more = ("--amount", 0, "--criterion", "magnitude")
     assert run("glue", *flags(bert, files, tmp_path, *TRAIN, *more)) == 0
@@ -142,6 +171,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(bert, files, tmp_path):
         assert run("glue", *flags(bert, files, folder, *more, *resumed)) == 0
         found = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert results(folder)["pruning_choices"] == results(whole)["pruning_choices"]
 
 
 def test_accumulated_micro_batches_train_as_one_batch(files, tmp_path):

@@ -69,6 +69,17 @@ def test_the_flags_of_the_issue_exist():
     )  # fmt: skip
 
 
+def test_limits_masks_and_zeros_are_those_of_the_python_interface():
+    pruning = parse(
+        "--pruning_max_amount", "0.9", "--pruning_mask_history", "--pruning_initial_amount", "zeros"
+    ).pruning
+    assert pruning.callback("runs/a") == PruningArguments().callback() | dict(
+        max_amount=0.9, mask_history=Path("runs/a/masks.bin"), initial_amount="zeros"
+    )
+    for text, number in (("0.25", 0.25), ("500", 500), ("0", 0)):
+        assert parse("--pruning_initial_amount", text).pruning.pruning_initial_amount == number
+
+
 def test_amount_and_criterion_may_also_be_written_with_the_prefix_and_with_dashes():
     arguments = parse(
         "--pruning_amount", "0.5", "--pruning_criterion", "random", "--learning-rate", 1
@@ -93,6 +104,16 @@ def test_whole_numbers_are_counts_and_what_is_below_one_a_fraction():
         (["--pruning_warmup_steps", "-1"], "--pruning_warmup_steps must be .* got -1"),
         (["--pruning_beta2", "1"], r"--pruning_beta2 must be in \[0, 1\), got 1"),
         (["--pruning_window", "0"], "--pruning_window must be at least 1, got 0"),
+        (
+            ["--pruning_initial_amount", "all"],
+            r"--pruning_initial_amount must be a fraction of .* or zeros, got 'all'",
+        ),
+        (["--pruning_initial_amount", "1.5"], "--pruning_initial_amount must be .* got 1.5"),
+        (
+            ["--pruning_initial_amount", "zeros", "--pruning_masking", "window"],
+            "--pruning_masking must be step for --pruning_initial_amount zeros, got window",
+        ),
+        (["--pruning_max_amount", "1.2"], r"--pruning_max_amount must be .* \[0, 1\], got 1.2"),
         (["--distillation_temperature", "0"], "--distillation_temperature must be above 0, got 0"),
         (["--distillation_weight", "2"], r"--distillation_weight must be in \[0, 1\], got 2"),
         (

@@ -1,5 +1,7 @@
 """What is remembered, kept in bfloat16 or in host memory, and how much memory it is."""
 
+import gc
+
 import pytest
 import rank_jobs
 import ranks
@@ -28,6 +30,20 @@ def test_memory_counts_the_mask_the_window_and_the_averages(settings, per_weight
     assert memory.total == per_weight * WEIGHTS
     assert (memory.num_local, memory.num_weights) == (WEIGHTS, WEIGHTS)
     assert f"{per_weight * WEIGHTS:,}" in str(memory)
+
+
+def test_a_finalized_scheduler_frees_what_it_remembered():
+    def num_entries():
+        gc.collect()
+        tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor]
+        return sum(each.numel() for each in tensors)
+
+    run = rank_jobs.Run().to(2)
+    before = num_entries()
+    run.scheduler.remove()
+    # The mask, the window and two averages; what remains is the weights and their gradients.
+    assert before - num_entries() >= 4 * WEIGHTS
+    assert run.scheduler.last_step == 2
 
 
 def _memory_of_ranks():

@@ -59,7 +59,7 @@ def test_lightning_prunes_2_of_4(tmp_path):
     callback = PlatonLightningCallback(**SETTINGS)
     test_lightning._trainer(tmp_path, callback).fit(module, test_lightning._loader())
     assert platon_prune.check_semi_structured(module).holds
-    assert callback.scheduler is None
+    assert callback.scheduler.history[-1].sparsity == 0.5
 
 
 def test_the_trainer_prunes_heads_and_neurons(tmp_path):
@@ -72,6 +72,24 @@ def test_the_trainer_prunes_heads_and_neurons(tmp_path):
     assert {row.kind for row in rows} == {"heads", "neurons"}
     assert sum(row.kept < row.size for row in rows) and all(row.kept for row in rows)
     assert reloaded.config.platon_prune["granularity"] == "structured"
+
+
+def test_lightning_prunes_whole_neurons(tmp_path):
+    class Traced(test_lightning.Classifier):
+        def forward(self, inputs):
+            return self.net(inputs)
+
+    module = Traced()
+    callback = PlatonLightningCallback(
+        **SETTINGS | dict(granularity="structured", amount=0.5, example_inputs=torch.zeros(1, 12))
+    )
+    test_lightning._trainer(tmp_path, callback).fit(module, test_lightning._loader())
+    into, out_of = module.net[0], module.net[3]
+    gone = (into.weight == 0).all(1)
+    # A neuron is a row of 12 weights, its bias, and a column of 2: all 16 weigh the same.
+    assert int(gone.sum()) == 8
+    assert not into.bias[gone].any() and not out_of.weight[:, gone].any()
+    assert callback.scheduler.history[-1].sparsity == pytest.approx(0.5, abs=1 / 16)
 
 
 @pytest.mark.parametrize("callback", [PlatonCallback, PlatonLightningCallback])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import TrainingArguments
 
 ADAMAX = "adamax"
+MASKS_FILE = "masks.bin"
 
 
 def _flag(help: str, default: Any = None, **metadata: Any) -> Any:
@@ -70,7 +72,11 @@ class PruningArguments:
         "Optimizer steps at the end with the final amount, t_f: a count, or a fraction below 1.",
         0.3,
     )
-    pruning_initial_amount: float = _flag("What is pruned when the ramp starts.", 0.0)
+    pruning_initial_amount: str = _flag(
+        "What is pruned when the ramp starts: a fraction or a count; or zeros, to begin with what "
+        "is zero in the model already and prune on from there.",
+        0.0,
+    )
     pruning_beta1: float = _flag("Share of the old sensitivity that a window keeps.", 0.85)
     pruning_beta2: float = _flag("Share of the old uncertainty that a window keeps.", 0.95)
     pruning_window: int = _flag("Optimizer steps between two choices of the mask.", 10)
@@ -83,10 +89,27 @@ class PruningArguments:
         "weights of linear and convolution layers of the body."
     )
     pruning_exclude: list[str] | None = _flag("Parts of parameter names that are left alone.")
+    pruning_max_amount: float | None = _flag(
+        "The largest fraction that a tensor may lose; the others lose more then. For limits by "
+        "name, use the Python interface."
+    )
+    pruning_mask_history: bool = _flag(
+        f"Keep the masks of every choice, in {MASKS_FILE} of --output_dir.", False
+    )
 
     def __post_init__(self) -> None:
-        for name in ("amount", "pruning_initial_amount"):
-            setattr(self, name, _count_or_fraction(name, getattr(self, name), "of the weights"))
+        self.amount = _count_or_fraction("amount", self.amount, "of the weights")
+        if self.pruning_initial_amount != "zeros":
+            self.pruning_initial_amount = _initial_amount(self.pruning_initial_amount)
+        elif self.pruning_masking != "step":
+            raise ValueError(
+                f"--pruning_masking must be step for --pruning_initial_amount zeros, got "
+                f"{self.pruning_masking}, which would let the zeros train until the first choice"
+            )
+        if self.pruning_max_amount is not None and not 0 <= self.pruning_max_amount <= 1:
+            raise ValueError(
+                f"--pruning_max_amount must be a fraction in [0, 1], got {self.pruning_max_amount}"
+            )
         for name in ("pruning_warmup_steps", "pruning_cooldown_steps"):
             setattr(self, name, _count_or_fraction(name, getattr(self, name), "of the run"))
         if self.pruning_window < 1:
@@ -100,13 +123,21 @@ class PruningArguments:
         """Whether nothing is pruned."""
         return self.amount == 0
 
-    def callback(self) -> dict[str, Any]:
-        """Arguments for ``PlatonCallback``."""
+    def callback(self, output_dir: str | None = None) -> dict[str, Any]:
+        """Arguments for ``PlatonCallback``.
+
+        Args:
+            output_dir: The folder of the run, where masks are kept if that is asked for.
+        """
         names = [
             "initial_amount", "warmup_steps", "cooldown_steps", "beta1", "beta2", "window",
             "masking", "include", "exclude",
         ]  # fmt: skip
         settings = {name: getattr(self, f"pruning_{name}") for name in names}
+        if self.pruning_max_amount is not None:
+            settings["max_amount"] = self.pruning_max_amount
+        if self.pruning_mask_history:
+            settings["mask_history"] = Path(output_dir or ".", MASKS_FILE)
         return {"amount": self.amount, "criterion": self.criterion, **settings}
 
 
@@ -158,6 +189,17 @@ class RecipeTrainingArguments(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
         if uses_adamax:
             self.optim = ADAMAX
+
+
+def _initial_amount(value: Any) -> Any:
+    try:
+        number = float(value)
+    except ValueError as error:
+        raise ValueError(
+            "--pruning_initial_amount must be a fraction of the weights in [0, 1), a whole number "
+            f"or zeros, got {value!r}"
+        ) from error
+    return _count_or_fraction("pruning_initial_amount", number, "of the weights")
 
 
 def _count_or_fraction(name: str, value: float, of: str) -> int | float:

@@ -21,6 +21,7 @@ from platon_prune.integrations.recipes.loading import load_model as load_model
 from platon_prune.integrations.recipes.loading import load_teacher as load_teacher
 from platon_prune.integrations.recipes.parsing import Arguments
 from platon_prune.integrations.recipes.report import (
+    choices_of,
     measure,
     results_of,
     selected_names,
@@ -82,7 +83,7 @@ def run(
     callback = None
     if training.do_train:
         if not pruning.is_dense:
-            callback = PlatonCallback(**pruning.callback()).install(trainer)
+            callback = PlatonCallback(**pruning.callback(training.output_dir)).install(trainer)
         started = time.perf_counter()
         output = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         metrics["train_loss"] = output.training_loss
@@ -96,8 +97,9 @@ def run(
         metrics |= evaluate()
     table = measure(_model(trainer), names)
     history = [] if callback is None else callback.history
+    choices = [] if callback is None else choices_of(callback.scheduler)
     results: dict[str, Any] = results_of(
-        arguments, metrics, table, history, trainer.state.log_history
+        arguments, metrics, table, history, choices, trainer.state.log_history
     )
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir or ".")

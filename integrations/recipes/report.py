@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import platon_prune
+from platon_prune import PlatonScheduler
 from platon_prune.integrations.recipes.parsing import Arguments
 from platon_prune.summary import Summary, TensorSummary
 
@@ -80,11 +81,27 @@ def versions() -> dict[str, str]:
     return found
 
 
+def choices_of(scheduler: PlatonScheduler | None) -> list[dict[str, Any]]:
+    """What each choice of the masks did, as plain numbers; without the tensors one by one."""
+    return [
+        {
+            "step": choice.step,
+            "amount": choice.amount,
+            "sparsity": choice.sparsity,
+            "threshold": choice.threshold,
+            "left": choice.left,
+            "came_back": choice.came_back,
+        }
+        for choice in (() if scheduler is None else scheduler.history)
+    ]
+
+
 def results_of(
     arguments: Arguments[Any],
     metrics: dict[str, float],
     table: Summary,
     history: Sequence[dict[str, Any]],
+    choices: Sequence[dict[str, Any]],
     log: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Everything that ``results.json`` holds.
@@ -93,7 +110,8 @@ def results_of(
         arguments: Settings of the run.
         metrics: Name to value, such as ``eval_accuracy``.
         table: The layers as measured at the end.
-        history: What pruning did: step, amount, sparsity and threshold at each log.
+        history: Where pruning was at each log: step, amount, sparsity and threshold.
+        choices: What each choice of the masks did, of a resumed run from its beginning on.
         log: The trainer's own log.
 
     Returns:
@@ -116,6 +134,7 @@ def results_of(
             for row in table
         ],
         "pruning_history": list(history),
+        "pruning_choices": list(choices),
         "log": list(log),
     }
 
