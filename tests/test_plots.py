@@ -10,8 +10,6 @@ pytest.importorskip("matplotlib", reason="figures need matplotlib: platon-prune[
 from platon_prune import plots  # noqa: E402
 from platon_prune.plots import curves, distribution, runs  # noqa: E402
 
-# Small models that lose nearly all of their weights at once, on purpose.
-empties = pytest.mark.filterwarnings("ignore:empty soon:platon_prune.PruningWarning")
 OF_RUNS = ("schedule", "layers", "regrowth", "scores")
 
 
@@ -59,7 +57,6 @@ def test_an_ending_of_no_format_is_refused_and_nothing_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@empties
 @pytest.mark.parametrize("name", ["schedule", "regrowth"])
 def test_the_names_of_the_phases_are_above_all_that_is_drawn(figures, name):
     getattr(plots, name)(_run(amount=0.99), "unused")
@@ -130,7 +127,6 @@ def test_a_map_of_one_tensor_has_room_for_the_words_of_its_colours(figures):
     assert label.height <= bar.get_window_extent().height
 
 
-@empties
 def test_a_tensor_that_keeps_nothing_has_a_colour_of_its_own(figures):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 10))
@@ -227,7 +223,6 @@ def test_adopted_zeros_have_nothing_to_draw_and_no_setting_is_blamed(tmp_path, n
         getattr(plots, name)(scheduler, tmp_path / "figure.png")
 
 
-@empties
 @pytest.mark.parametrize("name", OF_RUNS)
 @pytest.mark.parametrize("amount", [0, 0.99])
 def test_a_run_that_prunes_nothing_or_nearly_all_can_be_drawn(tmp_path, name, amount):

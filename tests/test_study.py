@@ -646,7 +646,6 @@ def test_digits_are_pruned_exactly_with_every_option(tmp_path, capsys):
     assert len(list((tmp_path / "dense").iterdir())) == 1  # trained once for all four cells
 
 
-@pytest.mark.filterwarnings("ignore:empty soon:platon_prune.PruningWarning")
 def test_sentences_are_pruned_by_the_recipe_and_taught_by_the_dense_model(
     tmp_path, capsys, monkeypatch
 ):
