@@ -17,7 +17,6 @@ from platon_prune.criteria import Criterion
 from platon_prune.gradients import Following, as_skipped
 from platon_prune.granularity import Granularity, Unstructured
 from platon_prune.history import History
-from platon_prune.mask_history import checked_step
 from platon_prune.memory import Memory
 from platon_prune.notices import Notices
 from platon_prune.schedule import CubicSchedule, FixedSchedule
@@ -309,7 +308,6 @@ class PlatonScheduler:
             ValueError: If that step was not taken, or its masks were not recorded.
             TypeError: If it is no whole number.
         """
-        step = self.last_step if step is None else checked_step(step, self.last_step)
         return self._tensors.masks(step, self.last_step)
 
     def record_masks(self, path: str | os.PathLike[str]) -> None:

@@ -18,7 +18,7 @@ from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion
 from platon_prune.gradients import all_finite
 from platon_prune.granularity import Granularity
-from platon_prune.mask_history import MaskHistory, MaskRecorder, require_place
+from platon_prune.mask_history import MaskHistory, MaskRecorder, checked_step, require_place
 from platon_prune.notices import PruningWarning
 from platon_prune.shards import is_sharded
 from platon_prune.targets import Target
@@ -286,12 +286,14 @@ class SelectedTensors(Sequence[TrackedTensor]):
             self._recorder.note = None
             warnings.warn(note, PruningWarning, stacklevel=4)
 
-    def masks(self, step: int, last_step: int) -> dict[str, Tensor]:
-        """The masks of a step, where the weights are: copies, or as they were recorded.
+    def masks(self, step: int | None, last_step: int) -> dict[str, Tensor]:
+        """The masks of a step, of the last by default: copies, or as they were recorded.
 
         Raises:
-            ValueError: If they are not there any more, and were not recorded.
+            ValueError: If the step was not taken, or its masks are gone and were not recorded.
+            TypeError: If it is no whole number.
         """
+        step = last_step if step is None else checked_step(step, last_step)
         if step == last_step and not self.are_finalized:
             return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
         if self._recorder is None:
