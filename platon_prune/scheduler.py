@@ -276,6 +276,7 @@ class PlatonScheduler:
 
     def memory(self) -> Memory:
         """What pruning keeps for the weights in this process; prints as a table."""
+        self._tensors.place()
         return Memory.of([tensor.bytes() for tensor in self._tensors], self._tensors.num_weights)
 
     @torch.no_grad()

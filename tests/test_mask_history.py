@@ -283,7 +283,8 @@ def test_what_needs_the_masks_of_a_finalized_model_says_what_can_still_be_read(t
     scheduler.remove()
     with pytest.raises(ValueError, match="masks of step 20 must have been recorded"):
         scheduler.masks()
-    for read in (scheduler.sparsity, scheduler.state_dict, lambda: scheduler.score("0.weight")):
+    all_of_it = scheduler.sparsity, scheduler.memory, scheduler.state_dict
+    for read in (*all_of_it, lambda: scheduler.score("0.weight")):
         with pytest.raises(RuntimeError, match="was finalized: of a run that has ended, its sched"):
             read()
     assert scheduler.history[-1].step == 20
