@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 from torch import nn
+from torch.nn.utils import prune
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
@@ -19,7 +20,6 @@ from transformers.trainer_utils import rotate_checkpoints
 import platon_prune
 from platon_prune import PlatonScheduler, PruningWarning
 from platon_prune.integrations.granularities import check_granularity, put_masks_on
-from platon_prune.integrations.hf_checkpoints import STATE_FILE as STATE_FILE
 from platon_prune.integrations.hf_checkpoints import (
     newest_if_true,
     save_shards,
@@ -87,7 +87,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self.settings = settings
         self.scheduler: PlatonScheduler | None = None
         self.history: list[dict[str, Any]] = []
-        self._model: nn.Module | None = None  # while it carries masks
+        self._model: nn.Module | None = None  # until it is finalized here
         self._trainer: Trainer | None = None
         self._resume_from: str | None = None
         self._running: tuple[TrainingArguments, TrainerState] | None = None
@@ -124,7 +124,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         refuse_unsupported(args)
         model = bare(kwargs["model"])
         other = _CALLBACKS.get(model)
-        if other not in (None, self) and other._model is not None:
+        if other not in (None, self) and other.has_masks:
             raise ValueError(
                 "a model must be pruned by one PlatonCallback, got a second: name all that is to "
                 "be pruned in the include of one"
@@ -138,7 +138,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         model = bare(kwargs["model"])
         refuse_flattened(model)
         replaced = _CALLBACKS.get(model)
-        if replaced not in (None, self) and replaced._model and self._model is None:
+        if replaced not in (None, self) and replaced.has_masks and self._model is None:
             # The trainer restored callbacks from the checkpoint: be the one that it replaced.
             self.__dict__ = replaced.__dict__
             if self._trainer is not None:
@@ -260,7 +260,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
 
     def description(self) -> dict[str, Any]:
         """Settings and sparsity, for ``config.json`` and the model card; collective if sharded."""
-        if self._model is None:
+        if not self.has_masks:
             return self._described  # at the end of the run
         assert self.scheduler is not None
         return {
@@ -269,6 +269,11 @@ class PlatonCallback(TrainerCallback, ExportableState):
             "sparsity": self._measure()["sparsity"],
             **self.scheduler.settings,
         }
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model carries masks: they are gone once it is finalized, here or by hand."""
+        return self._model is not None and prune.is_pruned(self._model)
 
     # --- setting up -------------------------------------------------------------------------
 
@@ -282,7 +287,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         return self._model is not None and is_sharded(self._model)
 
     def _set_up(self, model: nn.Module) -> None:
-        if self.scheduler is not None and self._model is not None:
+        if self.scheduler is not None and self.has_masks:
             self.scheduler.remove()
         self.scheduler = self._model = None
         self.scheduler = put_masks_on(model, self.granularity, self.amount, self.settings)

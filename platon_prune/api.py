@@ -280,8 +280,8 @@ def _doubtful_counts(num_weights: int, **amounts: float | int | str) -> list[str
     counts = {name: int(count) for name, count in amounts.items() if isinstance(count, Integral)}
     return [
         f"{argument}={count} prunes {count} of the {num_weights} selected weights "
-        f"({100 * count / num_weights:.2g} %), as a whole number is a count: if it was meant as "
-        f"percent, give it as {argument}={min(count, 99) / 100:g}"
+        f"({100 * count / num_weights:.2g} %), as a whole number is a count: if a share was meant, "
+        f"give {argument} as a fraction below 1, such as {min(count, 99) / 100:g}"
         for argument, count in counts.items()
         if 0 < count <= 100 and count < num_weights / 100
     ]

@@ -72,7 +72,8 @@ def is_computed(module: nn.Module, tensor_name: str) -> bool:
     """Whether a parametrization, or a hook such as weight norm's, makes this tensor of others."""
     if tensor_name in module._parameters or is_pruned(module, tensor_name):
         return False
-    return tensor_name in module.__dict__ or parametrize.is_parametrized(module, tensor_name)
+    by_hook = isinstance(module.__dict__.get(tensor_name), Tensor)
+    return by_hook or parametrize.is_parametrized(module, tensor_name)
 
 
 def computed_from(name: str, module: nn.Module, tensor_name: str) -> tuple[str, str] | None:

@@ -43,8 +43,9 @@ def as_skipped(skipped: object) -> bool:
     if str(getattr(skipped, "dtype", "")) in ("bool", "torch.bool") and not skipped.shape:  # type: ignore[attr-defined]
         return bool(skipped)
     raise TypeError(
-        f"skipped must be True or False, whether the optimizer did not step, got {skipped!r}: call "
-        "step() without arguments, also where another scheduler takes the loss"
+        "skipped must be True or False, whether the optimizer did not step, got a "
+        f"{type(skipped).__name__}: call step() without arguments, also where another scheduler "
+        "takes the loss"
     )
 
 
@@ -111,7 +112,7 @@ def _after_each_step(
         )
     if not hasattr(optimizer, "_optimizer_step_post_hooks"):
         raise TypeError(
-            "optimizer must be a torch.optim.Optimizer, got "
+            "optimizer must tell when it has stepped, got "
             f"{type(optimizer).__name__}: pass the one that it wraps (optimizer.optimizer)"
         )
     if type(optimizer).__module__.split(".")[0] == "schedulefree":

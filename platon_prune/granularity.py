@@ -37,7 +37,7 @@ class Granularity:
         return amount
 
     def may_empty(self, name: str) -> bool:
-        """Whether a choice could leave nothing of a tensor, so that its user is warned of it."""
+        """Whether a choice could leave nothing of a tensor; its user is warned before that."""
         return True
 
     def require_part(self, name: str, part: Part) -> None:

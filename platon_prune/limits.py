@@ -131,8 +131,8 @@ def _exceeding(
     if cut is None or not any(limited):
         return [False] * len(tensors)
     counts = [
-        cut.count(tensor) if is_limited else 0
-        for tensor, is_limited in zip(tensors, limited, strict=True)
+        cut.count(tensor) if has_cap else 0
+        for tensor, has_cap in zip(tensors, limited, strict=True)
     ]
     lost = processes.sum(torch.tensor(counts, dtype=torch.int64)).tolist()
     return [number > cap for number, cap in zip(lost, caps, strict=True)]

@@ -18,7 +18,7 @@ class Notices:
     """Says what went wrong in a step, once all of it is done.
 
     Args:
-        may_empty: Whether a tensor, given its name, is to be spoken of when little of it is left.
+        may_empty: Whether a choice could leave nothing of a tensor, given its name.
     """
 
     def __init__(self, may_empty: Callable[[str], bool]) -> None:
@@ -45,9 +45,13 @@ class Notices:
             skipped: How many steps were skipped, if that is why no choice was made; else 0.
         """
         empty = nearly_empty(changed)
-        self._of_little(f"nearly empty since step {step}", empty)
-        soon = [change for change in soon_empty(changed) if change not in empty]
-        self._of_little(f"empty soon if pruning goes on as at step {step}", soon)
+        soon = [
+            change
+            for change in soon_empty(changed)
+            if change not in empty and self._may_empty(change.name)
+        ]
+        self._of_little("empty", f"nearly empty since step {step}", empty)
+        self._of_little("soon", f"empty soon if pruning goes on as at step {step}", soon)
         if skipped:
             warnings.warn(
                 f"no mask is chosen at step {step}: {skipped} steps were skipped or had gradients "
@@ -56,24 +60,23 @@ class Notices:
                 stacklevel=_CALLER,
             )
 
-    def _of_little(self, what: str, changed: Sequence[Change]) -> None:
+    def _of_little(self, kind: str, what: str, changed: Sequence[Change]) -> None:
         named = [
             f"{change.name} keeps {change.kept} of {change.numel} weights"
             for change in changed
             # What has no gradients has no scores, so that it goes first: that is said.
-            if ("gradient", change.name) not in self._named
-            and self._may_empty(change.name)
-            and self._is_first(what[:5], change.name)
+            if ("gradient", change.name) not in self._named and self._is_first(kind, change.name)
         ]
         if named:
             warnings.warn(
                 f"{what}: {', '.join(named)}; where nothing leads around such a layer, limit what "
-                "it may lose with max_amount, or exclude it from pruning",
+                "it may lose (max_amount; of groups min_heads, min_neurons, min_channels), or "
+                "exclude it from pruning",
                 PruningWarning,
                 stacklevel=_CALLER + 1,
             )
 
-    def _is_first(self, what: str, name: str) -> bool:
-        is_first = (what, name) not in self._named
-        self._named.add((what, name))
+    def _is_first(self, kind: str, name: str) -> bool:
+        is_first = (kind, name) not in self._named
+        self._named.add((kind, name))
         return is_first

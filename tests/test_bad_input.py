@@ -81,9 +81,15 @@ def test_settings_that_mean_nothing_are_refused(settings, error, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(amount=90), r"amount=90 prunes 90 of the 10000 .* \(0.9 %\).* as amount=0.9$"),
-        (dict(amount=1), r"amount=1 prunes 1 of the 10000 selected weights \(0.01 %\), .*=0.01"),
-        (dict(amount=0.5, initial_amount=20), r"initial_amount=20 prunes 20 .* initial_amount=0.2"),
+        (dict(amount=90), r"amount=90 prunes 90 of the 10000 .* \(0.9 %\).* such as 0.9$"),
+        (
+            dict(amount=1),
+            r"amount=1 prunes 1 of the 10000 selected weights \(0.01 %\), .* such as 0.01$",
+        ),
+        (
+            dict(amount=0.5, initial_amount=20),
+            r"initial_amount=20 prunes 20 .* initial_amount as a fraction below 1, such as 0.2$",
+        ),
     ],
 )
 def test_a_count_that_looks_like_a_percentage_is_warned_about(settings, message):

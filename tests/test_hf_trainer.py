@@ -21,7 +21,8 @@ from transformers import (
 
 import platon_prune
 from platon_prune import plots
-from platon_prune.integrations.hf_trainer import STATE_FILE, PlatonCallback
+from platon_prune.integrations.hf_checkpoints import STATE_FILE
+from platon_prune.integrations.hf_trainer import PlatonCallback
 
 SELECTED = 2 * (4 * 16 * 16 + 2 * 16 * 32)  # two layers: attention 4 matrices, feed-forward 2
 
@@ -351,6 +352,23 @@ def test_masks_may_be_left_on(tmp_path):
     trainer.train()
     assert callback.scheduler.sparsity() == pytest.approx(0.8, abs=1 / SELECTED)
     callback.scheduler.remove()
+    assert _zeros(trainer.model) == round(0.8 * SELECTED)
+
+
+def test_a_model_that_is_finalized_by_hand_is_pruned_again_by_the_same_or_another_callback(
+    tmp_path,
+):
+    callback = _callback(finalize=False)
+    trainer = _trainer(tmp_path, callback)
+    trainer.train()
+    described = callback.description()
+    platon_prune.remove(trainer.model)
+    assert callback.description() == described
+    assert described["sparsity"] == pytest.approx(0.8, abs=1 / SELECTED)
+    trainer.train()
+    assert callback.scheduler.sparsity() == pytest.approx(0.8, abs=1 / SELECTED)
+    platon_prune.remove(trainer.model)
+    _trainer(tmp_path, _callback(), model=trainer.model).train()
     assert _zeros(trainer.model) == round(0.8 * SELECTED)
 
 

@@ -181,6 +181,11 @@ def test_a_tensor_that_loses_less_at_each_choice_than_it_keeps_is_not_named():
     assert int(scheduler.masks()["0.weight"].sum()) == 496
 
 
+def test_a_limit_that_leaves_next_to_nothing_does_not_silence_what_is_left():
+    with pytest.warns(platon_prune.PruningWarning, match="nearly empty since step 1: 0.weight ke"):
+        _with_small_layer(amount=5000, max_amount=0.9995).step()  # keeps 3 of 4096
+
+
 def test_where_all_tensors_lose_as_much_none_is_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -148,6 +148,11 @@ def test_including_what_a_weight_is_computed_from_is_warned_about(how: str) -> N
     assert _prune(_computed(how), include="bias") == ["0.bias", "2.bias"]
 
 
+def test_a_parameter_whose_name_only_begins_like_an_attribute_is_pruned() -> None:
+    cell = nn.LSTMCell(4, 3)  # has a flag "bias" beside bias_ih and bias_hh
+    assert _prune(cell, include=["bias"]) == ["bias_ih", "bias_hh"]  # a warning is an error here
+
+
 def test_what_a_weight_is_computed_from_is_pruned_where_it_is_spelled_out() -> None:
     names = _prune(_computed("weight norm"), include="parametrizations.weight.original1")
     assert names == ["0.parametrizations.weight.original1"]
