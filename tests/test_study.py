@@ -18,9 +18,10 @@ pytest.importorskip("matplotlib")
 from platon_prune import cli  # noqa: E402
 from platon_prune.commands import _study_results as results  # noqa: E402
 from platon_prune.commands import study  # noqa: E402
-from platon_prune.commands._study_cells import Cell, Grid, read_options  # noqa: E402
+from platon_prune.commands._study_cells import Cell, Grid, Place, read_options  # noqa: E402
 from platon_prune.commands._study_digits import Together  # noqa: E402
 from platon_prune.commands._study_presets import PRESETS  # noqa: E402
+from platon_prune.commands._study_settings import without_folders  # noqa: E402
 from platon_prune.commands._study_table import Row, Sample, reference_of  # noqa: E402
 from platon_prune.schedule import CubicSchedule  # noqa: E402
 
@@ -104,15 +105,69 @@ def test_cells_of_digits_keep_the_keys_that_results_were_recorded_under():
     assert keys[0.98, "platon, masking=window"] == "6e02c2993521bc43"
 
 
-@pytest.mark.parametrize("joined", [False, True])
-def test_a_cell_is_the_same_wherever_its_model_and_files_lie(joined):
-    def key(folder, model="encoder", file="train.tsv"):
-        flags = [("--model_name_or_path", folder + model), ("--train_file", folder + file)]
-        flags = ["=".join(f) for f in flags] if joined else [part for f in flags for part in f]
-        return cells_of_preset("sst2", flags=flags)[1][0].key
+def save(folder, model="encoder", file="train.tsv", *, text="a", weights="w", config="{}"):
+    """A model's folder and a file, and the flags that name them."""
+    (folder / model).mkdir(parents=True, exist_ok=True)
+    (folder / model / "config.json").write_text(config)
+    (folder / model / "model.safetensors").write_text(weights)
+    (folder / file).write_text(text)
+    return [("--model_name_or_path", str(folder / model)), ("--train_file", str(folder / file))]
 
-    assert key("/a/") == key("/b/c/") == key("")
-    assert len({key("/a/"), key("/a/", model="other"), key("/a/", file="more.tsv")}) == 3
+
+def key_of(flags, joined=False):
+    flags = ["=".join(f) for f in flags] if joined else [part for f in flags for part in f]
+    return cells_of_preset("sst2", flags=flags)[1][0].key
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_cell_is_the_same_wherever_its_model_and_files_lie(joined, tmp_path, monkeypatch):
+    here = key_of(save(tmp_path / "a"), joined)
+    elsewhere = save(tmp_path / "b" / "c")
+    assert key_of(elsewhere, joined) == here
+    for name in ("optimizer.pt", "training_args.bin", "trainer_state.json", "results.json"):
+        (tmp_path / "b" / "c" / "encoder" / name).write_text("of one run")
+    assert key_of(elsewhere, joined) == here
+    monkeypatch.chdir(tmp_path / "a")
+    for before in ("", "./", "../a/"):
+        flags = [(flag, before + Path(value).name) for flag, value in elsewhere]
+        assert key_of(flags, joined) == here
+
+
+def test_other_content_under_the_same_name_is_another_cell(tmp_path):
+    changes = [
+        {}, {"text": "b"}, {"weights": "v"}, {"config": '{"a": 1}'}, {"model": "other"},
+        {"file": "more.tsv"},
+    ]  # fmt: skip
+    keys = {key_of(save(tmp_path / str(i), **change)) for i, change in enumerate(changes)}
+    assert len(keys) == len(changes)
+    one, other = (save(tmp_path / name, weights=name) for name in ("one", "other"))
+    mixed = {
+        key_of([a[0], ("--tokenizer-name", b[0][1])]) for a in (one, other) for b in (one, other)
+    }
+    assert len(mixed) == 4
+
+
+def test_models_of_the_hub_are_told_apart_by_their_whole_names():
+    names = ("org1/x", "org2/x", "x")
+    assert len({key_of([("--model_name_or_path", name)]) for name in names}) == 3
+    [cell] = cells_of_glue(flags=["--tokenizer_name=org1/x", "--cache_dir", "/home/me/cache"])
+    shown = without_folders(cell.settings)
+    assert shown == {
+        "flags": [
+            "--model_name_or_path", "m", "--tokenizer_name=org1/x", "--cache_dir", "cache",
+        ],
+    }  # fmt: skip
+
+
+def test_a_record_says_what_files_held_but_not_where_they_lay(tmp_path):
+    flags = [part for flag in save(tmp_path) for part in flag]
+    settings = cells_of_preset("sst2", flags=flags)[1][0].settings
+    assert settings["flags"][-4:] == flags
+    shown = without_folders(settings)
+    assert shown["flags"][-4:] == ["--model_name_or_path", "encoder", "--train_file", "train.tsv"]
+    # printf a | sha256sum
+    assert shown["contents"][1] == "train.tsv:ca978112ca1b"
+    assert str(tmp_path) not in json.dumps(shown)
 
 
 def cells_of_glue(*options, recipe="glue", flags=()):
@@ -133,6 +188,7 @@ def cells_of_glue(*options, recipe="glue", flags=()):
         ("sst2", [], "learning_rate=0.00015"),
         ("glue", ["--pruning_window", "20"], "window=20"),
         ("sst2", ["--learning-rate=1e-3"], "learning_rate=0.001"),
+        ("glue", ["--preset", "mnli-10", "--pruning_window", "20"], "window=20"),  # flags win
     ],
 )
 def test_an_option_of_sentences_at_its_default_is_the_cell_without_it(recipe, flags, option):
@@ -240,6 +296,9 @@ def test_a_flag_that_cannot_be_used_is_named_and_nothing_is_run(flags, named, ru
     assert not (tmp_path / "study").exists()
 
 
+AUTHORS = ["--preset", "mnli-10"]
+
+
 @pytest.mark.parametrize(
     ("recipe", "options", "flags", "named"),
     [
@@ -257,6 +316,18 @@ def test_a_flag_that_cannot_be_used_is_named_and_nothing_is_run(flags, named, ru
         ("glue", ["beta2=NaN"], [], r"beta2 must be in \[0, 1\)"),
         ("glue", ["cooldown=1.5"], [], "a whole number of steps"),
         ("glue", ["window=5"], ["--pruning_window", "many"], "--pruning_window must be a whole"),
+        ("glue", ["learning_rate=1e400"], [], "learning_rate must be above 0 and finite"),
+        ("glue", [], ["--pruning_masking", "foo"], "--pruning_masking must be one of step, window"),
+        ("glue", [], ["--distillation_weight", "2"], r"distillation must be in \[0, 1\]"),
+        ("glue", ["beta1=abc"], AUTHORS, "--option beta1 must be a number, got abc"),
+        ("glue", ["window=2.5"], AUTHORS, "--option window must be a whole number, got 2.5"),
+        ("glue", ["masking=foo"], AUTHORS, "--option masking must be one of step, window"),
+        ("glue", ["beta2=1.0"], AUTHORS, r"beta2 must be in \[0, 1\)"),
+        ("glue", ["window=0"], AUTHORS, "window must be at least 1"),
+        ("glue", [], [*AUTHORS, "--pruning_masking", "foo"], "--pruning_masking must be one of"),
+        ("glue", [], [*AUTHORS, "--pruning_window=2.5"], "--pruning_window must be a whole"),
+        ("glue", [], [*AUTHORS, "--pruning-beta1", "2"], r"beta1 must be in \[0, 1\)"),
+        ("digits", ["max_amount=most"], [], "--option max_amount must be a number, got most"),
     ],
 )
 def test_options_that_no_run_could_have_are_refused_before_any(recipe, options, flags, named):
@@ -684,6 +755,27 @@ def test_sentences_are_pruned_by_the_recipe_and_taught_by_the_dense_model(
         str(tmp_path / "study" / "dense")
     )
     assert str(tmp_path) not in (tmp_path / "study" / "study.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "predicts"),
+    [
+        (["--test_file", "t.tsv"], True),
+        (["--test-file", "t.tsv"], True),
+        (["--test_file=t.tsv"], True),
+        (["--train_file", "test_file"], False),
+    ],
+)
+def test_a_test_file_is_predicted_however_its_flag_is_written(flags, predicts, monkeypatch):
+    pytest.importorskip("datasets")
+    from platon_prune.commands import _study_glue
+    from platon_prune.integrations.recipes import glue
+
+    called = []
+    monkeypatch.setattr(glue, "main", called.append)
+    [cell] = cells_of_glue(flags=flags)
+    _study_glue._train(cell, Place(Path("s")), Path("s/run"), [])
+    assert ("--do_predict" in called[0]) is predicts
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ class Cell:
     def key(self) -> str:
         """A name for the cell that is the same in every study with the same settings.
 
-        Of paths in the settings only the last part counts, so that folders of several machines can
-        be joined.
+        Of paths in the settings only the last part counts, beside what their files hold, so that
+        folders of several machines can be joined.
         """
         named = asdict(self) | {"settings": without_folders(self.settings)}
         text = json.dumps(named, sort_keys=True)
@@ -80,11 +80,17 @@ class Option:
 
     Args:
         default: Its value where it is not given; cells with it and without are the same cell.
-        choices: All values there are; none means any of the default's type.
+        choices: All values there are; none means any of its kind.
+        kind: bool, int or float (which a whole number is as well); the default's type if None.
     """
 
     default: Any = None
     choices: tuple[Any, ...] = ()
+    kind: type | None = None
+
+    def with_default(self, default: Any) -> Option:
+        """The same with another default, or with None for one that is not known."""
+        return replace(self, default=default, kind=self.kind or type(self.default))
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class Recipe:
         """The recipe with the defaults that its options have under these settings."""
         changed = self.defaults(settings)
         options = {
-            name: replace(option, default=changed.get(name, option.default))
+            name: option.with_default(changed.get(name, option.default))
             for name, option in self.options.items()
         }
         return replace(self, options=options)
@@ -202,18 +208,16 @@ def check(grid: Grid, recipe: Recipe, criteria: Sequence[str]) -> None:
 
 
 def _check_value(name: str, value: Any, option: Option) -> None:
-    expected = option.default
+    kind = option.kind or type(option.default)
     if option.choices:
         fits, wanted = value in option.choices, f"one of {', '.join(map(str, option.choices))}"
-    elif isinstance(expected, bool):
+    elif kind is bool:
         fits, wanted = isinstance(value, bool), "true or false"
-    elif isinstance(expected, int):
+    elif kind is int:
         fits, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
-    elif isinstance(expected, float):
+    else:
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
         wanted = "a number"
-    else:
-        fits, wanted = True, "anything"
     if not fits:
         raise ValueError(f"--option {name} must be {wanted}, got {_shown(value)}")
 

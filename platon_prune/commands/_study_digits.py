@@ -39,7 +39,7 @@ OPTIONS: dict[str, Option] = {
     "frozen": Option(False),  # whether the mask stays as it is once the ramp has ended
     "distillation": Option(0.0),  # share of the dense model in the loss
     "floor": Option(0.0),  # least density of a tensor, as a share of the density of all
-    "max_amount": Option(None),  # as of global_unstructured
+    "max_amount": Option(None, kind=float),  # as of global_unstructured
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from platon_prune.commands import _study_results as results
 from platon_prune.commands._study_cells import DENSE, Cell, Option, Place, Recipe
+from platon_prune.commands._study_settings import with_contents
 from platon_prune.criteria import make_criterion
 from platon_prune.schedule import CubicSchedule
 
@@ -37,13 +39,11 @@ OPTIONS: dict[str, Option] = {
     "distillation": Option(0.0),
 }
 _IN_STEPS = (lambda v: 0 <= v < 1 or v == v // 1 >= 1, "a share below 1 or a whole number of steps")
+# The others are checked by what they are settings of.
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "window": (lambda v: v >= 1, "at least 1"),
-    "beta1": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "beta2": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "warmup": _IN_STEPS,
     "cooldown": _IN_STEPS,
-    "learning_rate": (lambda v: v > 0, "above 0"),
+    "learning_rate": (lambda v: 0 < v < math.inf, "above 0 and finite"),
     "distillation": (lambda v: 0 <= v <= 1, "in [0, 1]"),
 }
 _TAKEN = ("--amount", "--criterion", "--seed", "--output_dir", "--teacher_name_or_path")
@@ -105,7 +105,9 @@ def _train(cell: Cell, place: Place, folder: Path, flags: Sequence[str]) -> None
     from platon_prune.integrations.recipes import glue
 
     shared = cell.settings["flags"]
-    done = ["--do_train", "--do_eval", *(["--do_predict"] if "--test_file" in shared else [])]
+    done = ["--do_train", "--do_eval"]
+    if "--test_file" in _values(shared):
+        done.append("--do_predict")
     where = ["--use_cpu"] if place.device == "cpu" else []
     seeded = ["--seed", str(cell.seed), "--output_dir", str(folder)]
     # Without checkpoints: a cell that was killed starts again, since one may be half written.
@@ -143,24 +145,37 @@ def _settings(defaults: Sequence[str], steps: int | None, flags: Sequence[str]) 
             "-- --model_name_or_path FOLDER --train_file train.tsv --validation_file dev.tsv"
         )
     limit = [] if steps is None else ["--max_steps", str(steps)]
-    return {"flags": [*defaults, *flags, *limit]}
+    return with_contents([*defaults, *flags, *limit])
 
 
 def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the flags make of the options' defaults; None with a preset, which has its own."""
-    given = _values(settings["flags"])
-    if "--preset" in given:
-        return dict.fromkeys(name for name in OPTIONS if name != "distillation")
-    found = {}
-    for name, option in OPTIONS.items():
-        text = given.get(_FLAGS[name])
-        if text is not None and name != "distillation":
-            try:
-                found[name] = type(option.default)(text)
-            except ValueError:
-                kind = "a whole number" if isinstance(option.default, int) else "a number"
-                raise ValueError(f"{_FLAGS[name]} must be {kind}, got {text!r}") from None
+    """What the flags make of the options' defaults; None where a preset may have its own."""
+    given = _given(settings)
+    has_preset = "--preset" in _values(settings["flags"])
+    found = {**dict.fromkeys(OPTIONS if has_preset else ()), **given}
+    found.pop("distillation", None)
     return found
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the options' flags that are among a cell's flags."""
+    values = _values(settings["flags"])
+    return {
+        name: _read(_FLAGS[name], values[_FLAGS[name]], option)
+        for name, option in OPTIONS.items()
+        if _FLAGS[name] in values
+    }
+
+
+def _read(flag: str, text: str, option: Option) -> Any:
+    kinds = {int: "a whole number", float: "a number"}
+    kind = type(option.default)
+    if option.choices and text not in option.choices:
+        raise ValueError(f"{flag} must be one of {', '.join(option.choices)}, got {text!r}")
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{flag} must be {kinds[kind]}, got {text!r}") from None
 
 
 def _values(flags: Sequence[str]) -> dict[str, str]:
@@ -177,12 +192,15 @@ def _check(cell: Cell) -> None:
     """Raise a ValueError that says what must hold, unless a cell's options can be used."""
     if cell.criterion == DENSE:
         return
-    plain = {name: option.default for name, option in OPTIONS.items()}
-    chosen = {**plain, **_defaults(cell.settings), **cell.options}
+    chosen = {name: option.default for name, option in OPTIONS.items()}
+    chosen |= {**_defaults(cell.settings), **_given(cell.settings), **cell.options}
+    usable = {name: value for name, value in chosen.items() if value is not None}
     for name, (fits, wanted) in _RANGES.items():
-        if chosen[name] is not None and not fits(chosen[name]):
-            raise ValueError(f"{name} must be {wanted}, got {chosen[name]}")
-    if None not in chosen.values():  # else a preset decides
+        if name in usable and not fits(usable[name]):
+            raise ValueError(f"{name} must be {wanted}, got {usable[name]}")
+    make_criterion(cell.criterion, usable.get("beta1", 0.0), usable.get("beta2", 0.0))
+    CubicSchedule(cell.amount, total_steps=1, window=usable.get("window", 1))
+    if usable.keys() == OPTIONS.keys():  # else a preset decides
         _check_length(cell, chosen)
 
 
@@ -192,9 +210,7 @@ def _check_length(cell: Cell, chosen: Mapping[str, Any]) -> None:
     given = _values(cell.settings["flags"]).get("--max_steps", "")
     if given.isdecimal() and int(given):
         warmup, cooldown = (int(p if p >= 1 else round(p * int(given))) for p in phases)
-        schedule = CubicSchedule(
-            cell.amount, int(given), warmup, cooldown, window=int(chosen["window"])
-        )
+        schedule = CubicSchedule(cell.amount, int(given), warmup, cooldown, window=chosen["window"])
         if make_criterion(cell.criterion, chosen["beta1"], chosen["beta2"]).windowed:
             schedule.require_scores()
     elif max(phases) < 1 <= sum(phases):
