@@ -19,7 +19,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from platon_prune import cli
-from platon_prune.integrations.recipes import figure, report
+from platon_prune.integrations.recipes import common, figure, report
 from platon_prune.integrations.recipes.arguments import (
     DistillationArguments,
     ModelArguments,
@@ -73,11 +73,20 @@ def test_limits_masks_and_zeros_are_those_of_the_python_interface():
     pruning = parse(
         "--pruning_max_amount", "0.9", "--pruning_mask_history", "--pruning_initial_amount", "zeros"
     ).pruning
-    assert pruning.callback("runs/a") == PruningArguments().callback() | dict(
-        max_amount=0.9, mask_history=Path("runs/a/masks.bin"), initial_amount="zeros"
-    )
-    for text, number in (("0.25", 0.25), ("500", 500), ("0", 0)):
-        assert parse("--pruning_initial_amount", text).pruning.pruning_initial_amount == number
+    assert pruning.callback("runs/a") == dict(
+        amount=0.9, criterion="platon", initial_amount="zeros", warmup_steps=0.1,
+        cooldown_steps=0.3, beta1=0.85, beta2=0.95, window=10, masking="step", include=None,
+        exclude=None, max_amount=0.9, mask_history=Path("runs/a/masks.bin"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"), [("0", 0), ("0.0", 0), ("0.25", 0.25), ("500", 500), ("5e2", 500)]
+)
+def test_an_initial_amount_is_a_fraction_or_a_count(text, amount):
+    found = parse("--pruning_initial_amount", text).pruning.callback()["initial_amount"]
+    assert found == amount
+    assert isinstance(found, float if amount == 0.25 else int)
 
 
 def test_amount_and_criterion_may_also_be_written_with_the_prefix_and_with_dashes():
@@ -108,6 +117,12 @@ def test_whole_numbers_are_counts_and_what_is_below_one_a_fraction():
             ["--pruning_initial_amount", "all"],
             r"--pruning_initial_amount must be a fraction of .* or zeros, got 'all'",
         ),
+        (["--pruning_initial_amount", "inf"], "--pruning_initial_amount must be .* got inf"),
+        (["--pruning_initial_amount", "1e400"], "--pruning_initial_amount must be .* got inf"),
+        (["--pruning_initial_amount", "nan"], "--pruning_initial_amount must be .* got nan"),
+        (["--amount", "inf"], "--amount must be .* got inf"),
+        (["--amount", "nan"], "--amount must be .* got nan"),
+        (["--pruning_cooldown_steps", "1e400"], "--pruning_cooldown_steps must be .* got inf"),
         (["--pruning_initial_amount", "1.5"], "--pruning_initial_amount must be .* got 1.5"),
         (
             ["--pruning_initial_amount", "zeros", "--pruning_masking", "window"],
@@ -147,6 +162,29 @@ def test_unknown_flags_and_values_end_the_command_with_a_hint(flags, message, ca
     with pytest.raises(SystemExit, match="2"):
         parse(*flags)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason", "unused"),
+    [
+        (["--do_train", "--amount", 0], "--amount 0 trains a dense model",
+         "criterion, pruning_mask_history, pruning_max_amount"),
+        (["--do_eval"], "nothing is pruned without --do_train",
+         "pruning_mask_history, pruning_max_amount"),
+        (["--do_eval", "--amount", 0], "nothing is pruned without --do_train",
+         "pruning_mask_history, pruning_max_amount"),
+    ],
+)  # fmt: skip
+def test_flags_of_pruning_that_a_run_does_not_use_are_named(flags, reason, unused, capsys):
+    given = ["--criterion", "platon", "--pruning_mask_history", "--pruning_max_amount", 0.95,
+             "--pruning_include", "query"]  # fmt: skip
+    common.begin(parse("--model_name_or_path", "m", *flags, *given))
+    assert f"\n{reason}: {unused} will not be used\n" in capsys.readouterr().out
+
+
+def test_a_run_that_prunes_leaves_no_flag_unused(capsys):
+    common.begin(parse("--model_name_or_path", "m", "--do_train", "--pruning_mask_history"))
+    assert "will not be used" not in capsys.readouterr().out
 
 
 # --- files of settings --------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from transformers import TrainingArguments
 
 ADAMAX = "adamax"
 MASKS_FILE = "masks.bin"
+ZEROS = "zeros"
 
 
 def _flag(help: str, default: Any = None, **metadata: Any) -> Any:
@@ -75,7 +77,7 @@ class PruningArguments:
     pruning_initial_amount: str = _flag(
         "What is pruned when the ramp starts: a fraction or a count; or zeros, to begin with what "
         "is zero in the model already and prune on from there.",
-        0.0,
+        "0",
     )
     pruning_beta1: float = _flag("Share of the old sensitivity that a window keeps.", 0.85)
     pruning_beta2: float = _flag("Share of the old uncertainty that a window keeps.", 0.95)
@@ -99,9 +101,7 @@ class PruningArguments:
 
     def __post_init__(self) -> None:
         self.amount = _count_or_fraction("amount", self.amount, "of the weights")
-        if self.pruning_initial_amount != "zeros":
-            self.pruning_initial_amount = _initial_amount(self.pruning_initial_amount)
-        elif self.pruning_masking != "step":
+        if self.initial_amount == ZEROS and self.pruning_masking != "step":
             raise ValueError(
                 f"--pruning_masking must be step for --pruning_initial_amount zeros, got "
                 f"{self.pruning_masking}, which would let the zeros train until the first choice"
@@ -119,6 +119,13 @@ class PruningArguments:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
 
     @property
+    def initial_amount(self) -> int | float | str:
+        """What is pruned when the ramp starts: a count, a fraction, or "zeros"."""
+        if self.pruning_initial_amount == ZEROS:
+            return ZEROS
+        return _initial_amount(self.pruning_initial_amount)
+
+    @property
     def is_dense(self) -> bool:
         """Whether nothing is pruned."""
         return self.amount == 0
@@ -130,10 +137,11 @@ class PruningArguments:
             output_dir: The folder of the run, where masks are kept if that is asked for.
         """
         names = [
-            "initial_amount", "warmup_steps", "cooldown_steps", "beta1", "beta2", "window",
-            "masking", "include", "exclude",
+            "warmup_steps", "cooldown_steps", "beta1", "beta2", "window", "masking", "include",
+            "exclude",
         ]  # fmt: skip
         settings = {name: getattr(self, f"pruning_{name}") for name in names}
+        settings["initial_amount"] = self.initial_amount
         if self.pruning_max_amount is not None:
             settings["max_amount"] = self.pruning_max_amount
         if self.pruning_mask_history:
@@ -191,20 +199,20 @@ class RecipeTrainingArguments(TrainingArguments):
             self.optim = ADAMAX
 
 
-def _initial_amount(value: Any) -> Any:
+def _initial_amount(text: str) -> int | float:
     try:
-        number = float(value)
+        number = float(text)
     except ValueError as error:
         raise ValueError(
             "--pruning_initial_amount must be a fraction of the weights in [0, 1), a whole number "
-            f"or zeros, got {value!r}"
+            f"or zeros, got {text!r}"
         ) from error
     return _count_or_fraction("pruning_initial_amount", number, "of the weights")
 
 
 def _count_or_fraction(name: str, value: float, of: str) -> int | float:
     """A whole number from 1 on is a count, anything from 0 to below 1 a fraction."""
-    if value < 0 or (value >= 1 and value != int(value)):
+    if not math.isfinite(value) or value < 0 or (value >= 1 and value != int(value)):
         raise ValueError(
             f"--{name} must be a fraction {of} in [0, 1) or a whole number, got {value}"
         )

@@ -163,11 +163,26 @@ def _print_settings(arguments: Arguments[Any]) -> None:
             source = f"preset {pruning.preset}"
         if source != "default" or (value is not None and name not in quiet):
             _say(arguments, f"{name:<{width}}  {value}  ({source})")
+    _print_unused(arguments)
+
+
+def _print_unused(arguments: Arguments[Any]) -> None:
+    """Print which flags of pruning were given to a run that does not prune."""
+    if not arguments.training.do_train:
+        reason = "nothing is pruned without --do_train"
+        shown = {"criterion"}  # in the title of the report
+    elif arguments.pruning.is_dense:
+        reason, shown = "--amount 0 trains a dense model", set()
+    else:
+        return
+    shown |= {"pruning_include", "pruning_exclude"}  # the report counts what they select
     unused = sorted(
-        name for name in arguments.given if name.startswith("pruning_") or name == "criterion"
+        name
+        for name in arguments.given - shown
+        if name.startswith("pruning_") or name == "criterion"
     )
-    if pruning.is_dense and unused:
-        _say(arguments, f"--amount 0 trains a dense model: {', '.join(unused)} will not be used")
+    if unused:
+        _say(arguments, f"{reason}: {', '.join(unused)} will not be used")
 
 
 def _print_results(
