@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -123,8 +123,15 @@ def require_same_settings(
         require_equal_settings(everyone[0], others, "in process 0", f"in process {rank}")
 
 
-def zeros(processes: Processes, tensors: Sequence[TrackedTensor]) -> list[int]:
+def zeros(
+    processes: Processes, tensors: Sequence[TrackedTensor], require: Callable[[], None]
+) -> list[int]:
     """Prune the zeros of all tensors, and count them over the processes.
+
+    Args:
+        processes: Those that prune together.
+        tensors: Their tensors.
+        require: Raises what stands in the way in this process.
 
     Returns:
         Of each tensor, how many there are.
@@ -132,9 +139,12 @@ def zeros(processes: Processes, tensors: Sequence[TrackedTensor]) -> list[int]:
     Raises:
         ValueError: If processes that hold the same part have zeros at different places.
     """
-    own = processes.all_or_none(
-        "adopt_zeros", lambda: [tensor.adopt_zeros() for tensor in tensors], lambda _: None
-    )
+
+    def adopt() -> list[tuple[Any, int, bytes]]:
+        require()
+        return [tensor.adopt_zeros() for tensor in tensors]
+
+    own = processes.all_or_none("adopt_zeros", adopt, lambda _: None)
     everyone = processes.gather(own)
     counts = []
     for i, tensor in enumerate(tensors):

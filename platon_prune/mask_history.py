@@ -2,20 +2,21 @@
 
 A header with the names and shapes of the tensors, then one record for each choice: the bits of all
 masks, or what of them changed since the record before, compressed. A record is only ever appended,
-and has a checksum: a file that was cut off in the middle of one holds all those before.
+and has a checksum: a file that was cut off in the middle of one holds all those before, and who has
+read or written one knows it again, whatever became of the file.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -31,14 +32,23 @@ _MAX_HEADER = 1 << 26
 
 
 @dataclass(frozen=True)
-class _Record:
+class Record:
+    """Where the masks of one choice are in the file, and how to know them again."""
+
     kind: bytes
     step: int
     start: int  # of its payload in the file
     size: int
+    checksum: int
+
+    @property
+    def head(self) -> bytes:
+        """What the file has before its payload."""
+        return _RECORD.pack(self.kind, self.step, self.size, self.checksum)
 
     @property
     def end(self) -> int:
+        """Where the next record begins."""
         return self.start + self.size
 
 
@@ -62,53 +72,58 @@ class MaskHistory:
         self, path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] | None = None
     ) -> None:
         self.path = Path(path).absolute()
-        self._records: list[_Record] = []
+        self.shapes = dict(shapes or {})
+        self.records: list[Record] = []
+        self._end = 0  # where the next record goes; 0 before there is a header
         self._last: Tensor | None = None  # the bits of the last record that was added here
-        if shapes is not None and not self.path.exists():
-            self.shapes = dict(shapes)
-            self._end = 0  # where the next record goes; 0 before there is a header
-            return
-        with self.path.open("rb") as file:
-            self.shapes = _read_header(file, self.path)
-            self._end = file.tell()
-            self._records = _scan(file, self._packed_size)
-        self._end = self._records[-1].end if self._records else self._end
-        if shapes is not None:
-            _require_equal(self.shapes, dict(shapes), self.path)
+        if shapes is None or self.path.exists():
+            self._read(None if shapes is None else dict(shapes))
 
     @property
     def steps(self) -> list[int]:
         """At which steps masks were recorded; each holds until the next."""
-        return [record.step for record in self._records]
+        return [record.step for record in self.records]
 
     def masks(self, step: int) -> dict[str, Tensor]:
         """The masks after a step: name before pruning to bool tensor (True = kept), on the CPU.
 
         Raises:
-            ValueError: If no masks were recorded by then, or the file has been damaged since.
+            ValueError: If no masks were recorded by then, or the file has been damaged or written
+                by another run since.
         """
-        index = sum(record.step <= step for record in self._records) - 1
+        index = sum(record.step <= step for record in self.records) - 1
         if index < 0:
-            first = f"step {self.steps[0]} on" if self._records else "no step yet"
+            first = f"step {self.steps[0]} on" if self.records else "no step yet"
             raise ValueError(f"masks must have been recorded by step {step}, but are from {first}")
-        begin = max(i for i in range(index + 1) if self._records[i].kind == _WHOLE)
+        begin = max(i for i in range(index + 1) if self.records[i].kind == _WHOLE)
         bits = torch.zeros(self._packed_size, dtype=torch.uint8)
         with self.path.open("rb") as file:
-            for record in self._records[begin : index + 1]:
-                bits ^= _payload(file, record, self._packed_size, self.path)
+            for record in self.records[begin : index + 1]:
+                recorded = _payload(file, record, self._packed_size)
+                if recorded is None:
+                    raise ValueError(self._what_became_of(record))
+                bits ^= recorded
         return self._unpacked(bits)
+
+    def refresh(self) -> None:
+        """Read anew what is in the file, which another run may have written since."""
+        self.records, self._end = [], 0
+        if self.path.exists():
+            self._read(self.shapes)
 
     def set_aside(self) -> str | None:
         """Move the file out of the way of another run if it holds more than a beginning.
 
+        It gets a name that no file has yet, so that what was set aside before stays.
+
         Returns:
             What to tell whoever wrote it; None if there is nothing to keep.
         """
-        if not self._records or self._records[-1].step == 0:
+        if not self.records or self.records[-1].step == 0:
             return None
-        old = self.path.with_name(self.path.name + ".old")
+        old = next(path for path in _names_beside(self.path) if not path.exists())
         os.replace(self.path, old)
-        last, self._records, self._end = self._records[-1].step, [], 0
+        last, self.records, self._end = self.records[-1].step, [], 0
         return (
             f"{self.path} held masks of another run until step {last}, which are in {old} now: "
             "give each run a file of its own, or load the state of that run to go on with it"
@@ -119,11 +134,11 @@ class MaskHistory:
 
         What was recorded at that step and later is of a run that was given up, and is dropped.
         """
-        self._records = [record for record in self._records if record.step < step]
+        self.records = [record for record in self.records if record.step < step]
         if self._end == 0:
             self._end = _write_header(self.path, self.shapes)
-        elif self._records:
-            self._end = self._records[-1].end
+        elif self.records:
+            self._end = self.records[-1].end
         else:
             with self.path.open("rb") as file:
                 _read_header(file, self.path)
@@ -132,22 +147,67 @@ class MaskHistory:
         self.add(step, masks)
 
     def add(self, step: int, masks: Mapping[str, Tensor]) -> None:
-        """Append the masks of a choice."""
+        """Append the masks of a choice.
+
+        Raises:
+            RuntimeError: If another run has written the file since.
+        """
         bits = torch.cat([pack_bits(masks[name]).cpu() for name in self.shapes])
-        since = next((i for i, r in enumerate(self._records[::-1]) if r.kind == _WHOLE), 0)
+        since = next((i for i, r in enumerate(self.records[::-1]) if r.kind == _WHOLE), 0)
         if self._last is None or since >= _WHOLE_EVERY - 1:
             kind, written = _WHOLE, bits
         else:
             kind, written = _CHANGES, bits ^ self._last
         payload = zlib.compress(to_bytes(written), 1)
-        head = _RECORD.pack(kind, step, len(payload), _checksum(kind, step, payload))
+        start = self._end + _RECORD.size
+        record = Record(kind, step, start, len(payload), _checksum(kind, step, payload))
         with self.path.open("r+b") as file:
+            self._require_own(file)
             file.truncate(self._end)  # a record that was cut off, or one that is dropped
             file.seek(self._end)
-            file.write(head + payload)
-        self._records.append(_Record(kind, step, self._end + len(head), len(payload)))
-        self._end = self._records[-1].end
+            file.write(record.head + payload)
+        self.follow([record])
         self._last = bits
+
+    def follow(self, records: Sequence[Record]) -> None:
+        """Learn what has been recorded, here or by another process, in place of what was there."""
+        kept = [record for record in self.records if record.step < records[0].step]
+        self.records = [*kept, *records]
+        self._end = self.records[-1].end
+
+    def _read(self, expected: dict[str, tuple[int, ...]] | None) -> None:
+        with self.path.open("rb") as file:
+            shapes = _read_header(file, self.path)
+            if expected is not None:
+                _require_equal(shapes, expected, self.path)
+            self.shapes, self._end = shapes, file.tell()
+            self.records = _scan(file, self._packed_size)
+        self._end = self.records[-1].end if self.records else self._end
+
+    def _require_own(self, file: BinaryIO) -> None:
+        """Raise a RuntimeError unless the last record is where it was: no byte is written then."""
+        if not self.records:
+            return
+        last = self.records[-1]
+        file.seek(last.start - _RECORD.size)
+        if file.read(_RECORD.size) != last.head or file.seek(0, os.SEEK_END) < last.end:
+            raise RuntimeError(
+                f"{self.path} must be written by one run at a time, but another has changed it "
+                f"since step {last.step} was recorded: give each run a file of its own"
+            )
+
+    def _what_became_of(self, record: Record) -> str:
+        for old in itertools.takewhile(Path.exists, _names_beside(self.path)):
+            with old.open("rb") as file:
+                if _payload(file, record, self._packed_size) is not None:
+                    return (
+                        f"{self.path} must hold masks of this run, but is of another by now: those "
+                        f"of this one are in {old}, read them with MaskHistory"
+                    )
+        return (
+            f"{self.path} must hold the masks of step {record.step} as they were recorded, but was "
+            "damaged or written by another run: give each run a file of its own"
+        )
 
     @property
     def _packed_size(self) -> int:
@@ -162,95 +222,13 @@ class MaskHistory:
         return masks
 
 
-def require_place(path: str | os.PathLike[str]) -> None:
-    """Raise an error that says what to do if no file can be written at a path.
-
-    Raises:
-        TypeError: If it is no path.
-        IsADirectoryError: If it is a folder.
-        FileNotFoundError: If it lies in no folder.
-        PermissionError: If that can't be written to.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"the file of masks must be a path, got {path!r}")
-    whole = Path(path).absolute()
-    if whole.is_dir():
-        raise IsADirectoryError(
-            f"the file of masks must be a file, got the folder {whole}: name a file in it"
-        )
-    if not whole.parent.is_dir():
-        raise FileNotFoundError(
-            f"the file of masks must lie in a folder that exists, got {whole}: create "
-            f"{whole.parent} first"
-        )
-    if not os.access(whole.parent, os.W_OK):
-        raise PermissionError(
-            f"the file of masks must lie in a folder that can be written to, got {whole}: give "
-            "another path"
-        )
-
-
-def checked_step(step: int, last_step: int) -> int:
-    """The step whose masks are asked for, if it is one of those taken.
-
-    Raises:
-        TypeError: If it is no whole number.
-        ValueError: If it was not taken.
-    """
-    if isinstance(step, bool) or not isinstance(step, Integral):
-        raise TypeError(f"step must be a whole number of steps, or None, got {step!r}")
-    if not 0 <= step <= last_step:
-        raise ValueError(f"step must be in [0, {last_step}], those taken, got {step}")
-    return int(step)
-
-
-class MaskRecorder:
-    """Writes the masks of a scheduler's choices into a file.
-
-    Args:
-        history: The file.
-        writes: Whether this process writes it.
-
-    Attributes:
-        has_begun: Whether the masks that the run goes on from have been recorded.
-        note: What to tell who trains, once.
-    """
-
-    def __init__(self, history: MaskHistory, writes: bool) -> None:
-        self.has_begun = False
-        self.note: str | None = None
-        self._is_resumed = False
-        self._history = history
-        self._writes = writes
-
-    def __deepcopy__(self, memo: Any) -> None:
-        return None  # a copy of a run does not write into its file
-
-    def begin(self, step: int, masks: Mapping[str, Tensor]) -> None:
-        """Record what a run begins or goes on from."""
-        self.has_begun = True
-        if self._writes:
-            if step == 0 and not self._is_resumed:
-                self.note = self._history.set_aside()
-            self._history.begin(step, masks)
-
-    def restart(self) -> None:
-        """The run goes on from a state of its own that was loaded."""
-        self.has_begun = False
-        self._is_resumed = True
-
-    def add(self, step: int, masks: Mapping[str, Tensor]) -> None:
-        """Record what a choice made."""
-        if self._writes:
-            self._history.add(step, masks)
-
-    def masks(self, step: int) -> dict[str, Tensor]:
-        """What was recorded, by whichever process."""
-        history = self._history if self._writes else MaskHistory(self._history.path)
-        return history.masks(step)
-
-
 # --- the file -----------------------------------------------------------------------------------
+
+
+def _names_beside(path: Path) -> Iterator[Path]:
+    """Where the files of runs before are put: ``.old``, ``.old2`` and so on."""
+    for number in itertools.count(1):
+        yield path.with_name(f"{path.name}.old{number if number > 1 else ''}")
 
 
 def _num_bytes(shape: tuple[int, ...]) -> int:
@@ -286,9 +264,9 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, tuple[int, ...]]:
         ) from error
 
 
-def _scan(file: BinaryIO, packed_size: int) -> list[_Record]:
+def _scan(file: BinaryIO, packed_size: int) -> list[Record]:
     """All complete records from where the file is."""
-    records: list[_Record] = []
+    records: list[Record] = []
     most = packed_size + packed_size // 1000 + 1024  # what zlib makes of bits at the worst
     while len(head := file.read(_RECORD.size)) == _RECORD.size:
         kind, step, size, checksum = _RECORD.unpack(head)
@@ -298,20 +276,21 @@ def _scan(file: BinaryIO, packed_size: int) -> list[_Record]:
         payload = file.read(size)
         if len(payload) != size or _checksum(kind, step, payload) != checksum:
             break
-        records.append(_Record(kind, step, start, size))
+        records.append(Record(kind, step, start, size, checksum))
     return records
 
 
-def _payload(file: BinaryIO, record: _Record, packed_size: int, path: Path) -> Tensor:
+def _payload(file: BinaryIO, record: Record, packed_size: int) -> Tensor | None:
+    """The bits of a record; None if they are not in the file any more."""
     file.seek(record.start)
+    payload = file.read(record.size)
+    if _checksum(record.kind, record.step, payload) != record.checksum:
+        return None
     try:
-        decompressor = zlib.decompressobj()
-        data = decompressor.decompress(file.read(record.size), packed_size + 1)
+        data = zlib.decompressobj().decompress(payload, packed_size + 1)
     except zlib.error:
-        data = b""
-    if len(data) != packed_size:
-        raise ValueError(f"the masks of step {record.step} in {path} are damaged: record them anew")
-    return from_bytes(data)
+        return None
+    return from_bytes(data) if len(data) == packed_size else None
 
 
 def _require_equal(

@@ -18,7 +18,8 @@ from platon_prune.collectives import Processes
 from platon_prune.criteria import Criterion
 from platon_prune.gradients import all_finite
 from platon_prune.granularity import Granularity
-from platon_prune.mask_history import MaskHistory, MaskRecorder, checked_step, require_place
+from platon_prune.mask_history import MaskHistory
+from platon_prune.mask_recorder import MaskRecorder, checked_step, require_place
 from platon_prune.notices import PruningWarning
 from platon_prune.shards import is_sharded
 from platon_prune.targets import Target
@@ -55,6 +56,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         self._is_settled = False  # whether processes know who holds what
         self._tensors: list[TrackedTensor] = []
         self._recorder: MaskRecorder | None = None
+        self._ended: TrackedTensor | None = None  # the first whose mask is known to be gone
         scratch = Scratch()
         try:
             with torch.inference_mode(False):
@@ -108,19 +110,9 @@ class SelectedTensors(Sequence[TrackedTensor]):
         """Make processes compare their settings again at the next step."""
         self._is_settled = False
 
-    @property
-    def are_finalized(self) -> bool:
-        """Whether the run has ended, and the masks are gone."""
-        return self._tensors[0].is_finalized
-
     def place(self) -> bool:
         """Follow the tensors where they were sharded or moved; whether processes must settle."""
-        if self.are_finalized:
-            raise RuntimeError(
-                f"{self._tensors[0].name} must carry its mask for this, but was finalized: of a "
-                "run that has ended, its schedule, its history and the masks that it recorded can "
-                "be read"
-            )
+        self.require_running()
         moved = [tensor.place() for tensor in self._tensors]
         self._is_settled = self._is_settled and not any(moved)
         return not self._is_settled
@@ -217,7 +209,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         Raises:
             ValueError: If there are none, or not the same in processes that hold the same part.
         """
-        counts = agreement.zeros(self.processes, self._tensors)
+        counts = agreement.zeros(self.processes, self._tensors, self.require_running)
         if not any(counts):
             raise ValueError(
                 f"model must have zeros that can be adopted, got none in {self.num_weights} "
@@ -229,8 +221,29 @@ class SelectedTensors(Sequence[TrackedTensor]):
 
     def require_masks(self) -> None:
         """Raise a RuntimeError unless all tensors are still those that were set up."""
-        for tensor in self._tensors:
+        ended = self._noticed_end()
+        for tensor in self._tensors if ended is None else [ended]:
             tensor.require_mask()
+
+    def require_running(self) -> None:
+        """Raise a RuntimeError that says what can still be read if the run has ended."""
+        ended = self._noticed_end()
+        if ended is not None:
+            raise RuntimeError(
+                f"{ended.name} must carry its mask for this, but was finalized: of a run that has "
+                "ended, its schedule, its history and the masks that it recorded can be read"
+            )
+
+    def _noticed_end(self) -> TrackedTensor | None:
+        """A tensor whose mask is gone, if any: then the run has ended, and nothing is kept of it.
+
+        Masks are often finalized through the model, of which the scheduler is not told.
+        """
+        if self._ended is None:
+            self._ended = next((tensor for tensor in self if tensor.is_finalized), None)
+            for tensor in self if self._ended is not None else ():
+                tensor.forget()
+        return self._ended
 
     def detach(self) -> None:
         """Finalize every tensor, and free what was remembered of it."""
@@ -252,25 +265,33 @@ class SelectedTensors(Sequence[TrackedTensor]):
     def record_masks(self, path: str | os.PathLike[str]) -> None:
         """Append the masks of every choice to a file; see :class:`~platon_prune.PlatonScheduler`.
 
+        Collective.
+
         Raises:
             ValueError: If the file is of another model or another kind, or the model is sharded.
             OSError: If this process writes the file and can't, there.
+            RuntimeError: If the run has ended, or something is amiss in another process.
         """
-        self._require_whole()
-        writes = self.processes.rank == 0
-        if writes:
-            require_place(path)
-        shapes = {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
-        self._recorder = MaskRecorder(MaskHistory(path, shapes), writes)
+
+        def read() -> MaskHistory:
+            self.require_running()
+            self._require_whole()
+            if self.processes.rank == 0:
+                require_place(path)
+            shapes = {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
+            return MaskHistory(path, shapes)
+
+        history = self.processes.all_or_none("record_masks", read, lambda _: None)
+        self._recorder = MaskRecorder(history, self.processes)
 
     def begin_recording(self, step: int) -> None:
-        """Write the masks of the step that a run begins or goes on from, once."""
+        """Write the masks of the step that a run begins or goes on from, once; collective."""
         if self._recorder is not None and not self._recorder.has_begun:
             self._require_whole()
             self._recorder.begin(step, self._masks())
 
     def record(self, step: int) -> None:
-        """Write the masks of a choice."""
+        """Write the masks of a choice; collective."""
         if self._recorder is not None:
             self._recorder.add(step, self._masks())
 
@@ -294,7 +315,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
             TypeError: If it is no whole number.
         """
         step = last_step if step is None else checked_step(step, last_step)
-        if step == last_step and not self.are_finalized:
+        if step == last_step and self._noticed_end() is None:
             return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
         if self._recorder is None:
             raise ValueError(

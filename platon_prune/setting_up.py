@@ -194,9 +194,7 @@ def put_on(
         if scheduler.adopts_zeros:
             zeros = scheduler.adopt_zeros()
         if mask_history is not None:
-            processes.all_or_none(
-                call, lambda: scheduler.record_masks(mask_history), lambda _: None
-            )
+            scheduler.record_masks(mask_history)
         messages = list(notes)
         if isinstance(model, nn.Module):
             messages += [] if finds else doubts(model, include, exclude)

@@ -80,6 +80,7 @@ class TrackedTensor:
         self._set_aside = SetAside() if puts_back else None
         self._placement: Any = None
         self._had_gradient = False  # in the window so far
+        self._last_device: torch.device | None = None  # once there is no weight to ask
         self._methods: list[PlatonUnstructured] = []
         mask = None
         for module, name in target.sites:
@@ -136,15 +137,18 @@ class TrackedTensor:
 
     @property
     def is_finalized(self) -> bool:
-        """Whether its mask is gone."""
-        return method_of(*self.target.sites[0]) is None
+        """Whether its mask is gone, even if it carries another's by now."""
+        sites = zip(self.target.sites, self._methods, strict=True)
+        return not self._methods or any(method_of(*site) is not method for site, method in sites)
 
     @property
     def device(self) -> torch.device:
-        """Where the weight is, finalized or not."""
+        """Where the weight is, or was when it was noticed that it is finalized."""
+        if self._last_device is not None:
+            return self._last_device
         module, name = self.target.sites[0]
-        tensor: Tensor = module.get_parameter(name) if self.is_finalized else self.parameter
-        return tensor.device
+        held = (module._parameters.get(key) for key in (f"{name}_orig", name))
+        return next((tensor.device for tensor in held if tensor is not None), torch.device("cpu"))
 
     @property
     def description(self) -> dict[str, Any]:
@@ -184,14 +188,14 @@ class TrackedTensor:
 
     def require_mask(self) -> None:
         """Raise a RuntimeError unless the tensor is still the one that was set up."""
+        if self.is_finalized:
+            raise RuntimeError(
+                f"{self.name} must carry the mask of this scheduler, but it was finalized or "
+                "pruned anew: finalize the rest with platon_prune.remove(model), or set "
+                "pruning up again to prune further"
+            )
         first = None
-        for (module, name), method in zip(self.target.sites, self._methods, strict=True):
-            if method_of(module, name) is not method:
-                raise RuntimeError(
-                    f"{self.name} must carry the mask of this scheduler, but it was finalized or "
-                    "pruned anew: finalize the rest with platon_prune.remove(model), or set "
-                    "pruning up again to prune further"
-                )
+        for module, name in self.target.sites:
             weight = weight_of(module, name)
             first = weight if first is None else first
             if weight is not first:
@@ -345,7 +349,10 @@ class TrackedTensor:
             self.apply_mask()
 
     def forget(self) -> None:
-        """Free what is remembered, once the tensor is finalized."""
+        """Free what is remembered, and let go of the modules, once the run has ended."""
+        self._last_device = self.device
+        self.target = replace(self.target, sites=())
+        self._methods = []
         self._averages.forget()
         self._set_aside = None
 

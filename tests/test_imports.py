@@ -16,7 +16,8 @@ LEVELS = [
     | {"resize", "config_sizes", "default_selection"},
     {"optimizer_states", "forms", "memory", "ranking", "targets", "lanes", "layouts", "bits"},
     {"selection", "masked", "input_dims", "mask_history"},
-    {"removable", "pruned_class", "patterns", "dependencies", "limits", "changes"},
+    {"removable", "pruned_class", "patterns", "dependencies", "limits", "changes"}
+    | {"mask_recorder"},
     {"head_bias", "method", "groups", "costs", "history", "notices"},
     {"uniform", "averages", "granularity"},
     {"tracked", "states", "export", "n_of_m", "group_scores"},

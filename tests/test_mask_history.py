@@ -181,8 +181,8 @@ def test_cut_off_anywhere_all_complete_records_are_read_and_a_resumed_run_goes_o
     ends = [len(content)]
     for step in (6, 4, 0):  # where the records of 8, 6 and 4 begin
         shorter = MaskHistory(path)
-        shorter._records = [r for r in shorter._records if r.step <= step]
-        ends.insert(0, shorter._records[-1].end)
+        shorter.records = [r for r in shorter.records if r.step <= step]
+        ends.insert(0, shorter.records[-1].end)
     for size in range(ends[0], len(content) + 1):
         cut.write_bytes(content[:size])
         steps = [step for step, end in zip((0, 4, 6, 8), ends, strict=True) if end <= size]
@@ -199,7 +199,7 @@ def test_every_flipped_bit_of_the_last_record_is_noticed(tmp_path):
     path = tmp_path / "masks"
     run = _Run(path).to(6)
     content = path.read_bytes()
-    begin = MaskHistory(path)._records[-2].end
+    begin = MaskHistory(path).records[-2].end
     for position in range(begin, len(content)):
         damaged = bytearray(content)
         damaged[position] ^= 1 << position % 8
