@@ -21,7 +21,7 @@ from platon_prune.memory import Memory
 from platon_prune.notices import Notices
 from platon_prune.schedule import CubicSchedule, FixedSchedule
 from platon_prune.selected import SelectedTensors
-from platon_prune.states import STATE_VERSION, check_state, settings_of
+from platon_prune.states import STATE_VERSION, settings_of
 from platon_prune.targets import Target
 from platon_prune.tracked import Storage
 
@@ -88,13 +88,9 @@ class PlatonScheduler:
         self._notices = Notices(self.granularity.may_empty)
         self._following = Following()
         self._tensors = SelectedTensors(
-            targets,
-            criterion,
-            masking,
-            storage or Storage(),
-            processes or Processes(),
+            targets, criterion, masking, storage or Storage(), processes or Processes(),
             self.granularity,
-        )
+        )  # fmt: skip
         self.history = History([(tensor.name, tensor.whole_numel) for tensor in self._tensors])
         self._records_history = history
         self.adopts_zeros = adopts_zeros
@@ -117,6 +113,7 @@ class PlatonScheduler:
         Raises:
             ValueError: If there are none, more than the final amount, or not the same ones in
                 processes that hold the same weights.
+            RuntimeError: If the run has ended, or something is amiss in another process.
         """
         zeros = self._tensors.adopt_zeros()
         self._adopted = sum(zeros.values()) / self._tensors.num_weights
@@ -189,13 +186,7 @@ class PlatonScheduler:
             # The first window starts from a zero sample, as the reference implementation's does.
             fold_over = self._window_steps + (step <= self.schedule.window)
             self._has_scores = True
-        without_gradient = [
-            tensor.name
-            for tensor, gradient in zip(
-                self._tensors, gradients or [None] * len(self._tensors), strict=True
-            )
-            if tensor.take_in(gradient, fold_over, restart, apply_masks)
-        ]
+        without_gradient = self._tensors.take_in(gradients, fold_over, restart, apply_masks)
         if self.criterion.windowed:
             steps_before = 0 if restart else self._window_steps
             self._window_steps = steps_before + (gradients is not None)
@@ -223,11 +214,9 @@ class PlatonScheduler:
         if isinstance(self.schedule, FixedSchedule):
             return  # has no lengths
         schedule = dataclasses.replace(
-            self.schedule,
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
+            self.schedule, total_steps=total_steps, warmup_steps=warmup_steps,
             cooldown_steps=cooldown_steps,
-        )
+        )  # fmt: skip
         if self.criterion.windowed:
             schedule.require_scores()
         self.schedule = schedule
@@ -271,11 +260,18 @@ class PlatonScheduler:
         """Measured fraction of zeros among the selected weights, as evaluation uses them.
 
         Collective if the model is sharded.
+
+        Raises:
+            RuntimeError: If the run has ended.
         """
         return self._tensors.sparsity(self.settings)
 
     def memory(self) -> Memory:
-        """What pruning keeps for the weights in this process; prints as a table."""
+        """What pruning keeps for the weights in this process; prints as a table.
+
+        Raises:
+            RuntimeError: If the run has ended.
+        """
         self._tensors.place()
         return Memory.of([tensor.bytes() for tensor in self._tensors], self._tensors.num_weights)
 
@@ -291,6 +287,7 @@ class PlatonScheduler:
 
         Raises:
             KeyError: If no pruned tensor has that name.
+            RuntimeError: If the run has ended.
         """
         self._tensors.place()
         return self._tensors.named(name).score()
@@ -303,20 +300,20 @@ class PlatonScheduler:
                 are removed, :meth:`record_masks` must have been called before.
 
         Returns:
-            DTensors where the weights are.
+            DTensors where the weights are, or were when it was noticed that the run has ended.
 
         Raises:
-            ValueError: If that step was not taken, or its masks were not recorded.
+            ValueError: If that step was not taken, or its masks were not recorded or are replaced.
             TypeError: If it is no whole number.
         """
         return self._tensors.masks(step, self.last_step)
 
     def record_masks(self, path: str | os.PathLike[str]) -> None:
-        """Append the masks of every choice from here on to a file, for :meth:`masks`.
+        """Append the masks of every choice from here on to a file, for :meth:`masks`; collective.
 
         A run that is resumed goes on with its file, and drops what was recorded after the step that
         it resumes from. A run that begins moves a file that another has filled to ``path + ".old"``
-        and warns. Of several processes the first one writes.
+        (``".old2"``, ... if that is taken) and warns. Of several processes the first one writes.
 
         Args:
             path: The file, which may exist if it is of this model.
@@ -324,13 +321,15 @@ class PlatonScheduler:
         Raises:
             ValueError: If it is another model's or no such file, or the model is sharded.
             OSError: If no file can be written there.
+            RuntimeError: If the run has ended, or something is amiss in another process.
         """
         self._tensors.record_masks(path)
 
     def remove(self) -> None:
         """Finalize every tensor: its zeros stay, its mask and hook go. Ends the scheduler.
 
-        Its :attr:`history` and what it recorded for :meth:`masks` can be read as before.
+        Its :attr:`history` and what it recorded for :meth:`masks` can be read as before. The rest
+        is freed; after :func:`platon_prune.remove`, only once what needs the masks is asked for.
 
         Raises:
             RuntimeError: If a tensor has been finalized already.
@@ -346,6 +345,9 @@ class PlatonScheduler:
         Loadable with ``torch.load(..., weights_only=True)``. Its tensors are copies; DTensors where
         the weights are, which ``torch.distributed.checkpoint`` saves and loads on any number of
         processes.
+
+        Raises:
+            RuntimeError: If the run has ended.
         """
         self._tensors.place()
         return {
@@ -372,11 +374,9 @@ class PlatonScheduler:
         Raises:
             ValueError: If it is of another version, model or configuration; names the difference.
                 Nothing is changed then.
+            RuntimeError: If the run has ended.
         """
-        self._tensors.require_masks()
-        self._tensors.place()
-        shapes = {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
-        check_state(state, self.settings, shapes, self._tensors[0].expected_entries())
+        self._tensors.check_state(state, self.settings)
         self._adopted = state["adopted"]
         if self._adopted is not None:
             self.schedule = self.schedule.starting_at(self._adopted)

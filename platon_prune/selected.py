@@ -22,6 +22,7 @@ from platon_prune.mask_history import MaskHistory
 from platon_prune.mask_recorder import MaskRecorder, checked_step, require_place
 from platon_prune.notices import PruningWarning
 from platon_prune.shards import is_sharded
+from platon_prune.states import check_state
 from platon_prune.targets import Target
 from platon_prune.tracked import Storage, TrackedTensor
 
@@ -177,6 +178,25 @@ class SelectedTensors(Sequence[TrackedTensor]):
         here = [gradient for gradient in gradients if not is_sharded(gradient)]
         return gradients if all_finite(here) else None
 
+    def take_in(
+        self,
+        gradients: Sequence[Tensor | None] | None,
+        fold_over: int | None,
+        restart: bool,
+        apply_masks: bool,
+    ) -> list[str]:
+        """Update every tensor, as :meth:`TrackedTensor.take_in` does one.
+
+        Returns:
+            Names of those that had no gradient in the whole window that was folded.
+        """
+        every = [None] * len(self) if gradients is None else gradients
+        return [
+            tensor.name
+            for tensor, gradient in zip(self._tensors, every, strict=True)
+            if tensor.take_in(gradient, fold_over, restart, apply_masks)
+        ]
+
     # --- masks --------------------------------------------------------------------------------
 
     def choose(self, amount: float, *, tells: bool) -> tuple[float | None, list[Change]]:
@@ -260,6 +280,12 @@ class SelectedTensors(Sequence[TrackedTensor]):
         kept = torch.tensor(sum(tensor.count_kept(own=sharded) for tensor in self._tensors))
         return 1 - int(self.processes.sum(kept) if sharded else kept) / self.num_weights
 
+    def check_state(self, state: Any, settings: Settings) -> None:
+        """Raise an error unless a saved state fits the tensors; see :func:`states.check_state`."""
+        self.require_masks()
+        self.place()
+        check_state(state, settings, self._shapes(), self._tensors[0].expected_entries())
+
     # --- masks in a file ------------------------------------------------------------------------
 
     def record_masks(self, path: str | os.PathLike[str]) -> None:
@@ -278,8 +304,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
             self._require_whole()
             if self.processes.rank == 0:
                 require_place(path)
-            shapes = {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
-            return MaskHistory(path, shapes)
+            return MaskHistory(path, self._shapes())
 
         history = self.processes.all_or_none("record_masks", read, lambda _: None)
         self._recorder = MaskRecorder(history, self.processes)
@@ -324,6 +349,9 @@ class SelectedTensors(Sequence[TrackedTensor]):
             )
         masks = self._recorder.masks(step)
         return {tensor.name: masks[tensor.name].to(tensor.device) for tensor in self._tensors}
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
 
     def _masks(self) -> dict[str, Tensor]:
         return {tensor.name: tensor.mask for tensor in self._tensors}

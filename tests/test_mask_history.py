@@ -1,6 +1,7 @@
 """The masks of every choice come back from the file, whatever happened to the run."""
 
 import copy
+import warnings
 
 import pytest
 import rank_jobs
@@ -128,6 +129,89 @@ def test_a_warning_of_the_other_file_that_is_an_error_comes_once_the_step_is_don
     assert again.scheduler.last_step == 1
     again.to(20)
     assert MaskHistory(tmp_path / "masks").steps == [0, *CHOICES]
+
+
+def _again(path, until, **settings):
+    """Another run with the file of one before."""
+    run = _Run(path, **settings)
+    with pytest.warns(PruningWarning, match="masks of another run"):
+        run.to(1)
+    return run.to(until)
+
+
+def test_the_files_of_all_runs_before_are_kept(tmp_path):
+    path = tmp_path / "masks"
+    runs = [_Run(path, amount=0.7).to(15)]
+    runs += [_again(path, 15, amount=amount) for amount in (0.6, 0.5, 0.4)]
+    for run, name in zip(runs, ("masks.old", "masks.old2", "masks.old3", "masks"), strict=True):
+        _assert_same(MaskHistory(tmp_path / name).masks(15), run.masks[14])
+
+
+def test_masks_that_another_run_has_replaced_are_refused_and_said_to_be_kept(tmp_path):
+    path = tmp_path / "masks"
+    first = _Run(path).to(20)
+    reader = MaskHistory(path)
+    first.scheduler.remove()
+    second = _again(path, 20, amount=0.4)
+    third = _again(path, 20, amount=0.5)
+    for read, old in (
+        (first.scheduler.masks, "masks.old,"),
+        (reader.masks, "masks.old,"),
+        (second.scheduler.masks, "masks.old2,"),
+    ):
+        with pytest.raises(ValueError, match=f"another by now: those of this one are in .*{old}"):
+            read(13)
+    _assert_same(third.scheduler.masks(13), third.masks[12])
+
+
+def test_the_masks_that_a_run_starts_from_are_read_though_another_run_wrote_the_same(tmp_path):
+    first = _Run(tmp_path / "masks").to(1)
+    second = _Run(tmp_path / "masks").to(12)
+    _assert_same(first.scheduler.masks(0), first.masks[0])
+    _assert_same(second.scheduler.masks(11), second.masks[10])
+
+
+def test_masks_that_a_resumed_run_has_replaced_are_refused(tmp_path):
+    first = _Run(tmp_path / "masks").to(9)
+    states = first.save()
+    first.to(15)
+    resumed = _Run(tmp_path / "masks").load(states)
+    resumed.optimizer.param_groups[0]["lr"] = 1.0
+    resumed.to(20)
+    _assert_same(first.scheduler.masks(9), first.masks[8])
+    with pytest.raises(ValueError, match="step 10 .*was damaged or written by another run"):
+        first.scheduler.masks(10)
+
+
+def test_two_runs_at_once_do_not_write_into_each_others_masks(tmp_path):
+    path = tmp_path / "masks"
+    first, second = _Run(path), _Run(path, amount=0.4)  # when there is no file yet
+    first.to(9)
+    with pytest.warns(PruningWarning, match="until step 8"):
+        second.to(1)
+    second.to(9)
+    content = path.read_bytes()
+    with pytest.raises(RuntimeError, match="by one run at a time.*give each run a file"):
+        first.to(10)
+    assert path.read_bytes() == content
+    _assert_same(MaskHistory(tmp_path / "masks.old").masks(9), first.masks[8])
+    _assert_same(second.to(12).scheduler.masks(11), second.masks[10])
+
+
+def test_every_flipped_bit_of_recorded_masks_is_noticed_by_who_has_the_file_open(tmp_path):
+    path = tmp_path / "masks"
+    run = _Run(path).to(6)
+    run.scheduler.remove()
+    content, record = path.read_bytes(), MaskHistory(path).records[-1]
+    for position in range(record.start, record.end):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="step 6 .*damaged"):
+            run.scheduler.masks(6)
+    path.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="step 6 .*damaged"):
+        run.scheduler.masks(6)
 
 
 def test_a_run_that_ended_before_its_first_choice_leaves_nothing_worth_keeping(tmp_path):
@@ -339,6 +423,58 @@ def test_of_copies_the_first_process_writes_and_all_can_read(tmp_path):
     for found in ranks.run(2, _record, tmp_path, rank_jobs.copies):
         _assert_same(found, expected)
     assert MaskHistory(tmp_path / "masks").steps == [0, 4, 8, 12]
+
+
+def _record_in_a_folder_of_its_own(folder):
+    rank_jobs.Run(rank_jobs.copies).scheduler.record_masks(folder / str(dist.get_rank()) / "masks")
+
+
+def test_recording_that_begins_later_is_refused_in_all_processes_too(tmp_path):
+    (tmp_path / "1").mkdir()
+    first, other = ranks.errors_of(2, _record_in_a_folder_of_its_own, tmp_path)
+    assert first[0] == "FileNotFoundError" and "in a folder that exists" in first[1]
+    assert other[0] == "RuntimeError" and "process 0: FileNotFoundError" in other[1]
+
+
+def _record_after_another_run(path):
+    run = rank_jobs.Run(rank_jobs.copies, amount=0.4)
+    run.scheduler.record_masks(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PruningWarning)
+        with pytest.raises(PruningWarning, match="masks of another run"):
+            run.step()
+    return run.to(13).scheduler.masks(9)
+
+
+def _record_twice(path):
+    first = rank_jobs.Run(rank_jobs.copies)
+    first.scheduler.record_masks(path)
+    first.to(13).scheduler.remove()
+    second = _record_after_another_run(path)
+    with pytest.raises(ValueError, match=r"of another by now: .*masks.old,"):
+        first.scheduler.masks(9)
+    return second
+
+
+def test_a_warning_that_is_an_error_is_one_in_all_processes_and_each_knows_its_own_masks(tmp_path):
+    expected = rank_jobs.Run(amount=0.4).to(9).scheduler.masks()
+    for found in ranks.run(2, _record_twice, tmp_path / "masks"):
+        _assert_same(found, expected)
+
+
+def _record_where_the_file_vanishes(path):
+    run = rank_jobs.Run(rank_jobs.copies)
+    run.scheduler.record_masks(path)
+    run.to(7)
+    if dist.get_rank() == 0:
+        path.unlink()
+    run.step()
+
+
+def test_a_file_that_can_not_be_written_any_more_stops_all_processes(tmp_path):
+    first, other = ranks.errors_of(2, _record_where_the_file_vanishes, tmp_path / "masks")
+    assert first[0] == "FileNotFoundError"
+    assert other[0] == "RuntimeError" and "process 0: FileNotFoundError" in other[1]
 
 
 def test_a_sharded_model_is_refused_in_every_process(tmp_path):

@@ -1,6 +1,7 @@
 """What is remembered, kept in bfloat16 or in host memory, and how much memory it is."""
 
 import gc
+import weakref
 
 import pytest
 import rank_jobs
@@ -32,17 +33,18 @@ def test_memory_counts_the_mask_the_window_and_the_averages(settings, per_weight
     assert f"{per_weight * WEIGHTS:,}" in str(memory)
 
 
-def test_a_finalized_scheduler_frees_what_it_remembered():
-    def num_entries():
-        gc.collect()
-        tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor]
-        return sum(each.numel() for each in tensors)
-
-    run = rank_jobs.Run().to(2)
-    before = num_entries()
+@pytest.mark.parametrize("settings", [{}, BFLOAT16, OFFLOADED])
+def test_a_finalized_scheduler_frees_what_it_remembered(settings):
+    run = rank_jobs.Run(**settings).to(2)
+    remembered = [each for tensor in run.scheduler._tensors for each in tensor._averages.named()]
+    assert sum(each.numel() for _, each in remembered) == 3 * WEIGHTS
+    gone = [weakref.ref(each) for _, each in remembered]
+    gone += [weakref.ref(mask) for _, mask in run.model.named_buffers()]
+    assert len(gone) == 3 * 3 + 3
+    del remembered
     run.scheduler.remove()
-    # The mask, the window and two averages; what remains is the weights and their gradients.
-    assert before - num_entries() >= 4 * WEIGHTS
+    gc.collect()
+    assert [each() for each in gone] == [None] * len(gone)
     assert run.scheduler.last_step == 2
 
 
