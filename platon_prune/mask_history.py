@@ -197,7 +197,8 @@ class MaskHistory:
             )
 
     def _what_became_of(self, record: Record) -> str:
-        for old in itertools.takewhile(Path.exists, _names_beside(self.path)):
+        beside = itertools.takewhile(Path.exists, _names_beside(self.path))
+        for old in filter(Path.is_file, beside):
             with old.open("rb") as file:
                 if _payload(file, record, self._packed_size) is not None:
                     return (
