@@ -89,7 +89,8 @@ def test_what_the_run_did_can_be_seen_after_it(tmp_path):
     assert pruned == round((0.8 - 0.8 * left**3) * SELECTED)
     plots.regrowth(scheduler, tmp_path / "regrowth.png")
     trainer.save_checkpoint(tmp_path / "finished.ckpt")
-    _trainer(tmp_path, callback).fit(Classifier(), _loader())
+    with pytest.warns(platon_prune.PruningWarning, match="held masks of another run until step 20"):
+        _trainer(tmp_path, callback).fit(Classifier(), _loader())
     assert callback.scheduler is not scheduler
     assert callback.scheduler.last_step == scheduler.last_step == 20
 
