@@ -114,7 +114,11 @@ class Machine:
         compiled = torch.compile(self.model, backend="eager", fullgraph=True)
         with torch.no_grad():
             inputs = self.program.inputs()
-            torch.testing.assert_close(compiled(inputs), self.model(inputs), equal_nan=True)
+            # Attention has a fused path of its own that is not compiled: it rounds otherwise.
+            rounding = max(1e-5, 4 * torch.finfo(self.program.dtype).eps)
+            torch.testing.assert_close(
+                compiled(inputs), self.model(inputs), rtol=rounding, atol=rounding, equal_nan=True
+            )
 
     def copy(self):
         self.model, self.scheduler = copy.deepcopy((self.model, self.scheduler))
