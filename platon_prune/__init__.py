@@ -1,26 +1,87 @@
 """PLATON pruning for PyTorch: keep weights by the upper confidence bound of their importance."""
 
-from platon_prune import compat as compat
-from platon_prune.api import adopt_zeros as adopt_zeros
-from platon_prune.api import apply_masks as apply_masks
-from platon_prune.api import global_unstructured as global_unstructured
-from platon_prune.api import remove as remove
-from platon_prune.coupled import CoupledGroups as CoupledGroups
-from platon_prune.deploy import deploy_report as deploy_report
-from platon_prune.export import load as load
-from platon_prune.export import load_into as load_into
-from platon_prune.export import save as save
-from platon_prune.export import to_semi_structured as to_semi_structured
-from platon_prune.export import to_sparse_inference as to_sparse_inference
-from platon_prune.groups import find_groups as find_groups
-from platon_prune.mask_history import MaskHistory as MaskHistory
-from platon_prune.method import PlatonUnstructured as PlatonUnstructured
-from platon_prune.notices import PruningWarning as PruningWarning
-from platon_prune.patterns import check_semi_structured as check_semi_structured
-from platon_prune.scheduler import PlatonScheduler as PlatonScheduler
-from platon_prune.semi_structured import semi_structured as semi_structured
-from platon_prune.shrink import shrink as shrink
-from platon_prune.structure import structure as structure
-from platon_prune.structured import global_structured as global_structured
-from platon_prune.summary import summary as summary
-from platon_prune.version import __version__ as __version__
+from platon_prune import compat, integrations, plots
+from platon_prune.criteria import Criterion, Magnitude, Movement, Platon, Random, Sensitivity
+from platon_prune.deploy import deploy_report
+from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times
+from platon_prune.export import load, load_into, save
+from platon_prune.groups.coupled import CoupledGroups
+from platon_prune.groups.find import find_groups
+from platon_prune.history.history import Choice, History
+from platon_prune.history.mask_history import MaskHistory
+from platon_prune.masks.method import PlatonUnstructured
+from platon_prune.pruning.finalize import apply_masks, remove
+from platon_prune.pruning.semi_structured import semi_structured
+from platon_prune.pruning.structured import global_structured
+from platon_prune.pruning.unstructured import adopt_zeros, global_unstructured
+from platon_prune.reports.n_of_m_patterns import check_semi_structured
+from platon_prune.reports.structure import PlaceSummary, Structure, structure
+from platon_prune.reports.summary import Summary, TensorSummary, summary
+from platon_prune.runtimes.semi_structured_inference import to_semi_structured
+from platon_prune.runtimes.sparse_inference import (
+    LayerChoice,
+    SparseReport,
+    to_sparse_inference,
+)
+from platon_prune.schedule import CubicSchedule
+from platon_prune.scheduling.memory import Memory
+from platon_prune.scheduling.notices import PruningWarning
+from platon_prune.scheduling.scheduler import PlatonScheduler
+from platon_prune.shrinking.shrink import PlaceReport, ShrinkReport, shrink
+from platon_prune.version import __version__
+
+__all__ = [
+    "Choice",
+    "CoupledGroups",
+    "Criterion",
+    "CubicSchedule",
+    "DeployReport",
+    "FileSize",
+    "FormRow",
+    "History",
+    "LayerChoice",
+    "Magnitude",
+    "MaskHistory",
+    "Memory",
+    "Movement",
+    "PlaceReport",
+    "PlaceSummary",
+    "Platon",
+    "PlatonScheduler",
+    "PlatonUnstructured",
+    "PruningWarning",
+    "Random",
+    "Sensitivity",
+    "ShrinkReport",
+    "SparseReport",
+    "Structure",
+    "Summary",
+    "TensorSummary",
+    "Times",
+    "__version__",
+    "adopt_zeros",
+    "apply_masks",
+    "check_semi_structured",
+    "compat",
+    "deploy_report",
+    "find_groups",
+    "global_structured",
+    "global_unstructured",
+    "integrations",
+    "load",
+    "load_into",
+    "plots",
+    "remove",
+    "save",
+    "semi_structured",
+    "shrink",
+    "structure",
+    "summary",
+    "to_semi_structured",
+    "to_sparse_inference",
+]
+
+
+def __dir__() -> list[str]:
+    # Without this, the wings of the package would be shown beside what users call.
+    return __all__

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from platon_prune.blocks import Scratch, blocks, zero_pruned_
 from platon_prune.criteria import Criterion, Magnitude, Platon, Sensitivity, weight_times_grad
-from platon_prune.ranking import kth_smallest
+from platon_prune.tensors.blocks import Scratch, blocks, zero_pruned_
+from platon_prune.tensors.ranking import kth_smallest
 
 
 class PrunerArgs(Protocol):

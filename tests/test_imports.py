@@ -1,48 +1,36 @@
-"""The room plan: a file imports only from lower levels, and the package needs torch alone."""
+"""The plan of the house: wings import one way only, and the package needs torch alone."""
 
 import ast
+import inspect
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from pages import ROOT
 
-ROOT = Path(__file__).parent.parent
+import platon_prune
 
-# Every file of the package, by level; docs/contributing.md says what lives in each.
-LEVELS = [
-    {"version", "schedule", "criteria", "blocks", "collectives", "gradients"}
-    | {"ordering", "shards", "tables", "timing", "coupled", "set_aside"}
-    | {"resize", "config_sizes", "default_selection"},
-    {"optimizer_states", "forms", "memory", "ranking", "targets", "lanes", "layouts", "bits"},
-    {"selection", "masked", "input_dims", "mask_history"},
-    {"removable", "pruned_class", "patterns", "dependencies", "limits", "changes"}
-    | {"mask_recorder"},
-    {"head_bias", "method", "groups", "costs", "history", "notices"},
-    {"uniform", "averages", "granularity"},
-    {"tracked", "states", "export", "n_of_m", "group_scores"},
-    {"agreement", "coupled_choice"},
-    {"selected"},
-    {"scheduler"},
-    {"shrink", "summary", "compat", "plots", "setting_up", "structure"},
-    {"api", "semi_structured", "structured"},
-    {"deploy"},
-    {"__init__"},
-    {"commands"},
-    {"cli"},
-]
-FOLDERS = {"commands", "deploy", "export", "plots"}  # of files that may import each other
-LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+GROUND = ("criteria", "schedule", "spellings", "tables", "timing", "version")
+# A wing imports from steps before its own; docs/contributing.md says what lives in each.
+STEPS = [
+    GROUND, ("tensors",), ("choice",), ("masks", "history"), ("scheduling", "groups"),
+    ("shrinking", "reports", "plots"), ("pruning", "runtimes", "export"), ("deploy",),
+    ("commands",),
+]  # fmt: skip
+STEP_OF = {wing: step for step, wings in enumerate(STEPS) for wing in wings}
+ANYTHING = ("__init__", "compat", "cli")  # may import anything
 NEEDS_NO_EXTRA = {"torch", "platon_prune"} | set(sys.stdlib_module_names)
+PACKAGE = ROOT / "platon_prune"
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "integrations" not in path.parts)
+INTEGRATIONS = sorted((ROOT / "integrations").rglob("*.py"))
 
 
-def _package_files():
-    return sorted((ROOT / "platon_prune").rglob("*.py"))
+def _module(path):
+    """Its name below the package: ``tensors.blocks``; of a wing's front page, ``tensors``."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-def _room(path):
-    relative = path.relative_to(ROOT / "platon_prune")
-    return relative.parts[0].removesuffix(".py")
+MODULES = {_module(path) for path in FILES}
 
 
 def _imports(path, everywhere=True):
@@ -56,40 +44,64 @@ def _imports(path, everywhere=True):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", _package_files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_file_imports_only_from_lower_levels(path):
-    own = _room(path)
-    assert own in LEVEL_OF, f"{path.name} has no level: give it one"
+def _own_imports(path):
+    """The modules of the package that a file imports, below the package."""
     for name in _imports(path):
-        if name.split(".")[0] != "platon_prune":
-            continue
-        parts = name.split(".")
-        room = parts[1] if len(parts) > 1 and parts[1] in LEVEL_OF else "__init__"
-        if own == room and own in FOLDERS:
-            continue
-        assert LEVEL_OF[room] < LEVEL_OF[own], f"{own} imports {name}"
+        inner = name.removeprefix("platon_prune.")
+        if inner != name or name == "platon_prune":
+            yield inner if inner in MODULES else inner.rpartition(".")[0] or "__init__"
 
 
-@pytest.mark.parametrize("path", _package_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way_between_wings_and_in_no_circle():
+    arrows = {_module(path): set(_own_imports(path)) - {_module(path)} for path in FILES}
+    for file, names in arrows.items():
+        own = file.split(".")[0]
+        for name in names if own not in ANYTHING else ():
+            wing = name.split(".")[0]
+            is_below = wing == own or STEP_OF.get(wing, len(STEPS)) < STEP_OF[own]
+            is_above = wing in (*ANYTHING, "integrations")
+            assert is_below or (own == "commands" and is_above), f"{file} imports {name}"
+    while arrows:  # what imports nothing that is left is taken away
+        leaves = {file for file, names in arrows.items() if not names & arrows.keys()}
+        assert leaves, f"these import each other in a circle: {sorted(arrows)}"
+        arrows = {file: names for file, names in arrows.items() if file not in leaves}
+
+
+def test_no_folder_holds_more_than_20_modules():
+    for folder in {path.parent for path in [*FILES, *INTEGRATIONS]}:
+        assert len(list(folder.glob("*.py"))) <= 20 + 1, f"{folder} wants another wing"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_module)
 def test_a_file_needs_torch_alone_to_be_imported(path):
     for name in _imports(path, everywhere=False):
         assert name.split(".")[0] in NEEDS_NO_EXTRA, f"{path.name} imports {name} at its top"
 
 
 def test_integrations_use_only_what_a_user_could_import():
-    public = set(_public_names())
-    for path in sorted((ROOT / "integrations").rglob("*.py")):
+    for path in INTEGRATIONS:
         for name in _imports(path):
             if name.startswith("platon_prune.") and not name.startswith(
                 "platon_prune.integrations"
             ):
-                assert name.split(".")[1] in public, f"{path.name} imports {name}"
+                assert name.split(".")[1] in platon_prune.__all__, f"{path.name} imports {name}"
 
 
-def _public_names():
-    for node in ast.parse((ROOT / "platon_prune" / "__init__.py").read_text()).body:
-        if isinstance(node, ast.ImportFrom):
-            yield from (alias.name for alias in node.names)
+def test_a_user_sees_the_public_names_only():
+    assert dir(platon_prune) == sorted(platon_prune.__all__)
+    modules = {name for name in dir(platon_prune) if inspect.ismodule(getattr(platon_prune, name))}
+    assert modules == {"compat", "integrations", "plots"}
+
+
+def test_a_star_import_brings_the_public_names_only():
+    names: dict = {}
+    exec("from platon_prune import *", names)
+    assert names.keys() - {"__builtins__"} == set(platon_prune.__all__)
+
+
+def test_a_function_is_not_imported_in_place_of_a_module():
+    with pytest.raises(ModuleNotFoundError):
+        import platon_prune.summary  # noqa: F401
 
 
 def test_importing_the_package_loads_no_extra():
@@ -106,5 +118,5 @@ def test_importing_the_package_loads_no_extra():
 
 
 def test_no_file_outgrows_its_room():
-    for path in [*_package_files(), *sorted((ROOT / "integrations").rglob("*.py"))]:
+    for path in [*FILES, *INTEGRATIONS]:
         assert len(path.read_text().splitlines()) <= 400, f"{path.name} wants splitting"

@@ -58,4 +58,4 @@ def test_every_public_name_is_on_the_page_of_the_api():
 def test_what_a_docstring_refers_to_is_a_link_or_code_on_the_site(site):
     page = (site / "api.html").read_text()
     assert not re.findall(r":(?:class|func|meth|math|mod|attr|exc):", page)
-    assert 'href="#platon_prune.criteria.Criterion"' in page
+    assert 'href="#platon_prune.Criterion"' in page

@@ -1,4 +1,4 @@
-"""How the site reads the package: where its integrations are, and what a docstring refers to."""
+"""How the site reads the package: what a docstring refers to."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ _REFERENCE = re.compile(r":(?:class|func|meth|mod|attr|exc):`~?([\w.]+)`")
 
 class Docstrings(griffe.Extension):
     """``:class:`name``` becomes a link to the name if it is on the site, and code if it is not."""
-
-    def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **kwargs: Any) -> None:
-        """Give the package its integrations, which are in a folder of their own."""
-        if pkg.path == "platon_prune":
-            pkg.set_member("integrations", loader.load("integrations"))
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrite the docstring of an object that was just loaded."""

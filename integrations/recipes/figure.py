@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from platon_prune.summary import Summary
+from platon_prune import Summary
 
 INK, BLUE, ORANGE = "#222222", "#0072B2", "#D55E00"
 

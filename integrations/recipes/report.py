@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import platon_prune
-from platon_prune import PlatonScheduler
+from platon_prune import PlatonScheduler, Summary, TensorSummary
 from platon_prune.integrations.recipes.parsing import Arguments
-from platon_prune.summary import Summary, TensorSummary
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from platon_prune.commands._figures import (
+from platon_prune.commands.benchmarks.figures import (
     Figure,
     Spread,
     add_measuring_arguments,
@@ -22,7 +22,7 @@ from platon_prune.schedule import CubicSchedule
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from platon_prune.scheduler import PlatonScheduler
+    from platon_prune.scheduling.scheduler import PlatonScheduler
     from platon_prune.timing import Clock
 
 HELP = "Measure speed and memory on the shapes of BERT-base against a textbook implementation."
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _semi_structured(arguments: argparse.Namespace, names: list[str]) -> int:
-    from platon_prune.commands._semi_structured import choice_table, kernel_table
+    from platon_prune.commands.benchmarks.semi_structured import choice_table, kernel_table
     from platon_prune.timing import clock
 
     if arguments.json:
@@ -203,7 +203,7 @@ class Contest:
 
     def __init__(self, workload: Workload, ours: bool = True, textbook: bool = True) -> None:
         from platon_prune import global_unstructured
-        from platon_prune.commands._textbook import Textbook
+        from platon_prune.commands.benchmarks.textbook import Textbook
 
         self.workload = workload
         self.parameters = workload.parameters
@@ -283,7 +283,7 @@ def _selection_figure(scale: float, device: str, repeats: int, timed: Clock) -> 
     """Choosing masks by given scores, against only the threshold by kthvalue of joined ones."""
     import torch
 
-    from platon_prune.selection import ScoredTensor, prune_smallest_
+    from platon_prune.choice.selection import ScoredTensor, prune_smallest_
 
     sizes = tensor_sizes(scale)
     joined = torch.randn(sum(sizes), device=device).square_()

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from platon_prune.commands._compiled import check_compiled
-from platon_prune.commands._digits import (
+from platon_prune.commands._output import make_folder
+from platon_prune.commands.benchmarks.compiled import check_compiled
+from platon_prune.commands.benchmarks.digits import (
     Digits,
     Run,
     Settings,
@@ -23,10 +24,9 @@ from platon_prune.commands._digits import (
     prune_one_shot,
     train_dense,
 )
-from platon_prune.commands._output import make_folder
 from platon_prune.criteria import CRITERIA
 from platon_prune.plots import Comparison, save_demo_report
-from platon_prune.summary import summary
+from platon_prune.reports.summary import summary
 
 if TYPE_CHECKING:
     from tqdm import tqdm

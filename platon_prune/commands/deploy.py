@@ -138,7 +138,7 @@ def _write(report: DeployReport, folder: Path) -> None:
 
 
 def _run_bert_base(arguments: argparse.Namespace) -> int:
-    from platon_prune.commands import _bert_base
+    from platon_prune.commands.benchmarks import bert_base as _bert_base
 
     reports = {}
     folder = make_folder(arguments.output_dir)

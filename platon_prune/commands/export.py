@@ -93,7 +93,7 @@ def _write_sparse(arguments: argparse.Namespace) -> None:
 
 def _write_onnx(arguments: argparse.Namespace) -> None:
     from platon_prune.deploy.inputs import varied_inputs
-    from platon_prune.export.onnx_file import write_onnx
+    from platon_prune.runtimes.onnx_file import write_onnx
 
     _require("onnx", "onnxscript")
     model = _read(arguments)
@@ -107,7 +107,7 @@ def _write_onnx(arguments: argparse.Namespace) -> None:
 
 
 def _write_openvino(arguments: argparse.Namespace) -> None:
-    from platon_prune.export.openvino_file import write_openvino
+    from platon_prune.runtimes.openvino_file import write_openvino
 
     _require("openvino")
     _write_onnx(arguments)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from platon_prune.commands._figures import (
+from platon_prune.commands.benchmarks.figures import (
     Spread,
     add_measuring_arguments,
     require_repeats,
@@ -24,8 +24,8 @@ from platon_prune.commands._figures import (
 )
 
 if TYPE_CHECKING:
-    from platon_prune.collectives import Processes
-    from platon_prune.selection import ScoredTensor
+    from platon_prune.choice.selection import ScoredTensor
+    from platon_prune.tensors.collectives import Processes
 
 HELP = "Measure one exact choice over 1 to 8 processes, and compare it with the cost model."
 
@@ -70,7 +70,7 @@ class CostModel:
     @classmethod
     def fit(cls, choices: Sequence[Choice]) -> CostModel:
         """From the sizes of one process, and from the smallest choice of each number."""
-        from platon_prune.selection import sample_size
+        from platon_prune.choice.selection import sample_size
 
         smallest = min(choice.weights for choice in choices)
         fixed = {c.processes: c.seconds.median for c in choices if c.weights == smallest}
@@ -91,7 +91,7 @@ class CostModel:
 
     def seconds(self, weights: int, processes: int) -> float:
         """Of one choice."""
-        from platon_prune.selection import sample_size
+        from platon_prune.choice.selection import sample_size
 
         local = self.per_weight * weights + self.per_sample * sample_size(weights)
         return local / processes + self.fixed[processes]
@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
             nothing is to be repeated.
     """
     if arguments.storage:
-        from platon_prune.commands import _storage
+        from platon_prune.commands.benchmarks import storage as _storage
 
         print(_storage.table(amounts=(0.9, 0.99), seeds=range(3)))
         return 0
@@ -177,7 +177,7 @@ def _work(rank: int, num_processes: int, sizes: list[int], repeats: int, folder:
     import torch
     import torch.distributed as dist
 
-    from platon_prune.selection import prune_smallest_
+    from platon_prune.choice.selection import prune_smallest_
 
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
@@ -204,9 +204,9 @@ def _share(size: int, rank: int, num_processes: int) -> ScoredTensor:
     """This process's rows of one tensor with PLATON scores, log-normal as real ones are."""
     import torch
 
+    from platon_prune.choice.selection import ScoredTensor
     from platon_prune.criteria import Platon
-    from platon_prune.selection import ScoredTensor
-    from platon_prune.shards import Part
+    from platon_prune.tensors.shards import Part
 
     rows = max(1, size // _ROW)
     index = torch.arange(rows).tensor_split(num_processes)[rank]
@@ -226,7 +226,7 @@ def _share(size: int, rank: int, num_processes: int) -> ScoredTensor:
 
 def _counting_processes() -> Any:
     """All processes, and how often and with how much they speak to each other."""
-    from platon_prune.collectives import Processes
+    from platon_prune.tensors.collectives import Processes
 
     class Counting(Processes):
         calls = payload = 0

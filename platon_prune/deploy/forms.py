@@ -19,17 +19,17 @@ from torch.nn.utils import prune
 
 from platon_prune.deploy.inputs import Example
 from platon_prune.export.files import save
-from platon_prune.export.onnx_file import as_call, onnx_runner, write_onnx
-from platon_prune.export.openvino_file import (
+from platon_prune.masks.method import PlatonUnstructured
+from platon_prune.masks.targets import find_tensors
+from platon_prune.runtimes.onnx_file import as_call, onnx_runner, write_onnx
+from platon_prune.runtimes.openvino_file import (
     openvino_runner,
     reason_without_sparse_weights,
     write_openvino,
 )
-from platon_prune.export.semi_structured_inference import to_semi_structured
-from platon_prune.export.sparse_inference import to_sparse_inference
-from platon_prune.method import PlatonUnstructured
-from platon_prune.shrink import shrink
-from platon_prune.targets import find_tensors
+from platon_prune.runtimes.semi_structured_inference import to_semi_structured
+from platon_prune.runtimes.sparse_inference import to_sparse_inference
+from platon_prune.shrinking.shrink import shrink
 
 
 class UnavailableError(RuntimeError):

@@ -23,16 +23,16 @@ from platon_prune.deploy.inputs import Example, make_examples
 from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times
 from platon_prune.export.codec import require_zstd
 from platon_prune.export.files import save
-from platon_prune.export.onnx_file import (
+from platon_prune.export.sparse_file import SparseStateDict
+from platon_prune.masks.targets import find_tensors
+from platon_prune.reports.summary import summary
+from platon_prune.runtimes.onnx_file import (
     as_call,
     named_inputs,
     one_line,
     tensors_in,
     without_caches,
 )
-from platon_prune.export.sparse_file import SparseStateDict
-from platon_prune.summary import summary
-from platon_prune.targets import find_tensors
 from platon_prune.timing import Clock, clock, interleaved
 from platon_prune.version import __version__
 

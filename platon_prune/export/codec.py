@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from platon_prune.bits import pack_bits, unpack_bits_
-from platon_prune.blocks import count_true, slices
+from platon_prune.tensors.bits import pack_bits, unpack_bits_
+from platon_prune.tensors.blocks import count_true, slices
 
 FORMS = {"dense": ("dense",), "bitmask": ("bitmask", "values")}
 CODECS = ("raw", "zstd")

@@ -28,8 +28,8 @@ from platon_prune.export.size_record import (
     record_of_sizes,
 )
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
-from platon_prune.head_bias import own_heads
-from platon_prune.masked import pruned_tensors
+from platon_prune.masks.masked import pruned_tensors
+from platon_prune.shrinking.head_bias import own_heads
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, compression: str | None = None) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from platon_prune.blocks import count_true
-from platon_prune.coupled import CoupledGroups, Member
-from platon_prune.export.places import find_places, transposed_weights
 from platon_prune.export.tensor_files import StoredTensor, open_tensors
+from platon_prune.groups.coupled import CoupledGroups, Member
+from platon_prune.groups.places import find_places, transposed_weights
 from platon_prune.tables import table
+from platon_prune.tensors.blocks import count_true
 
 # Lengths of groups that are looked at.
 _LENGTHS = (4, 8, 16, 32)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from platon_prune.export.container import is_size, parse_json, refuse
-from platon_prune.head_bias import heads_fit, own_heads, set_own_heads_
-from platon_prune.resize import check_sizes, find, named_parameter, refusal, resize_
+from platon_prune.shrinking.head_bias import heads_fit, own_heads, set_own_heads_
+from platon_prune.shrinking.resize import check_sizes, find, named_parameter, refusal, resize_
 
 Shapes = Mapping[str, tuple[int, ...]]
 

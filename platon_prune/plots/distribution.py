@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from platon_prune.granularity import Unstructured
+from platon_prune.choice.granularity import Unstructured
 from platon_prune.plots._style import COLOURS, FAINT, INK, new_figure, percent, save, title
 
 if TYPE_CHECKING:
-    from platon_prune.scheduler import PlatonScheduler
+    from platon_prune.scheduling.scheduler import PlatonScheduler
 
 _NUM_BINS = 80
 

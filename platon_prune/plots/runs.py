@@ -21,8 +21,8 @@ from platon_prune.schedule import FixedSchedule
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from platon_prune.history import History
-    from platon_prune.scheduler import PlatonScheduler
+    from platon_prune.history.history import History
+    from platon_prune.scheduling.scheduler import PlatonScheduler
 
 _EMPTY = "#D55E00"
 _ABOVE_PHASES = 20.0  # points between the axes and a title over the names of the phases

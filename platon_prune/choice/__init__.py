@@ -1,0 +1,1 @@
+"""Scores and an amount become masks."""

@@ -1,0 +1,114 @@
+"""Which weights live or die together: the interface of a choice, and the choice of single weights.
+
+A granularity turns scores and an amount into masks. To add one, derive from :class:`Granularity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from platon_prune.choice import limits
+from platon_prune.choice.limits import MaxAmount
+from platon_prune.choice.selection import ScoredTensor, prune_smallest_
+from platon_prune.tensors.collectives import Processes
+from platon_prune.tensors.shards import Part
+
+
+class Granularity:
+    """Chooses the masks of all tensors of a scheduler together.
+
+    Attributes:
+        name: What it is called in settings and states.
+        puts_back: Whether weights that come back get the values that they had when they went,
+            because zeros of its kind have no gradient to grow by.
+    """
+
+    name: ClassVar[str]
+    puts_back: ClassVar[bool] = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its choices, as plain numbers and strings, for states and comparison."""
+        return {"granularity": self.name}
+
+    def sparsity_of(self, amount: float) -> float:
+        """Fraction of zeros among the entries of all tensors that an amount asks for."""
+        return amount
+
+    def may_empty(self, name: str) -> bool:
+        """Whether a choice could leave nothing of a tensor; its user is warned before that."""
+        return True
+
+    def require_part(self, name: str, part: Part) -> None:
+        """Raise a ValueError if the masks of a tensor can't be chosen part by part as it is placed.
+
+        Args:
+            name: The tensor's name.
+            part: What this process holds of it.
+        """
+
+    def choose_(
+        self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes
+    ) -> float | None:
+        """Write the masks in place.
+
+        Args:
+            tensors: Those of the scheduler, in its order; of a sharded one, this process's part.
+            amount: What is due by the schedule, in [0, 1]; of what, the granularity says.
+            processes: Those that choose together; each calls this with the same amount.
+
+        Returns:
+            The threshold: the largest score pruned, of what the granularity compares; None if
+            nothing was pruned.
+        """
+        raise NotImplementedError
+
+
+class Unstructured(Granularity):
+    """Each weight by itself: exactly ``round(amount * N)`` of all N entries are pruned.
+
+    Args:
+        max_amount: The largest fraction that a tensor may lose, in [0, 1]: one for all, or one for
+            each substring of names; what exceeds it is pruned elsewhere.
+    """
+
+    name: ClassVar[str] = "unstructured"
+
+    def __init__(self, max_amount: MaxAmount | None = None) -> None:
+        self.max_amount = None if max_amount is None else limits.checked(max_amount)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its name, and the limits if there are any."""
+        if self.max_amount is None:
+            return super().settings
+        limit = self.max_amount
+        return super().settings | {
+            "max_amount": dict(limit) if isinstance(limit, Mapping) else limit
+        }
+
+    def may_empty(self, name: str) -> bool:
+        """Whether no limit forbids it."""
+        return self.max_amount is None or not limits.is_limited(self.max_amount, name)
+
+    def choose_(
+        self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes
+    ) -> float | None:
+        """Prune the entries with the smallest scores of all tensors together."""
+        sizes = [(tensor.name, tensor.whole_numel) for tensor in tensors]
+        count = round(amount * sum(size for _, size in sizes))
+        if self.max_amount is None:
+            return prune_smallest_(tensors, count, processes)
+        caps = limits.caps_of(self.max_amount, sizes)
+        return limits.prune_smallest_within_(tensors, count, caps, processes)
+
+    def require_room(self, sizes: Sequence[tuple[str, int]], amount: float) -> None:
+        """Raise a ValueError if the limits leave less to prune than an amount, or match nothing.
+
+        Args:
+            sizes: Name and number of entries of each tensor.
+            amount: The largest that will be due.
+        """
+        if self.max_amount is not None:
+            limits.require_room(self.max_amount, sizes, amount)

@@ -1,0 +1,149 @@
+"""Limits on what of a tensor may be pruned, and the exact choice within them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from numbers import Real
+
+import torch
+
+from platon_prune.choice.selection import Cut, ScoredTensor, find_cut, prune_smallest_, write_masks_
+from platon_prune.tensors.collectives import ALONE, Processes
+
+MaxAmount = float | Mapping[str, float]
+
+
+def checked(max_amount: MaxAmount) -> MaxAmount:
+    """The limits as plain numbers.
+
+    Raises:
+        TypeError: If a limit is not a number, or a pattern not a string.
+        ValueError: If a limit is not in [0, 1], or none is given.
+    """
+    if not isinstance(max_amount, Mapping):
+        return _checked_limit("max_amount", max_amount)
+    if not max_amount:
+        raise ValueError("max_amount must name at least one pattern, got none: leave it out")
+    for pattern in max_amount:
+        if not isinstance(pattern, str):
+            raise TypeError(f"max_amount must map substrings of names to limits, got {pattern!r}")
+    return {
+        pattern: _checked_limit(f"max_amount of {pattern!r}", limit)
+        for pattern, limit in max_amount.items()
+    }
+
+
+def caps_of(max_amount: MaxAmount, sizes: Sequence[tuple[str, int]]) -> list[int]:
+    """How many entries of each tensor may be pruned at most, ``floor(limit * size)``.
+
+    Args:
+        max_amount: Fraction of every tensor, or of those whose names have a substring; where
+            several patterns match, all of them hold.
+        sizes: Name and number of entries of each tensor.
+
+    Returns:
+        A count for each.
+
+    Raises:
+        ValueError: If a pattern matches no name.
+    """
+    limits = max_amount if isinstance(max_amount, Mapping) else {"": max_amount}
+    for pattern in limits:
+        if not any(pattern in name for name, _ in sizes):
+            raise ValueError(
+                f"max_amount must match names of pruned tensors, but {pattern!r} matches none; "
+                f"they look like {sizes[0][0]}"
+            )
+    # As the decimal fractions that were typed: 0.29 of 100 is 29, and not 28.999...
+    exact = {pattern: Fraction(repr(float(limit))) for pattern, limit in limits.items()}
+    return [
+        int(size * min((exact[p] for p in limits if p in name), default=Fraction(1)))
+        for name, size in sizes
+    ]
+
+
+def is_limited(max_amount: MaxAmount, name: str) -> bool:
+    """Whether a tensor keeps something by one of the limits."""
+    limits = max_amount if isinstance(max_amount, Mapping) else {"": max_amount}
+    return any(limit < 1 and pattern in name for pattern, limit in limits.items())
+
+
+def require_room(max_amount: MaxAmount, sizes: Sequence[tuple[str, int]], amount: float) -> None:
+    """Raise a ValueError if the limits leave less to prune than the amount that is due."""
+    total, caps = sum(size for _, size in sizes), caps_of(max_amount, sizes)
+    if sum(caps) < round(amount * total):
+        raise ValueError(
+            f"max_amount must leave room for {round(amount * total)} of {total} weights, the final "
+            f"amount {amount:.6g}, but allows {sum(caps)} ({sum(caps) / total:.6g} of them): raise "
+            "the limits or lower amount"
+        )
+
+
+def prune_smallest_within_(
+    tensors: Sequence[ScoredTensor],
+    count: int,
+    caps: Sequence[int],
+    processes: Processes = ALONE,
+) -> float | None:
+    """As :func:`~platon_prune.choice.selection.prune_smallest_`, but no tensor loses more than its cap.
+
+    Pruned is what remains if one goes through all entries, the smallest first in the order of
+    ``prune_smallest_``, and takes each one whose tensor is not full, until there are ``count``.
+    No other choice within the caps has a smaller sum of scores.
+
+    Args:
+        tensors: As there.
+        count: As there; at most the sum of the caps.
+        caps: The most entries that each tensor may lose, in all processes together.
+        processes: As there.
+
+    Returns:
+        The largest score pruned; None if ``count`` is 0.
+
+    Raises:
+        RuntimeError: As there.
+    """
+    assert count <= sum(caps), "refused at set-up"
+    # Who exceeds its cap at the threshold of all is full in the end too: without it, the threshold
+    # of the others only rises. So fill those and look again, until nobody exceeds.
+    full: list[int] = []
+    free = list(range(len(tensors)))
+    while True:
+        left = count - sum(caps[i] for i in full)
+        cut = find_cut([tensors[i] for i in free], left, processes)
+        exceeding = _exceeding([tensors[i] for i in free], [caps[i] for i in free], cut, processes)
+        if not any(exceeding):
+            break
+        full += [i for i, exceeds in zip(free, exceeding, strict=True) if exceeds]
+        free = [i for i, exceeds in zip(free, exceeding, strict=True) if not exceeds]
+    write_masks_([tensors[i] for i in free], cut, processes)
+    thresholds = [prune_smallest_([tensors[i]], caps[i], processes) for i in full]
+    thresholds.append(None if cut is None else cut.value)
+    return max((each for each in thresholds if each is not None), default=None)
+
+
+def _exceeding(
+    tensors: Sequence[ScoredTensor], caps: Sequence[int], cut: Cut | None, processes: Processes
+) -> list[bool]:
+    """Which tensors would lose more than their caps by a cut."""
+    limited = [cap < tensor.whole_numel for tensor, cap in zip(tensors, caps, strict=True)]
+    if cut is None or not any(limited):
+        return [False] * len(tensors)
+    counts = [
+        cut.count(tensor) if has_cap else 0
+        for tensor, has_cap in zip(tensors, limited, strict=True)
+    ]
+    lost = processes.sum(torch.tensor(counts, dtype=torch.int64)).tolist()
+    return [number > cap for number, cap in zip(lost, caps, strict=True)]
+
+
+def _checked_limit(argument: str, limit: float) -> float:
+    if isinstance(limit, bool) or not isinstance(limit, Real):
+        raise TypeError(f"{argument} must be a fraction in [0, 1], got {limit!r}")
+    if not 0 <= limit <= 1:
+        raise ValueError(
+            f"{argument} must be in [0, 1], got {limit}: it is the largest fraction of a tensor "
+            "that may be pruned, such as 0.98"
+        )
+    return float(limit)

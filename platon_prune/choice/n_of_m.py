@@ -1,0 +1,174 @@
+"""n:m: in a constrained group of m neighbours n entries are kept; which groups are is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from platon_prune.choice.granularity import Granularity
+from platon_prune.choice.selection import ScoredTensor, prune_smallest_, require_same_copies
+from platon_prune.tensors.blocks import Scratch, digest
+from platon_prune.tensors.collectives import Processes
+from platon_prune.tensors.lanes import Layout, keep_largest, keep_largest_of_tied, sorted_lanes
+from platon_prune.tensors.ranking import positions_of
+from platon_prune.tensors.shards import Part
+
+
+class SemiStructured(Granularity):
+    """Groups of m neighbours, of which n are kept; the amount is the share of groups constrained.
+
+    Exactly ``round(amount * G)`` of all G groups are constrained, those that lose least: the sum of
+    their m - n smallest scores. A constrained group keeps exactly its n largest scores, any other
+    all of its entries. Ties between groups: those that are constrained already go first, then the
+    lowest in a fixed pseudo-random order. Ties within a group: entries that are pruned already go
+    first, then a fixed order that differs from group to group.
+
+    Args:
+        n: Entries that a constrained group keeps.
+        m: Entries of a group.
+        dims: For each tensor, by its name, the dimension along which its groups lie, from 0.
+    """
+
+    name: ClassVar[str] = "semi_structured"
+
+    def __init__(self, n: int, m: int, dims: Mapping[str, int]) -> None:
+        self.n = n
+        self.m = m
+        self.dims = dict(dims)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The pattern."""
+        return {**super().settings, "n": self.n, "m": self.m}
+
+    def may_empty(self, name: str) -> bool:
+        """No: of every group n entries stay."""
+        return False
+
+    def sparsity_of(self, amount: float) -> float:
+        """``amount * (1 - n / m)``."""
+        return amount * (1 - self.n / self.m)
+
+    def require_part(self, name: str, part: Part) -> None:
+        """Raise a ValueError if this process holds parts of groups."""
+        _part_of_groups(part, self.dims[name], self.m, name)
+
+    def choose_(
+        self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes
+    ) -> float | None:
+        """Constrain the groups that lose least, of all tensors together.
+
+        Returns:
+            The largest sum of m - n smallest scores among the groups that are constrained.
+        """
+        groups: list[_Groups] = []
+        total = 0
+        for tensor in tensors:
+            groups.append(_Groups.of(tensor, self.dims[tensor.name], self.m, total))
+            total += groups[-1].scored.whole_numel
+        scratch = Scratch()
+        digests = [each.constrain_(self.n, scratch) for each in groups]
+        require_same_copies(tensors, digests, processes)
+        threshold = prune_smallest_(
+            [each.scored for each in groups], round(amount * total), processes
+        )
+        for each in groups:
+            each.release_(scratch)
+        return threshold
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The groups of one tensor, or of the part of it that this process holds.
+
+    Args:
+        tensor: Its entries.
+        layout: Where those of a group lie.
+        costs: What constraining each group loses; float32, one for each, filled in later.
+        scored: The groups as what takes part in a choice; True in its mask means unconstrained.
+    """
+
+    tensor: ScoredTensor
+    layout: Layout
+    costs: Tensor
+    scored: ScoredTensor
+
+    @classmethod
+    def of(cls, tensor: ScoredTensor, dim: int, m: int, offset: int) -> _Groups:
+        """Groups of m along a dimension; the first has the global number ``offset``."""
+        layout = Layout(m, tensor.mask.shape[dim + 1 :].numel())
+        num_groups, device = tensor.numel // m, tensor.mask.device
+        part = None
+        if tensor.part is not None:
+            part = _part_of_groups(tensor.part, dim, m, tensor.name)
+        costs = torch.empty(num_groups, dtype=torch.float32, device=device)
+        is_free = torch.empty(num_groups, dtype=torch.bool, device=device)
+        scored = ScoredTensor(costs.__getitem__, is_free, offset, part, tensor.name)
+        return cls(tensor, layout, costs, scored)
+
+    def constrain_(self, n: int, scratch: Scratch) -> int:
+        """Write the mask as if all groups were constrained, and what that costs each.
+
+        Returns:
+            A digest of the scores and of the old mask, if other processes hold the same part.
+        """
+        layout, of_scores = self.layout, 0
+        for entries, groups in self._pieces():
+            scores, mask = self.tensor.score(entries), self.tensor.flat_mask[entries]
+            if self.tensor.copies > 1:
+                of_scores += (entries.start + 1) * digest(scores, mask, scratch)
+            lanes = layout.split(scores, scratch, "lanes")
+            ordered = sorted_lanes(lanes, scratch)
+            _sum_of(ordered[:-n], out=self.costs[groups])
+            flags, tied = keep_largest(lanes, ordered, n, scratch)
+            if int(tied.sum()):
+                which = positions_of(tied)
+                at = layout.entries(which)
+                numbers = self.scored.positions(which + groups.start)
+                flags[:, which] = keep_largest_of_tied(scores[at], n, mask[at], numbers, scratch)
+            self.scored.mask[groups] = layout.is_whole(mask, scratch)
+            layout.write_(mask, flags, scratch)
+        return of_scores
+
+    def release_(self, scratch: Scratch) -> None:
+        """Keep all entries of the groups that are not constrained after all."""
+        for entries, groups in self._pieces():
+            self.layout.fill_(self.tensor.flat_mask[entries], self.scored.mask[groups], scratch)
+
+    def _pieces(self) -> Iterator[tuple[slice, slice]]:
+        """Slices of the flat tensor with the slices of their groups."""
+        m = self.layout.m
+        for entries in self.layout.pieces(self.tensor.numel, self.tensor.mask.device):
+            yield entries, slice(entries.start // m, entries.stop // m)
+
+
+def _sum_of(smallest: Sequence[Tensor], out: Tensor) -> None:
+    """Their sum, from the first to the last; infinities of both signs count as the negative one."""
+    out.copy_(smallest[0])
+    for lane in smallest[1:]:
+        out.add_(lane)
+    if len(smallest) > 1:
+        out.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+
+def _part_of_groups(part: Part, dim: int, m: int, name: str) -> Part:
+    """Which groups this process holds, as a part of the tensor of all groups."""
+    shape, indices = list(part.shape), list(part.indices)
+    index = indices[dim]
+    shape[dim] //= m
+    if index is not None:
+        first = index[::m]
+        whole = first[:, None] + torch.arange(m, device=index.device)
+        if not (torch.equal(whole.flatten(), index) and bool((first % m == 0).all())):
+            raise ValueError(
+                f"{name} must be sharded in whole groups of {m} along dimension {dim}, where its "
+                f"groups lie, got a process with {index.numel()} of {part.shape[dim]} entries "
+                "there: shard another dimension (fully_shard's shard_placement_fn) or over another "
+                "number of processes, or leave it out with exclude=[...]"
+            )
+        indices[dim] = first // m
+    return replace(part, shape=torch.Size(shape), indices=tuple(indices))

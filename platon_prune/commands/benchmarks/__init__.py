@@ -1,0 +1,1 @@
+"""What `bench`, `demo`, `deploy` and `scale` measure, and with what."""

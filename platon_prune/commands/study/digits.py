@@ -1,0 +1,270 @@
+"""The study's recipe for digits: the demo's vision transformer, with the options of a cell."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import platon_prune
+from platon_prune.commands.benchmarks import digits as _digits
+from platon_prune.commands.study.cells import DENSE, Cell, Option, Place, Recipe
+from platon_prune.masks.targets import find_tensors
+from platon_prune.scheduling.scheduler import PlatonScheduler
+
+_TEMPERATURE = 2.0  # of the distillation, as in the recipes
+# Of the demo's settings: what a cell says itself, and what changes no result.
+_NOT_SHARED = {"amounts", "criterion", "seed", "warmup", "cooldown", "window", "tolerance"}
+_NOT_SHARED |= {"num_evaluations", "num_threads"}
+
+_DEFAULT = _digits.Settings()
+OPTIONS: dict[str, Option] = {
+    "masking": Option("step", ("step", "window")),
+    "window": Option(_DEFAULT.window),
+    "beta1": Option(0.85),
+    "beta2": Option(0.95),
+    "warmup": Option(_DEFAULT.warmup),  # share of the steps
+    "cooldown": Option(_DEFAULT.cooldown),  # share of the steps
+    "biases": Option(False),  # whether the biases of the pruned layers are pruned too
+    "scope": Option("global", ("global", "layer")),  # one threshold, or one for each tensor
+    "frozen": Option(False),  # whether the mask stays as it is once the ramp has ended
+    "distillation": Option(0.0),  # share of the dense model in the loss
+    "floor": Option(0.0),  # least density of a tensor, as a share of the density of all
+    "max_amount": Option(None, kind=float),  # as of global_unstructured
+}
+
+
+class Together:
+    """Schedulers that prune one model, which the training loop sees as one.
+
+    Counts, over all weights together, what was pruned and came back.
+
+    Args:
+        schedulers: At least one; all have the same schedule.
+    """
+
+    def __init__(self, schedulers: Sequence[PlatonScheduler]) -> None:
+        self._schedulers = schedulers
+        self._kept = self._masks()
+        self._ever_pruned = ~self._kept
+        self._returns: list[tuple[int, float]] = []  # step, share of the kept that came back
+
+    @property
+    def amount(self) -> float:
+        """Fraction that is due."""
+        return self._schedulers[0].amount
+
+    def step(self) -> None:
+        """Called after each optimizer step."""
+        for scheduler in self._schedulers:
+            scheduler.step()
+        first = self._schedulers[0]
+        if first.schedule.is_choosing_step(first.last_step):
+            kept = self._masks()
+            if bool(self._ever_pruned.any()):
+                returned = int((kept & ~self._kept).sum()) / max(1, int(kept.sum()))
+                self._returns.append((first.last_step, returned))
+            self._kept = kept
+            self._ever_pruned |= ~kept
+
+    def regrowth(self) -> dict[str, float]:
+        """In percent of the kept weights: had been pruned; come back at a choice, and late."""
+        kept = max(1, int(self._kept.sum()))
+        late = [share for step, share in self._returns if step > self._ramp_end]
+        return {
+            "regrown": 100 * int((self._kept & self._ever_pruned).sum()) / kept,
+            "returning": 100 * _mean([share for _, share in self._returns]),
+            "returning_late": 100 * _mean(late),
+        }
+
+    @property
+    def _ramp_end(self) -> int:
+        return self._schedulers[0].schedule.ramp_end
+
+    def _masks(self) -> Tensor:
+        masks = [mask for scheduler in self._schedulers for mask in scheduler.masks().values()]
+        return torch.cat([mask.flatten() for mask in masks])
+
+
+def settings(steps: int | None, flags: Sequence[str]) -> dict[str, Any]:
+    """The demo's settings, with another number of steps if it is given."""
+    if flags:
+        raise ValueError(f"the recipe digits takes no flags after --, got {' '.join(flags)!r}")
+    steps = _DEFAULT.steps if steps is None else steps
+    shared = dataclasses.asdict(dataclasses.replace(_DEFAULT, steps=steps))
+    return {name: value for name, value in shared.items() if name not in _NOT_SHARED}
+
+
+def check(cell: Cell) -> None:
+    """Raise a ValueError that says what must hold, unless pruning can be set up for a cell."""
+    if cell.criterion == DENSE:
+        return
+    training, chosen = _chosen(cell)
+    for name in ("distillation", "floor"):
+        if not 0 <= chosen[name] <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {chosen[name]}: it is a share")
+    stand_in = nn.Sequential(nn.Linear(64, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", platon_prune.PruningWarning)
+        selected = _select(stand_in, biases=chosen["biases"])
+        _set_up(stand_in, selected, cell, training, chosen)
+
+
+def run(cell: Cell, place: Place) -> dict[str, float]:
+    """Train the dense model of the seed (once in a folder), and prune a copy of it."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(_DEFAULT.num_threads)
+    try:
+        return _run(cell, place)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _run(cell: Cell, place: Place) -> dict[str, float]:
+    training, chosen = _chosen(cell)
+    digits = _digits.load_digits(training, place.device)
+    dense = _dense(training, digits, place.folder)
+    if cell.criterion == DENSE:
+        longer = _digits.fine_tune_dense(dense, digits, training, _nothing)
+        return {"accuracy": longer.accuracy, "dense_accuracy": dense.accuracy, "sparsity": 0.0}
+    run = _digits.Run(cell.label, copy.deepcopy(dense.model), cell.amount)
+    selected = _select(run.model, biases=chosen["biases"])
+    scheduler = Together(_set_up(run.model, selected, cell, training, chosen))
+    loss = _teaching(dense.model, digits, chosen["distillation"])
+    _digits.fine_tune_with(scheduler, run, digits, training, _nothing, loss)
+    kept = [int(torch.count_nonzero(getattr(module, name))) for _, module, name in selected]
+    numel = sum(getattr(module, name).numel() for _, module, name in selected)
+    return {
+        "accuracy": run.accuracy,
+        "dense_accuracy": dense.accuracy,
+        "sparsity": 1 - sum(kept) / numel,
+        "kept": sum(kept),
+        "selected": numel,
+        "empty_tensors": sum(count == 0 for count in kept),
+        **scheduler.regrowth(),
+    }
+
+
+def _chosen(cell: Cell) -> tuple[_digits.Settings, dict[str, Any]]:
+    """The settings of a cell's training, and all options with their values."""
+    chosen = {name: option.default for name, option in OPTIONS.items()} | dict(cell.options)
+    training = _digits.Settings(
+        **cell.settings,
+        seed=cell.seed,
+        num_evaluations=1,
+        **{name: chosen[name] for name in ("window", "warmup", "cooldown")},
+    )
+    return training, chosen
+
+
+def _set_up(
+    model: nn.Module,
+    selected: Sequence[tuple[str, nn.Module, str]],
+    cell: Cell,
+    training: _digits.Settings,
+    chosen: Mapping[str, Any],
+) -> list[PlatonScheduler]:
+    """The schedulers of a cell: one, or one for each tensor."""
+    frozen = training.cooldown_steps if chosen["frozen"] else 0
+    pruning: dict[str, Any] = dict(
+        amount=cell.amount,
+        criterion=cell.criterion,
+        # Past the end of its schedule a scheduler only re-applies its masks.
+        total_steps=training.steps - frozen,
+        warmup_steps=training.warmup_steps,
+        cooldown_steps=training.cooldown_steps - frozen,
+        **{name: chosen[name] for name in ("window", "masking", "beta1", "beta2")},
+    )
+    if chosen["floor"]:
+        pruning["max_amount"] = 1 - chosen["floor"] * (1 - cell.amount)
+    elif chosen["max_amount"] is not None:
+        pruning["max_amount"] = chosen["max_amount"]
+    if chosen["scope"] == "layer":
+        tensors = [[(module, name)] for _, module, name in selected]
+        return [platon_prune.global_unstructured(tensor, **pruning) for tensor in tensors]
+    if chosen["biases"]:
+        pruning["include"] = [name for name, _, _ in selected]
+    return [platon_prune.global_unstructured(model, **pruning)]
+
+
+def _select(model: nn.Module, *, biases: bool) -> list[tuple[str, nn.Module, str]]:
+    """(name, module, tensor name) of the weights, and of the biases beside them."""
+    selected = list(find_tensors(model))
+    if biases:
+        selected += [
+            (f"{name.removesuffix('weight')}bias", module, "bias")
+            for name, module, _ in find_tensors(model)
+            if getattr(module, "bias", None) is not None
+        ]
+    return selected
+
+
+def _teaching(teacher: nn.Module, digits: _digits.Digits, share: float) -> _digits.Loss | None:
+    """The loss with a share of what a teacher says of the training digits; None without."""
+    if not share:
+        return None
+    from platon_prune.integrations.recipes.distillation import distillation_loss
+
+    with torch.no_grad():
+        taught = teacher.eval()(digits.train_images).logits
+
+    def loss(logits: Tensor, batch: Tensor) -> Tensor:
+        labels = nn.functional.cross_entropy(logits, digits.train_labels[batch])
+        distance = distillation_loss({"logits": logits}, {"logits": taught[batch]}, _TEMPERATURE)
+        weighted: Tensor = (1 - share) * labels + share * distance
+        return weighted
+
+    return loss
+
+
+def _dense(training: _digits.Settings, digits: _digits.Digits, folder: Path) -> _digits.Run:
+    """The dense model of a seed: from the study's folder, or trained and left there."""
+    decisive = dataclasses.asdict(training)
+    for name in _NOT_SHARED - {"seed"} | {"fine_tuning_learning_rate"}:
+        del decisive[name]
+    key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / "dense" / f"{key}.pt"
+    if path.exists():
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        model = _digits.make_model(training).to(digits.train_images.device)
+        model.load_state_dict(saved["model"])
+        return _digits.Run("dense", model, accuracies={training.steps: saved["accuracy"]})
+    dense = _digits.train_dense(digits, training, _nothing)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    torch.save({"model": dense.model.state_dict(), "accuracy": dense.accuracy}, unfinished)
+    unfinished.replace(path)
+    return dense
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _nothing() -> None:
+    """Called at each step; the study reports cells, not steps."""
+
+
+DIGITS = Recipe(
+    "digits",
+    run,
+    title="accuracy on held-out digits (%)",
+    columns={
+        "regrown": "kept ones that had been pruned (%)",
+        "returning": "kept ones that came back, per choice (%)",
+        "empty_tensors": "empty tensors",
+    },
+    options=OPTIONS,
+    extras=("sklearn", "transformers"),
+    settings=settings,
+    check=check,
+)

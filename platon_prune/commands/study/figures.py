@@ -1,0 +1,103 @@
+"""The pictures of a study: accuracy against density, and what each option changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from platon_prune.commands.study.cells import DENSE, Recipe
+from platon_prune.commands.study.table import Row, is_changed, reference_of
+from platon_prune.plots import accuracy_against_density
+from platon_prune.plots._style import COLOURS, INK, plain, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# All that a report may draw; those of an earlier one that it does not are taken away.
+_PICTURE = re.compile(r"(accuracy(_\d+)?|options)\.png")
+
+
+def save_pictures(recipe: Recipe, rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw what the rows have, each row once, and take away the pictures of an earlier report.
+
+    Rows with options go to ``options.png`` where there is one without them to compare with; all
+    others to ``accuracy.png``, and to ``accuracy_2.png`` and on where they are too many for one.
+
+    Returns:
+        The files that were written.
+    """
+    measured = [row for row in rows if row.sample(recipe.metric)]
+    changed = [row for row in measured if is_changed(row, rows)]
+    dense = next((row for row in measured if row.criterion == DENSE), None)
+    paths = _save_accuracies(
+        recipe, [r for r in measured if r not in changed and r is not dense], dense, folder
+    )
+    if changed:
+        paths.append(folder / "options.png")
+        _save_options(recipe, changed, rows, paths[-1])
+    for path in folder.iterdir():
+        if _PICTURE.fullmatch(path.name) and path not in paths:
+            path.unlink()
+    return paths
+
+
+def _save_accuracies(
+    recipe: Recipe, rows: Sequence[Row], dense: Row | None, folder: Path
+) -> list[Path]:
+    curves: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        curves.setdefault(row.label, {})[1 - row.amount] = row.values(recipe.metric)
+    labels, most = list(curves), len(COLOURS)
+    paths = []
+    for first in range(0, len(labels), most):
+        suffix = f"_{first // most + 1}" if first else ""
+        paths.append(folder / f"accuracy{suffix}.png")
+        accuracy_against_density(
+            {label: curves[label] for label in labels[first : first + most]},
+            paths[-1],
+            dense=dense.values(recipe.metric) if dense is not None else (),
+            ylabel=recipe.title,
+            heading="Mean, lowest to highest, and every seed",
+            by_distance_to_100=True,
+        )
+    return paths
+
+
+def _save_options(recipe: Recipe, rows: Sequence[Row], all_rows: Sequence[Row], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    amounts = sorted({row.amount for row in rows})
+    alone = len({row.criterion for row in rows}) == 1
+    names = [row.label.partition(", ")[2] if alone else row.label for row in rows]
+    labels = list(dict.fromkeys(names))
+    size = (3.2 * len(amounts) + 2.6, 0.34 * len(labels) + 1.6)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    first: Axes | None = None
+    for column, amount in enumerate(amounts):
+        axes = figure.add_subplot(1, len(amounts), column + 1, sharey=first)
+        first = first or axes
+        axes.axvline(0, color=INK, linewidth=1, linestyle=":")
+        for row, name in zip(rows, names, strict=True):
+            reference = reference_of(row, all_rows)
+            if row.amount == amount and reference is not None:
+                values = list(row.differences(reference, recipe.metric).values())
+                _draw_differences(axes, labels.index(name), values)
+        axes.set_title(f"density {100 * (1 - amount):.3g} %", loc="left")
+        axes.tick_params(labelleft=column == 0)
+        plain(axes)
+    assert first is not None
+    first.set_yticks(range(len(labels)), labels)
+    first.set_ylim(len(labels) - 0.5, -0.5)
+    figure.supxlabel("difference of the same seed without the option (points)", fontsize=10)
+    save(figure, path)
+
+
+def _draw_differences(axes: Axes, height: int, values: Sequence[float]) -> None:
+    """Every seed as a small dot, their mean as a large one, a line from lowest to highest."""
+    if values:
+        axes.plot([min(values), max(values)], [height] * 2, color=COLOURS[0], linewidth=1.5)
+        axes.plot(values, [height] * len(values), "o", color=COLOURS[0], markersize=3, alpha=0.6)
+        axes.plot([sum(values) / len(values)], [height], "o", color=COLOURS[1], markersize=7)

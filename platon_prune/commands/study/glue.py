@@ -1,0 +1,238 @@
+"""The study's recipes for sentences: ``platon-prune glue``, called with the flags of a cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from platon_prune.commands.study import results
+from platon_prune.commands.study.cells import DENSE, Cell, Option, Place, Recipe
+from platon_prune.commands.study.settings import with_contents
+from platon_prune.criteria import make_criterion
+from platon_prune.schedule import CubicSchedule
+
+# Each option is a flag of the recipe.
+_FLAGS = {
+    "masking": "--pruning_masking",
+    "window": "--pruning_window",
+    "beta1": "--pruning_beta1",
+    "beta2": "--pruning_beta2",
+    "warmup": "--pruning_warmup_steps",
+    "cooldown": "--pruning_cooldown_steps",
+    "learning_rate": "--learning_rate",
+    "distillation": "--distillation_weight",  # of the dense model of the same seed
+}
+# The recipe's defaults; without the option there is no teacher, whatever its flag says.
+OPTIONS: dict[str, Option] = {
+    "masking": Option("step", ("step", "window")),
+    "window": Option(10),
+    "beta1": Option(0.85),
+    "beta2": Option(0.95),
+    "warmup": Option(0.1),
+    "cooldown": Option(0.3),
+    "learning_rate": Option(5e-5),
+    "distillation": Option(0.0),
+}
+_IN_STEPS = (lambda v: 0 <= v < 1 or v == v // 1 >= 1, "a share below 1 or a whole number of steps")
+# The others are checked by what they are settings of.
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "warmup": _IN_STEPS,
+    "cooldown": _IN_STEPS,
+    "learning_rate": (lambda v: 0 < v < math.inf, "above 0 and finite"),
+    "distillation": (lambda v: 0 <= v <= 1, "in [0, 1]"),
+}
+_TAKEN = ("--amount", "--criterion", "--seed", "--output_dir", "--teacher_name_or_path")
+_KEPT = ("results.json", "report.png")
+# What docs/sst2.md was measured with.
+_SST2: dict[str, tuple[str, ...]] = {
+    "--task_name": ("sst2",),
+    "--max_seq_length": ("40",),
+    "--per_device_train_batch_size": ("32",),
+    "--num_train_epochs": ("5",),
+    "--learning_rate": ("1.5e-4",),
+    "--weight_decay": ("0",),
+    "--warmup_steps": ("100",),
+    "--bf16": ("True",),
+    "--pruning_warmup_steps": ("100",),
+    "--pruning_cooldown_steps": ("300",),
+    "--pruning_include": (
+        "attention.self",
+        "attention.output.dense",
+        "output.dense",
+        "intermediate.dense",
+    ),
+}
+
+
+def run(cell: Cell, place: Place) -> dict[str, float]:
+    """Train one model; of its folder only the results stay, and the model if it is dense."""
+    distilled = "distillation" in cell.options
+    teacher = _dense(cell, place) if distilled or cell.criterion == DENSE else None
+    if cell.criterion == DENSE:
+        assert teacher is not None
+        return _metrics(teacher)
+    folder = place.folder / "runs" / cell.key
+    flags = ["--criterion", cell.criterion, "--amount", str(cell.amount)]
+    for name, value in cell.options.items():
+        flags += [_FLAGS[name], str(value)]
+    if teacher is not None:
+        flags += ["--teacher_name_or_path", str(teacher)]
+    _train(cell, place, folder, flags)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in _KEPT:
+            path.unlink()
+    return _metrics(folder)
+
+
+def _dense(cell: Cell, place: Place) -> Path:
+    """The folder of the dense model of a cell's seed, which is trained if it is not there."""
+    dense = dataclasses.replace(cell, criterion=DENSE, amount=0.0, options={})
+    folder = place.folder / "dense" / dense.key
+    with results.locked(folder.with_suffix(".lock"), wait=True):
+        if not (folder / "results.json").exists():  # which is written last
+            _train(dense, place, folder, ["--amount", "0"])
+    return folder
+
+
+def _train(cell: Cell, place: Place, folder: Path, flags: Sequence[str]) -> None:
+    from platon_prune.integrations.recipes import glue
+
+    shared = cell.settings["flags"]
+    done = ["--do_train", "--do_eval"]
+    if "--test_file" in _values(shared):
+        done.append("--do_predict")
+    where = ["--use_cpu"] if place.device == "cpu" else []
+    seeded = ["--seed", str(cell.seed), "--output_dir", str(folder)]
+    # Without checkpoints: a cell that was killed starts again, since one may be half written.
+    glue.main(["--save_strategy", "no", *shared, *flags, *seeded, *done, *where])
+
+
+def _metrics(folder: Path) -> dict[str, float]:
+    """What the recipe measured; the task's first metric as ``accuracy``, in percent."""
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    headline = _headline(found["settings"]["data"]["task_name"])
+    metrics = {
+        "accuracy": 100 * found["metrics"][f"eval_{headline}"],
+        "sparsity": found["sparsity"],
+        "kept": found["selected_weights"] - found["pruned_weights"],
+        "selected": found["selected_weights"],
+    }
+    test = found["metrics"].get(f"test_{headline}")
+    return metrics if test is None else {**metrics, "test_accuracy": 100 * test}
+
+
+def _headline(task_name: str) -> str:
+    from platon_prune.integrations.recipes.glue_tasks import find_task
+
+    return str(find_task(task_name).metrics[0][0])
+
+
+def _settings(defaults: Sequence[str], steps: int | None, flags: Sequence[str]) -> dict[str, Any]:
+    names = _values(flags)
+    for taken in _TAKEN:
+        if taken in names:
+            raise ValueError(f"{taken} is set by the grid for each cell: leave it out after --")
+    if "--model_name_or_path" not in names:
+        raise ValueError(
+            "the recipe needs its own flags after --, a model among them: "
+            "-- --model_name_or_path FOLDER --train_file train.tsv --validation_file dev.tsv"
+        )
+    limit = [] if steps is None else ["--max_steps", str(steps)]
+    return with_contents([*defaults, *flags, *limit])
+
+
+def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags make of the options' defaults; None where a preset may have its own."""
+    given = _given(settings)
+    has_preset = "--preset" in _values(settings["flags"])
+    found = {**dict.fromkeys(OPTIONS if has_preset else ()), **given}
+    found.pop("distillation", None)
+    return found
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the options' flags that are among a cell's flags."""
+    values = _values(settings["flags"])
+    return {
+        name: _read(_FLAGS[name], values[_FLAGS[name]], option)
+        for name, option in OPTIONS.items()
+        if _FLAGS[name] in values
+    }
+
+
+def _read(flag: str, text: str, option: Option) -> Any:
+    kinds = {int: "a whole number", float: "a number"}
+    kind = type(option.default)
+    if option.choices and text not in option.choices:
+        raise ValueError(f"{flag} must be one of {', '.join(option.choices)}, got {text!r}")
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{flag} must be {kinds[kind]}, got {text!r}") from None
+
+
+def _values(flags: Sequence[str]) -> dict[str, str]:
+    """Flag, with underscores, to the value after it or after its ``=``; of several, the last."""
+    found = {}
+    for flag, following in zip(flags, [*flags, ""][1:], strict=True):
+        if flag.startswith("--"):
+            name, equals, value = flag.removeprefix("--").partition("=")
+            found["--" + name.replace("-", "_")] = value if equals else following
+    return found
+
+
+def _check(cell: Cell) -> None:
+    """Raise a ValueError that says what must hold, unless a cell's options can be used."""
+    if cell.criterion == DENSE:
+        return
+    chosen = {name: option.default for name, option in OPTIONS.items()}
+    chosen |= {**_defaults(cell.settings), **_given(cell.settings), **cell.options}
+    usable = {name: value for name, value in chosen.items() if value is not None}
+    for name, (fits, wanted) in _RANGES.items():
+        if name in usable and not fits(usable[name]):
+            raise ValueError(f"{name} must be {wanted}, got {usable[name]}")
+    make_criterion(cell.criterion, usable.get("beta1", 0.0), usable.get("beta2", 0.0))
+    CubicSchedule(cell.amount, total_steps=1, window=usable.get("window", 1))
+    if usable.keys() == OPTIONS.keys():  # else a preset decides
+        _check_length(cell, chosen)
+
+
+def _check_length(cell: Cell, chosen: Mapping[str, Any]) -> None:
+    """Where the number of steps is known the whole schedule, else the sum of two shares."""
+    phases = [chosen["warmup"], chosen["cooldown"]]
+    given = _values(cell.settings["flags"]).get("--max_steps", "")
+    if given.isdecimal() and int(given):
+        warmup, cooldown = (int(p if p >= 1 else round(p * int(given))) for p in phases)
+        schedule = CubicSchedule(cell.amount, int(given), warmup, cooldown, window=chosen["window"])
+        if make_criterion(cell.criterion, chosen["beta1"], chosen["beta2"]).windowed:
+            schedule.require_scores()
+    elif max(phases) < 1 <= sum(phases):
+        raise ValueError(
+            "warmup + cooldown must be below 1, the whole run, got "
+            f"{phases[0]} + {phases[1]}: shorten them"
+        )
+
+
+def _recipe(name: str, defaults: Sequence[str]) -> Recipe:
+    return Recipe(
+        name,
+        run,
+        title="first metric on the validation part (%)" if name == "glue" else "accuracy (%)",
+        columns={"test_accuracy": "on the test part (%)"},
+        options=OPTIONS,
+        extras=("transformers", "datasets"),
+        settings=lambda steps, flags: _settings(defaults, steps, flags),
+        defaults=_defaults,
+        check=_check,
+    )
+
+
+GLUE = _recipe("glue", [])
+SST2 = _recipe("sst2", [part for flag, values in _SST2.items() for part in (flag, *values)])

@@ -1,0 +1,59 @@
+"""Grids with a name: those that the pages of this project report."""
+
+from __future__ import annotations
+
+from platon_prune.commands.study.cells import DENSE, Grid
+from platon_prune.criteria import CRITERIA
+
+# Name of the preset to its recipe and its grids.
+PRESETS: dict[str, tuple[str, tuple[Grid, ...]]] = {
+    "digits-criteria": (
+        "digits",
+        (
+            Grid(
+                criteria=(DENSE, *CRITERIA),
+                amounts=(0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99),
+                seeds=(0, 1, 2, 3, 4),
+            ),
+        ),
+    ),
+    "digits-options": (
+        "digits",
+        (
+            Grid(
+                criteria=("platon",),
+                amounts=(0.99, 0.98, 0.9),
+                seeds=(0, 1, 2, 3, 4),
+                options={
+                    "masking": ("window",),
+                    "window": (1, 50),
+                    "biases": (True,),
+                    "scope": ("layer",),
+                    "floor": (0.2,),
+                    "frozen": (True,),
+                    "cooldown": (0.2, 0.6),
+                    "distillation": (0.5,),
+                    "beta1": (0.5,),
+                    "beta2": (0.5, 0.99),
+                },
+                one_by_one=True,
+            ),
+        ),
+    ),
+    "sst2": (
+        "sst2",
+        (
+            Grid(
+                criteria=(DENSE, "magnitude", "movement", "sensitivity", "platon"),
+                amounts=(0.8, 0.9, 0.95),
+                seeds=(0, 1, 2),
+            ),
+            Grid(
+                criteria=("platon",),
+                amounts=(0.8, 0.9, 0.95),
+                seeds=(0, 1, 2),
+                options={"distillation": (0.5,)},
+            ),
+        ),
+    ),
+}

@@ -1,0 +1,87 @@
+"""What a study shows: which cells are done, and ``study.md``, ``study.json`` and the pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from platon_prune.commands.study import results, table
+from platon_prune.commands.study.cells import Cell, Recipe
+from platon_prune.commands.study.figures import save_pictures
+
+
+def listing(cells: Sequence[Cell], folder: Path) -> str:
+    """One line for each cell: done, running or missing."""
+    records = results.read(folder)
+    lines, done = [], 0
+    for cell in cells:
+        state = "missing"
+        if cell.key in records:
+            state, done = "done", done + 1
+        elif results.is_claimed(folder, cell.key):
+            state = "running"
+        lines.append(
+            f"{state:8} {cell.key}  {cell.label}, amount {cell.amount:g}, seed {cell.seed}"
+        )
+    return "\n".join([*lines, f"{done} of {len(cells)} done"])
+
+
+def report(recipe: Recipe, cells: Sequence[Cell], folder: Path) -> str:
+    """Write ``study.md``, ``study.json`` and the pictures of the finished cells; names them."""
+    records = results.read(folder)
+    rows = table.rows_of(cells, records)
+    finished = [records[cell.key] for cell in cells if cell.key in records]
+    if not finished:
+        return f"nothing to report: none of the {len(cells)} cells is finished in {folder}"
+    page = table.markdown(recipe, cells, rows, records)
+    (folder / "study.md").write_text(page, encoding="utf-8")
+    content = {
+        "recipe": recipe.name,
+        "metric": recipe.metric,
+        "num_cells": len(cells),
+        "rows": [_plain_row(row, rows, recipe) for row in rows if row.by_seed],
+        "machines": table.distinct(finished, "machine"),
+        "versions": table.distinct(finished, "versions"),
+        "settings": table.distinct(finished, "settings"),
+        "dates": table.dates_of(finished),
+    }
+    text = json.dumps(content, indent=2, allow_nan=False)
+    (folder / "study.json").write_text(text + "\n", encoding="utf-8")
+    paths = save_pictures(recipe, rows, folder)
+    names = ", ".join(["study.md", "study.json", *(path.name for path in paths)])
+    return f"{page}\n{names} are in {folder}{_hint(rows)}"
+
+
+def _hint(rows: Sequence[table.Row]) -> str:
+    """What to add to the command where options were run, but nothing to compare them with."""
+    alone = [row for row in rows if row.by_seed and row.options and not table.is_changed(row, rows)]
+    if not alone:
+        return ""
+    return (
+        f"\n{alone[0].label} has no row without options beside it, which options.png would compare "
+        "it with: add --one-by-one, or the default to the option's values"
+    )
+
+
+def _plain_row(row: table.Row, rows: Sequence[table.Row], recipe: Recipe) -> dict[str, Any]:
+    metrics = sorted({name for measured in row.by_seed.values() for name in measured})
+    reference = table.reference_of(row, rows)
+    plain: dict[str, Any] = {
+        "criterion": row.criterion,
+        "amount": row.amount,
+        "options": row.options,
+        "seeds": list(row.by_seed),
+        "metrics": {name: _plain_sample(row.sample(name)) for name in metrics},
+    }
+    if reference is not None:
+        differences = row.differences(reference, recipe.metric)
+        plain["compared_with"] = reference.label
+        plain["differences"] = {str(seed): value for seed, value in differences.items()}
+    return plain
+
+
+def _plain_sample(sample: table.Sample | None) -> dict[str, Any] | None:
+    return None if sample is None else dataclasses.asdict(sample)

@@ -1,0 +1,190 @@
+"""From finished cells to rows: mean and spread over seeds, differences seed by seed, Markdown."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from platon_prune.commands.study.cells import DENSE, Cell, Recipe, label_of
+from platon_prune.commands.study.results import Record
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Mean, standard deviation (of a sample, n - 1; None of one value), lowest and highest."""
+
+    mean: float
+    deviation: float | None
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Sample:
+        """Of at least one value."""
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return cls(statistics.fmean(values), deviation, min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Row:
+    """The finished cells that differ in nothing but the seed.
+
+    Args:
+        criterion: How weights are scored, or "dense".
+        amount: Fraction pruned in the end.
+        options: Those that differ from the recipe's defaults.
+        num_seeds: How many cells were asked for.
+        by_seed: What was measured, of those that are finished.
+    """
+
+    criterion: str
+    amount: float
+    options: Mapping[str, Any]
+    num_seeds: int
+    by_seed: Mapping[int, Mapping[str, float]]
+
+    @property
+    def label(self) -> str:
+        """Criterion and options, in words."""
+        return label_of(self.criterion, self.options)
+
+    def values(self, metric: str) -> list[float]:
+        """One measured value of each cell that has it."""
+        return [measured[metric] for measured in self.by_seed.values() if metric in measured]
+
+    def sample(self, metric: str) -> Sample | None:
+        """Of one measured value over the seeds; None if no cell has it."""
+        values = self.values(metric)
+        return Sample.of(values) if values else None
+
+    def differences(self, other: Row, metric: str) -> dict[int, float]:
+        """Seed to how much higher this row's value is, of the seeds that both have."""
+        return {
+            seed: measured[metric] - other.by_seed[seed][metric]
+            for seed, measured in self.by_seed.items()
+            if seed in other.by_seed
+        }
+
+
+def rows_of(cells: Sequence[Cell], records: Mapping[str, Record]) -> list[Row]:
+    """One row for each criterion, amount and options, in the order of the cells."""
+    groups: dict[tuple[str, float, str], list[Cell]] = {}
+    for cell in cells:
+        name = (cell.criterion, cell.amount, json.dumps(cell.options, sort_keys=True))
+        groups.setdefault(name, []).append(cell)
+    return [
+        Row(
+            group[0].criterion,
+            group[0].amount,
+            group[0].options,
+            len(group),
+            {cell.seed: records[cell.key]["metrics"] for cell in group if cell.key in records},
+        )
+        for group in groups.values()
+    ]
+
+
+def reference_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """What a row is compared with, at its amount: its criterion without options, or the first.
+
+    Where no row is without options, that is the first criterion with the same ones.
+    """
+    others = [r for r in rows if r.amount == row.amount and r.by_seed and r.criterion != DENSE]
+    plain = [r for r in others if not r.options]
+    if row.criterion == DENSE:
+        return None
+    if row.options and plain:
+        return next((r for r in plain if r.criterion == row.criterion), None)
+    first = next((r for r in others if r.options == row.options), None)
+    return None if first is row else first
+
+
+def is_changed(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether a row has options, and there is one without to compare it with."""
+    reference = reference_of(row, rows)
+    return bool(row.options) and reference is not None and not reference.options
+
+
+def markdown(
+    recipe: Recipe, cells: Sequence[Cell], rows: Sequence[Row], records: Mapping[str, Record]
+) -> str:
+    """The page ``study.md``, of at least one finished cell."""
+    finished = [records[cell.key] for cell in cells if cell.key in records]
+    lines = [
+        f"# Study: {recipe.name}",
+        "",
+        f"{recipe.title}: mean ± standard deviation over seeds (lowest to highest). Differences "
+        "are taken seed by seed: to the same criterion without options, or to the first criterion "
+        "with the same ones.",
+        "",
+        *_table(recipe, rows),
+        "",
+        f"{len(finished)} of {len(cells)} cells are finished.",
+        "",
+        *(f"- Machine: {_sentence(kind)}." for kind in distinct(finished, "machine")),
+        *(f"- Versions: {_sentence(found)}." for found in distinct(finished, "versions")),
+        *(f"- Settings: {_sentence(found)}." for found in distinct(finished, "settings")),
+        f"- Measured: {' to '.join(dict.fromkeys(dates_of(finished)))}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def dates_of(records: Sequence[Record]) -> list[str]:
+    """The first and the last day on which a cell was finished, of at least one."""
+    dates = [str(record["date"]) for record in records]
+    return [min(dates), max(dates)]
+
+
+def distinct(records: Sequence[Record], name: str) -> list[Any]:
+    """Each value of an entry once, in order."""
+    found: list[Any] = []
+    for record in records:
+        if record[name] not in found:
+            found.append(record[name])
+    return found
+
+
+def _table(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
+    columns = {
+        name: heading
+        for name, heading in recipe.columns.items()
+        if any(row.sample(name) for row in rows)
+    }
+    heads = ["density", "", recipe.title, "seeds", "difference, seed by seed", *columns.values()]
+    lines = [heads, ["---:", "---", *["---:"] * (len(heads) - 2)]]
+    for row in sorted(rows, key=lambda row: row.amount):
+        score = row.sample(recipe.metric)
+        other = reference_of(row, rows)
+        differences = {} if other is None else row.differences(other, recipe.metric)
+        lines.append(
+            [
+                f"{100 * (1 - row.amount):.3g} %",
+                row.label,
+                _spread(score),
+                f"{len(row.by_seed)} of {row.num_seeds}",
+                _spread(Sample.of(list(differences.values())) if differences else None, sign="+"),
+                *(_mean(row.sample(name)) for name in columns),
+            ]
+        )
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _spread(sample: Sample | None, sign: str = "") -> str:
+    if sample is None:
+        return ""
+    mean, low, high = (f"{v:{sign}.1f}" for v in (sample.mean, sample.low, sample.high))
+    return (
+        mean if sample.deviation is None else f"{mean} ± {sample.deviation:.1f} ({low} to {high})"
+    )
+
+
+def _mean(sample: Sample | None) -> str:
+    return "" if sample is None else f"{sample.mean:.3g}"
+
+
+def _sentence(values: Mapping[str, Any]) -> str:
+    shown = {k: " ".join(v) if isinstance(v, list) else v for k, v in values.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)

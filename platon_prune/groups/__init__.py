@@ -1,0 +1,1 @@
+"""What lives or dies together, and what it costs."""

@@ -1,0 +1,194 @@
+"""Which coupled groups go: those with the smallest scores, until what they cost is the amount."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from platon_prune.choice.granularity import Granularity
+from platon_prune.choice.selection import ScoredTensor
+from platon_prune.groups.costs import Prices, Savings
+from platon_prune.groups.coupled import CoupledGroups, Member
+from platon_prune.groups.group_scores import group_scores
+from platon_prune.tensors.collectives import Processes
+from platon_prune.tensors.ordering import tie_keys
+from platon_prune.tensors.shards import Part
+
+
+class Structured(Granularity):
+    """Coupled groups: those with the smallest scores go until the amount is reached.
+
+    In ascending order of their scores, groups go until what that saves, of what all groups together
+    cost, is at least the amount: the least number of them that reaches it. Of equal scores those
+    that are pruned already go first, then the lowest in a fixed pseudo-random order. The last
+    groups of each place, as many as its floor, stay whatever their scores.
+
+    Args:
+        groups: All places.
+        shapes: The shape of each of their tensors.
+        prices: What entries and groups cost.
+        floors: How many groups each place keeps at least, at least 1.
+        aggregate: How a group's score is made of those of all its entries: "mean", "sum", "max" or
+            "l2", the root of the sum of squares.
+        budget: What the prices are, for settings.
+    """
+
+    name: ClassVar[str] = "structured"
+    puts_back: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        groups: Sequence[CoupledGroups],
+        shapes: Mapping[str, torch.Size],
+        prices: Prices,
+        floors: Sequence[int],
+        aggregate: str = "mean",
+        budget: str = "parameters",
+    ) -> None:
+        self.groups = tuple(groups)
+        self.floors = tuple(floors)
+        self.aggregate = aggregate
+        self.budget = budget
+        self.num_groups = sum(place.size for place in groups)
+        self._num_entries = sum(shape.numel() for shape in shapes.values())
+        self._savings = Savings(groups, shapes, prices)
+        self._digest = _digest_of(groups, self._savings.total)
+        self._members: dict[str, list[tuple[int, Member]]] = {}  # by tensor, with their places
+        for i, place in enumerate(groups):
+            for member in place.members:
+                self._members.setdefault(member.name, []).append((i, member))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How groups are scored and counted, and a digest of what they are."""
+        return {
+            **super().settings,
+            "aggregate": self.aggregate,
+            "budget": self.budget,
+            "floors": list(self.floors),
+            "groups": self._digest,
+        }
+
+    @property
+    def largest_amount(self) -> float:
+        """What can be pruned at most, with all places at their floors."""
+        pruned = torch.ones(self.num_groups, dtype=torch.bool)
+        for place, floor in zip(self.per_place(pruned), self.floors, strict=True):
+            place[:floor] = False
+        return self._savings.of(pruned) / self._savings.total
+
+    def sparsity_of(self, amount: float) -> float:
+        """At least this: what multiply-adds leave of the entries is not known before a choice."""
+        if self.budget != "parameters":
+            return 0.0
+        return amount * self._savings.total / self._num_entries
+
+    def may_empty(self, name: str) -> bool:
+        """No: each place keeps its floor."""
+        return False
+
+    def require_part(self, name: str, part: Part) -> None:
+        """Raise a ValueError if this process holds less than the whole tensor."""
+        if any(index is not None for index in part.indices):
+            raise ValueError(whole_only(name))
+
+    def choose_(
+        self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes
+    ) -> float | None:
+        """Prune the groups with the smallest scores, of all places together.
+
+        Returns:
+            The largest score of a group that is pruned.
+        """
+        scores = group_scores(self.groups, tensors, self.aggregate, processes)
+        kept = torch.cat(self.kept({tensor.name: tensor.mask for tensor in tensors}))
+        order = _in_order(scores, kept)
+        candidates = order[~self._protected(order)[order]]
+        chosen = candidates[: self._num_due(candidates, amount)]
+        pruned = self._flags(chosen)
+        for tensor in tensors:
+            self._write_(tensor, pruned)
+        return float(scores[chosen[-1]]) if len(chosen) else None
+
+    def kept(self, masks: Mapping[str, Tensor]) -> list[Tensor]:
+        """For each place, which of its groups the masks of all tensors leave; bool, on the CPU."""
+        first = [(place, place.members[0]) for place in self.groups]
+        return [kept_groups(place, member, masks[member.name]) for place, member in first]
+
+    def per_place(self, values: Tensor) -> Iterator[Tensor]:
+        """Views of values of all groups, place by place."""
+        yield from torch.split(values, [place.size for place in self.groups])
+
+    def _protected(self, order: Tensor) -> Tensor:
+        """Which groups the floors keep: the last of each place."""
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order))
+        protected = torch.zeros(len(order), dtype=torch.bool)
+        pairs = zip(self.per_place(rank), self.per_place(protected), self.floors, strict=True)
+        for ranks, flags, floor in pairs:
+            flags[ranks.topk(floor).indices] = True
+        return protected
+
+    def _num_due(self, candidates: Tensor, amount: float) -> int:
+        """The least number of candidates that saves the amount; all if none does."""
+        due = round(amount * self._savings.total)
+        low, high = 0, len(candidates)
+        while low < high:
+            middle = (low + high) // 2
+            if self._savings.of(self._flags(candidates[:middle])) >= due:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def _flags(self, chosen: Tensor) -> Tensor:
+        return torch.zeros(self.num_groups, dtype=torch.bool).index_fill_(0, chosen, True)
+
+    def _write_(self, tensor: ScoredTensor, pruned: Tensor) -> None:
+        """An entry is kept if all groups that hold it are."""
+        mask = tensor.mask.fill_(True)
+        places = list(self.per_place(pruned))
+        for i, member in self._members[tensor.name]:
+            gone = self.groups[i].indices(member, places[i].nonzero().flatten())
+            mask.index_fill_(member.dim, gone.to(mask.device), False)
+
+
+def whole_only(name: str) -> str:
+    """What to say of a sharded tensor."""
+    return (
+        f"{name} must be whole in every process for structured pruning, got a sharded tensor: "
+        "train with DistributedDataParallel, or finish pruning before sharding"
+    )
+
+
+def kept_groups(place: CoupledGroups, member: Member, mask: Tensor) -> Tensor:
+    """Which groups the mask of one of a place's tensors leaves; bool, on the CPU.
+
+    One is left if any of its entries is: another place may have taken some of them.
+    """
+    others = [i for i in range(mask.ndim) if i != member.dim]
+    left = (mask.any(others) if others else mask).cpu()
+    kept = torch.zeros(place.size + 1, dtype=torch.bool)
+    kept[member.group_of[left]] = True
+    return kept[:-1]
+
+
+def _in_order(scores: Tensor, kept: Tensor) -> Tensor:
+    """Numbers of the groups in the order in which they go."""
+    order = tie_keys(torch.arange(len(scores))).argsort()
+    order = order[kept[order].to(torch.int8).argsort(stable=True)]
+    return order[scores[order].argsort(stable=True)]
+
+
+def _digest_of(groups: Sequence[CoupledGroups], total: int) -> str:
+    """The same for the same groups at the same cost, in every process and run."""
+    found = hashlib.sha256(str(total).encode())
+    for place in groups:
+        found.update(f"{place.name} {place.kind} {place.size}".encode())
+        for member in place.members:
+            found.update(f"{member.name} {member.dim} {member.group_of.tolist()}".encode())
+    return found.hexdigest()[:16]

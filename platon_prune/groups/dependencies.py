@@ -1,0 +1,275 @@
+"""Coupled channels and neurons of any network, from torch-pruning's dependency graph.
+
+The graph takes what it does not know for elementwise, so each place it finds is tried on the
+example before it is believed: with all that reads a channel at zero, what computes it must not
+matter.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import prune
+from torch.utils import _pytree as pytree
+
+from platon_prune.groups.coupled import CoupledGroups, Member
+from platon_prune.masks.masked import pruned_tensors
+
+T = TypeVar("T")
+
+_CONVOLUTION = nn.modules.conv._ConvNd
+_TRANSPOSED = nn.modules.conv._ConvTransposeNd
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+class _Place(NamedTuple):
+    """Coupled groups, with the names of the tensors that compute and that read them."""
+
+    groups: CoupledGroups
+    computing: tuple[Member, ...]
+    reading: tuple[Member, ...]
+
+
+def dependent_groups(model: nn.Module, inputs: Any, time_limit: float) -> list[CoupledGroups]:
+    """Channels and neurons whose removal changes nothing once they are masked.
+
+    Args:
+        model: Left as it is; a copy is traced.
+        inputs: Example inputs: a tensor, a tuple or a dict of arguments.
+        time_limit: Seconds that the tracing may take.
+
+    Returns:
+        Places in the order of the model.
+
+    Raises:
+        ImportError: If torch-pruning is not installed.
+        ValueError: If the model can't be traced.
+        TimeoutError: If it took longer.
+    """
+    twin = _plain_copy(model)
+    places = within(time_limit, lambda: list(_places(twin, inputs)))
+    order = {name: i for i, (name, _) in enumerate(twin.named_parameters())}
+    places.sort(key=lambda place: order[place.groups.members[0].name])
+    return [place.groups for place in places if _is_independent(twin, inputs, place)]
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model's output for example inputs."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    """The model without masks and hooks, all of it trainable, in evaluation."""
+    twin = copy.deepcopy(model)
+    for _, module, name in list(pruned_tensors(twin)):
+        prune.remove(module, name)  # type: ignore[no-untyped-call]
+    for module in twin.modules():
+        # torch-pruning knows a layer by the gradient function of its output.
+        for hooks in (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks):
+            hooks.clear()
+    for parameter in twin.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return twin.eval()
+
+
+# --- the graph ----------------------------------------------------------------------------------
+
+
+def _places(model: nn.Module, inputs: Any) -> Iterator[_Place]:
+    try:
+        from torch_pruning import DependencyGraph
+    except ImportError as missing:
+        raise ImportError(
+            "torch-pruning must be installed to find the groups of a model that is not known by "
+            "the names of its layers: pip install 'platon-prune[structured]'"
+        ) from missing
+    with torch.enable_grad():
+        try:
+            graph = DependencyGraph().build_dependency(
+                model, inputs, call, output_transform=_with_gradient, verbose=False
+            )
+        except Exception as error:
+            raise ValueError(
+                "model must run on example_inputs and be traced by torch-pruning, but got "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        names = {module: name for name, module in model.named_modules()}
+        for group in graph.get_all_groups(root_module_types=[_CONVOLUTION, nn.Linear]):
+            place = _place_of(graph, group, names)
+            if place is not None:
+                yield place
+
+
+def _with_gradient(outputs: Any) -> list[Tensor]:
+    return [output for output in _tensors(outputs) if output.grad_fn is not None]
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _place_of(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> _Place | None:
+    """A group of torch-pruning, whose elements are ours; None if something in it is not known."""
+    computing: dict[tuple[str, int], Tensor] = {}
+    reading: dict[tuple[str, int], Tensor] = {}
+    size, kind = len(group[0].idxs), "neurons"
+    for item in group:
+        module = item.dep.target.module
+        if not isinstance(module, nn.Module) or module not in names:
+            if _is_transparent(module):
+                continue
+            return None
+        is_computed = graph.is_out_channel_pruning_fn(item.dep.handler)
+        cut = _cut(module, is_computed)
+        if cut is None or None in item.root_idxs:
+            return None
+        for tensor_name, dim in cut:
+            group_of = torch.full((getattr(module, tensor_name).shape[dim],), -1)
+            if max(item.idxs) >= len(group_of):  # torch-pruning lost count (of a GLU's halves)
+                return None
+            group_of[torch.tensor(item.idxs)] = torch.tensor(item.root_idxs)
+            side = computing if is_computed else reading
+            key = (f"{names[module]}.{tensor_name}".removeprefix("."), dim)
+            if key in side and not torch.equal(side[key], group_of):
+                return None
+            side[key] = group_of
+        if is_computed and isinstance(module, _CONVOLUTION):
+            kind = "channels"
+    if not computing or not reading:
+        return None
+    return _ordered(kind, size, computing, reading, list(names.values()))
+
+
+def _ordered(
+    kind: str,
+    size: int,
+    computing: Mapping[tuple[str, int], Tensor],
+    reading: Mapping[tuple[str, int], Tensor],
+    order: Sequence[str],
+) -> _Place:
+    def members(side: Mapping[tuple[str, int], Tensor]) -> tuple[Member, ...]:
+        found = [Member(name, dim, group_of) for (name, dim), group_of in side.items()]
+        # Stable: a weight stays before its bias.
+        return tuple(sorted(found, key=lambda member: order.index(_holder(member))))
+
+    first, last = members(computing), members(reading)
+    return _Place(CoupledGroups(_holder(first[0]), kind, size, first + last), first, last)
+
+
+def _holder(member: Member) -> str:
+    return member.name.rpartition(".")[0]
+
+
+def _is_transparent(operation: Any) -> bool:
+    """Whether it is an operation of the graph, and none at which the model ends."""
+    return isinstance(operation, nn.Module) and type(operation).__name__ != "_OutputOp"
+
+
+def _cut(module: nn.Module, is_computed: bool) -> list[tuple[str, int]] | None:
+    """Which tensors of a layer are cut along which dimension; None if it is not understood."""
+    if isinstance(module, _CONVOLUTION):
+        by_channel = module.groups == module.in_channels == module.out_channels
+        if module.groups > 1 and not by_channel:
+            return None
+        first = isinstance(module, _TRANSPOSED) != is_computed
+        dim = 0 if first or by_channel else 1
+        cut = [("weight", dim)]
+    elif isinstance(module, nn.Linear):
+        cut = [("weight", 0 if is_computed else 1)]
+    elif isinstance(module, _BATCH_NORM) or (
+        isinstance(module, nn.PReLU) and module.num_parameters > 1
+    ):
+        cut = [("weight", 0)]
+    elif isinstance(module, nn.PReLU):
+        return []
+    else:
+        return None
+    if getattr(module, "bias", None) is not None and is_computed:
+        cut.append(("bias", 0))
+    known = all(module._parameters.get(name) is not None for name, _ in cut)
+    return cut if known else None  # a batch norm without scale could not be cut with the channel
+
+
+# --- the trial ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _is_independent(model: nn.Module, inputs: Any, place: _Place) -> bool:
+    """Whether a masked half of the groups is seen nowhere, whatever computes it."""
+    generator = torch.Generator().manual_seed(0)
+    masked = torch.randperm(place.groups.size, generator=generator)[: -(-place.groups.size // 2)]
+    outputs = []
+    for is_noisy in (False, True):
+        changed: dict[str, Tensor] = {}
+        for i, member in enumerate(place.computing + place.reading):
+            tensor = changed.get(member.name)
+            if tensor is None:
+                tensor = changed[member.name] = model.get_parameter(member.name).detach().clone()
+            index = place.groups.indices(member, masked).to(tensor.device)
+            noise = torch.zeros_like(tensor.index_select(member.dim, index))
+            if is_noisy and i < len(place.computing):
+                noise = torch.randn(noise.shape, generator=generator).to(noise)
+            tensor.index_copy_(member.dim, index, noise)
+        outputs.append(_tensors(functional_call(model, changed, *_arguments(inputs))))
+    return all(
+        torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max()), equal_nan=True)
+        for one, other in zip(*outputs, strict=True)
+        if one.is_floating_point() and one.numel()
+    )
+
+
+def _arguments(inputs: Any) -> tuple[Any, dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+
+
+# --- the time limit -----------------------------------------------------------------------------
+
+
+class _TimedOut(BaseException):
+    """Raised inside a thread to end it; no ``except Exception`` on its way holds it up."""
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """Do something in a thread of its own that is ended if it takes too long.
+
+    Raises:
+        TimeoutError: If it did.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        # It loops in Python, where this is noticed at the next instruction.
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TimedOut)
+        )
+        raise TimeoutError(
+            f"torch-pruning must trace the model within {seconds:g} seconds, but did not (it is "
+            "known to hang on grouped-query attention): give it more with time_limit, or a smaller "
+            "model of the same layers"
+        )
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,74 @@
+"""Which coupled groups a model has: by its layout, or by how its layers depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from platon_prune.groups.coupled import CoupledGroups
+from platon_prune.groups.dependencies import dependent_groups
+from platon_prune.groups.layouts import layout_groups
+from platon_prune.masks.masked import pruned_tensors, refuse_other_masks
+
+KINDS = ("heads", "neurons", "channels")
+
+
+def find_groups(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    kinds: str | Sequence[str] = KINDS,
+    time_limit: float = 120.0,
+) -> list[CoupledGroups]:
+    """Find what can be removed from a model as a whole, such that removing it when masked is free.
+
+    transformers' models are known by the names of their layers: attention heads, with grouped
+    queries a key-value head with all its query heads; and feed-forward neurons, gated or not. Any
+    other model is traced by torch-pruning: the channels and neurons that convolutions and linear
+    layers pass to each other through batch norms and elementwise operations.
+
+    Args:
+        model: The model, with masks of ours or without.
+        example_inputs: What a model is traced with if its layers are not known by their names: a
+            tensor, a tuple of arguments, or a dict of them.
+        kinds: Which of "heads", "neurons" and "channels" to find.
+        time_limit: Seconds that the tracing may take.
+
+    Returns:
+        One entry per place, in the order of the model. A place that can't be cut surely is left
+        out: one whose norm looks at all channels, or whose channels are the model's output.
+
+    Raises:
+        ValueError: If a kind is unknown, or example inputs are needed and there are none, or
+            a mask of another method is on a tensor of a group or on a model that is traced.
+        ImportError: If torch-pruning is needed and not installed.
+        TimeoutError: If tracing took longer than ``time_limit``.
+    """
+    wanted = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    unknown = [kind for kind in wanted if kind not in KINDS]
+    if unknown or not wanted:
+        raise ValueError(f"kinds must be some of {', '.join(KINDS)}; got {kinds!r}")
+    found = list(layout_groups(model))
+    if not found:
+        if example_inputs is None:
+            raise ValueError(
+                "example_inputs must be given for a model whose layers are not known by their "
+                f"names, got none with a {type(model).__name__}: pass a batch as the model takes it"
+            )
+        refuse_other_masks(model)  # the copy that is traced can't be made with them
+        found = dependent_groups(model, example_inputs, time_limit)
+    refuse_other_masks(model, {member.name for groups in found for member in groups.members})
+    order = {name: i for i, name in enumerate(_names(model))}
+    found.sort(key=lambda groups: min(order[member.name] for member in groups.members))
+    return [groups for groups in found if groups.kind in wanted]
+
+
+def _names(model: nn.Module) -> list[str]:
+    """The names of all parameters, as they are without masks."""
+    masked = {f"{name}_orig" for name, _, _ in pruned_tensors(model)}
+    return [
+        name.removesuffix("_orig") if name in masked else name
+        for name, _ in model.named_parameters(remove_duplicate=False)
+    ]

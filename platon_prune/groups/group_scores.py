@@ -1,0 +1,133 @@
+"""Scores of coupled groups from those of their entries, walked block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from platon_prune.choice.selection import ScoredTensor, require_same_copies
+from platon_prune.groups.costs import indices_per_group
+from platon_prune.groups.coupled import CoupledGroups
+from platon_prune.tensors.blocks import Scratch, block_size, digest
+from platon_prune.tensors.collectives import Processes
+
+AGGREGATES = ("mean", "sum", "max", "l2")
+
+
+def group_scores(
+    groups: Sequence[CoupledGroups],
+    tensors: Sequence[ScoredTensor],
+    aggregate: str,
+    processes: Processes,
+) -> Tensor:
+    """The score of each group of all places, one after another.
+
+    Args:
+        groups: All places.
+        tensors: All of their tensors.
+        aggregate: "mean", "sum", "max" or "l2" (the root of the sum of squares) over all entries
+            of a group.
+        processes: Those that hold the same; collective.
+
+    Returns:
+        float64, on the CPU, never NaN: what can't be told is infinite, and so is kept.
+
+    Raises:
+        RuntimeError: If processes had different scores or masks.
+    """
+    sums = _Sums(aggregate)
+    along: dict[tuple[str, int], Tensor] = {}
+    dims: dict[str, set[int]] = {}
+    for place in groups:
+        for member in place.members:
+            dims.setdefault(member.name, set()).add(member.dim)
+    digests = []
+    for tensor in tensors:
+        results, digested = sums.along(tensor, sorted(dims[tensor.name]))
+        along |= {(tensor.name, dim): result for dim, result in results.items()}
+        digests.append(digested)
+    require_same_copies(tensors, digests, processes)
+    shapes = {tensor.name: tensor.mask.shape for tensor in tensors}
+    scores = torch.cat([sums.of_groups(place, along, shapes) for place in groups])
+    scores.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    return _of_first(scores, processes)
+
+
+class _Sums:
+    """Sums, or maxima, in float64: over all dimensions but one, then over indices of a group."""
+
+    def __init__(self, aggregate: str) -> None:
+        self.aggregate = aggregate
+        self._nothing = -math.inf if aggregate == "max" else 0.0
+
+    def along(self, tensor: ScoredTensor, dims: Sequence[int]) -> tuple[dict[int, Tensor], int]:
+        """One number per index of each dimension; and the digest that copies are compared by."""
+        shape, device = tensor.mask.shape, tensor.mask.device
+        results = {
+            dim: torch.full((shape[dim],), self._nothing, dtype=torch.float64, device=device)
+            for dim in dims
+        }
+        scratch = Scratch()
+        digested = 0
+        for rows in _row_blocks(shape, device):
+            per_row = shape[1:].numel()
+            flat = slice(rows.start * per_row, rows.stop * per_row)
+            scores = tensor.score(flat)
+            if tensor.copies > 1:
+                digested += (flat.start + 1) * digest(scores, tensor.flat_mask[flat], scratch)
+            block = scores.view(-1, *shape[1:])
+            for dim, result in results.items():
+                self._take_in(block, dim, result[rows] if dim == 0 else result)
+        return {dim: result.cpu() for dim, result in results.items()}, digested
+
+    def _take_in(self, block: Tensor, dim: int, result: Tensor) -> None:
+        others = [i for i in range(block.ndim) if i != dim]
+        if self.aggregate == "max":
+            largest = block.amax(others) if others else block
+            torch.maximum(result, largest.double(), out=result)
+            return
+        if self.aggregate == "l2":
+            block = block.double().square()
+        result += block.sum(others, dtype=torch.float64) if others else block
+
+    def of_groups(
+        self,
+        place: CoupledGroups,
+        along: Mapping[tuple[str, int], Tensor],
+        shapes: Mapping[str, torch.Size],
+    ) -> Tensor:
+        """The scores of one place's groups."""
+        # The last one takes what belongs to no group.
+        totals = torch.full((place.size + 1,), self._nothing, dtype=torch.float64)
+        num_entries = torch.zeros(place.size, dtype=torch.int64)
+        for member in place.members:
+            index = member.group_of.remainder(place.size + 1)
+            values = along[member.name, member.dim]
+            if self.aggregate == "max":
+                totals.scatter_reduce_(0, index, values, "amax")
+            else:
+                totals.index_add_(0, index, values)
+            shape = shapes[member.name]
+            per_index = shape.numel() // shape[member.dim]
+            num_entries += indices_per_group(member, place.size) * per_index
+        scores = totals[:-1]
+        if self.aggregate == "mean":
+            return scores / num_entries
+        return scores.sqrt() if self.aggregate == "l2" else scores
+
+
+def _of_first(scores: Tensor, processes: Processes) -> Tensor:
+    """The scores of the first process: sums may be rounded otherwise in another."""
+    bits = scores.view(torch.int64)
+    if processes.rank:
+        bits = torch.zeros_like(bits)
+    return processes.sum(bits).view(torch.float64)
+
+
+def _row_blocks(shape: torch.Size, device: torch.device) -> Iterator[slice]:
+    num_rows = max(1, block_size(device) // max(1, shape[1:].numel()))
+    for start in range(0, shape[0], num_rows):
+        yield slice(start, min(start + num_rows, shape[0]))

@@ -1,0 +1,100 @@
+"""What a choice changed: how many weights left and came back, counted on packed bits.
+
+Masks are compared as they were and as they are, so it does not matter what chose them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from platon_prune.choice.selection import ScoredTensor
+from platon_prune.tensors.bits import count_ones, pack_bits
+from platon_prune.tensors.blocks import count_true
+from platon_prune.tensors.collectives import Processes
+
+# A tensor is nearly empty if it keeps no more than this share of its weights, and no more than a
+# tenth of the share that the whole model keeps.
+NEARLY_EMPTY = 1 / 1000
+# Of those that lose quickly, it is about to be empty if it keeps no more than this of the share.
+BEHIND = 1 / 2
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a choice did to one tensor, counted over all processes.
+
+    Args:
+        name: Its name before pruning.
+        numel: How many entries it has.
+        kept: How many of them are kept now.
+        left: How many were kept before and are not now; None if masks were not compared.
+        came_back: How many are kept now and were not before; likewise.
+    """
+
+    name: str
+    numel: int
+    kept: int
+    left: int | None = None
+    came_back: int | None = None
+
+
+def bits_before(tensors: Sequence[ScoredTensor]) -> list[Tensor]:
+    """What this process counts of each mask, packed: an eighth of a byte for a weight."""
+    return [pack_bits(tensor.flat_mask[tensor.own]) for tensor in tensors]
+
+
+def changes(
+    tensors: Sequence[ScoredTensor], before: Sequence[Tensor] | None, processes: Processes
+) -> list[Change]:
+    """Count what is kept now, and what changed; collective.
+
+    Args:
+        tensors: Those of a choice that has just been made.
+        before: What :func:`bits_before` returned before it; None not to compare.
+        processes: Those that chose together.
+
+    Returns:
+        One for each tensor.
+    """
+    rows = []
+    for i, tensor in enumerate(tensors):
+        own = tensor.flat_mask[tensor.own]
+        if before is None:
+            rows.append((count_true(own), 0, 0))
+            continue
+        bits = pack_bits(own)
+        kept, stayed = count_ones(bits), count_ones(bits & before[i])
+        rows.append((kept, count_ones(before[i]) - stayed, kept - stayed))
+    counts = processes.sum(torch.tensor(rows, dtype=torch.int64)).tolist()
+    return [
+        Change(t.name, t.whole_numel, kept, *((None, None) if before is None else (left, back)))
+        for t, (kept, left, back) in zip(tensors, counts, strict=True)
+    ]
+
+
+def nearly_empty(changed: Sequence[Change]) -> list[Change]:
+    """The tensors that a choice emptied, or nearly so, while others keep something."""
+    kept = sum(change.kept for change in changed)
+    if not kept:
+        return []  # all of the model was asked for
+    most = min(NEARLY_EMPTY, kept / sum(change.numel for change in changed) / 10)
+    return [change for change in changed if change.kept <= most * change.numel]
+
+
+def soon_empty(changed: Sequence[Change]) -> list[Change]:
+    """The tensors of which a choice like the last would leave nothing, unlike of all together."""
+    lost, kept = sum(map(_lost, changed)), sum(change.kept for change in changed)
+    if not 0 < lost < kept:
+        return []
+    most = kept / sum(change.numel for change in changed) * BEHIND
+    going = (change for change in changed if 0 < change.kept <= most * change.numel)
+    return [change for change in going if _lost(change) >= change.kept]
+
+
+def _lost(change: Change) -> int:
+    """How many fewer are kept than before; 0 if masks were not compared."""
+    return (change.left or 0) - (change.came_back or 0)

@@ -1,0 +1,144 @@
+"""`History`: what each choice of the masks did, as a few numbers."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, overload
+
+from platon_prune.history.changes import Change
+from platon_prune.tables import table
+
+_COLUMNS = ("step", "amount", "threshold", "left", "came back")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one choice of the masks did.
+
+    Args:
+        step: At which step it was made.
+        amount: The fraction that was due by the schedule.
+        sparsity: The fraction that the masks prune, counted.
+        threshold: The largest score that was pruned; None if nothing was.
+        left: Share of all weights that were kept before this choice and are pruned now.
+        came_back: Share of all weights that were pruned before this choice and are kept now.
+        sparsities: Of each tensor, by its name before pruning.
+    """
+
+    step: int
+    amount: float
+    sparsity: float
+    threshold: float | None
+    left: float
+    came_back: float
+    sparsities: Mapping[str, float]
+
+
+class History(Sequence[Choice]):
+    """The choices of a run, in their order; prints as a table.
+
+    Of each it keeps a few numbers and one for each tensor.
+
+    Args:
+        sizes: Name and number of entries of each tensor.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[str, int]]) -> None:
+        self._names = [name for name, _ in sizes]
+        self._sizes = [size for _, size in sizes]
+        self._rows: list[tuple[int, float, float | None, int, int]] = []
+        self._pruned: list[array[int]] = []  # of each tensor, beside each row
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Choice: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Choice]: ...
+
+    def __getitem__(self, index: int | slice) -> Choice | list[Choice]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        step, amount, threshold, left, came_back = self._rows[index]
+        pruned, total = self._pruned[index], sum(self._sizes)
+        sparsities = {
+            name: number / size
+            for name, number, size in zip(self._names, pruned, self._sizes, strict=True)
+        }
+        return Choice(
+            step,
+            amount,
+            sum(pruned) / total,
+            threshold,
+            left / total,
+            came_back / total,
+            sparsities,
+        )
+
+    def __str__(self) -> str:
+        lines: list[tuple[str, ...]] = [
+            ("step", "amount", "sparsity", "threshold", "left", "came back")
+        ]
+        for choice in self:
+            threshold = "-" if choice.threshold is None else f"{choice.threshold:.3g}"
+            shares = (choice.left, choice.came_back)
+            lines.append(
+                (
+                    str(choice.step), f"{choice.amount:.2%}", f"{choice.sparsity:.2%}", threshold,
+                    *(f"{share:.2%}" for share in shares),
+                )
+            )  # fmt: skip
+        return table(lines)
+
+    def record(
+        self, step: int, amount: float, threshold: float | None, changed: Sequence[Change]
+    ) -> None:
+        """Add a choice.
+
+        Args:
+            step: At which step it was made.
+            amount: What was due.
+            threshold: What it returned.
+            changed: What it did to each tensor, in the order of the sizes.
+        """
+        left = sum(change.left or 0 for change in changed)
+        came_back = sum(change.came_back or 0 for change in changed)
+        self._rows.append((step, amount, threshold, left, came_back))
+        self._pruned.append(array("q", [change.numel - change.kept for change in changed]))
+
+    # --- saving -----------------------------------------------------------------------------
+
+    def state(self) -> list[list[Any]]:
+        """Plain numbers: of each choice the step, amount, threshold and counts."""
+        # Lists in a list: torch.distributed.checkpoint takes it as one value, of any length.
+        return [[*row, *pruned] for row, pruned in zip(self._rows, self._pruned, strict=True)]
+
+    def load_state(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Take over what :meth:`state` returned; see :func:`check_rows`."""
+        first = len(_COLUMNS)
+        self._rows = [tuple(row[:first]) for row in rows]  # type: ignore[misc]
+        self._pruned = [array("q", row[first:]) for row in rows]
+
+
+def check_rows(rows: Any, num_tensors: int) -> None:
+    """Raise a ValueError unless they are what a history of so many tensors saved."""
+    num_columns = len(_COLUMNS) + num_tensors
+    for row in rows if isinstance(rows, list) else [rows]:
+        if not (isinstance(row, list) and len(row) == num_columns and _are_numbers(row)):
+            raise ValueError(
+                f"history in the state must be lists of {num_columns} numbers, a count for each "
+                f"tensor after {', '.join(_COLUMNS)}; got {str(row)[:80]}: load what "
+                "scheduler.state_dict() returned, whole"
+            )
+
+
+def _are_numbers(row: list[Any]) -> bool:
+    step, amount, threshold, *counts = row
+    is_count = [isinstance(count, int) and 0 <= count < 1 << 63 for count in (step, *counts)]
+    reals = (amount, 0.0 if threshold is None else threshold)
+    return all(is_count) and all(isinstance(r, Real) and not math.isnan(r) for r in reals)

@@ -1,0 +1,127 @@
+"""`MaskRecorder`: writes a scheduler's masks into its file, and what a user may ask of that.
+
+The first of the processes that prune together writes. The others learn what it wrote: all can read
+it then, and none takes for its own what another run wrote.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from platon_prune.history.mask_history import MaskHistory, Record
+from platon_prune.tensors.collectives import Processes
+
+T = TypeVar("T")
+
+
+class MaskRecorder:
+    """Writes the masks of a scheduler's choices into a file.
+
+    Args:
+        history: The file.
+        processes: Those that prune together.
+
+    Attributes:
+        has_begun: Whether the masks that the run goes on from have been recorded.
+        note: What to tell who trains, once.
+    """
+
+    def __init__(self, history: MaskHistory, processes: Processes) -> None:
+        self.has_begun = False
+        self.note: str | None = None
+        self._is_resumed = False
+        self._history = history
+        self._processes = processes
+
+    def __deepcopy__(self, memo: Any) -> None:
+        return None  # a copy of a run does not write into its file
+
+    def begin(self, step: int, masks: Mapping[str, Tensor]) -> None:
+        """Record what a run begins or goes on from; collective."""
+
+        def write() -> tuple[str | None, list[Record]]:
+            self._history.refresh()
+            is_new = step == 0 and not self._is_resumed
+            note = self._history.set_aside() if is_new else None
+            self._history.begin(step, masks)
+            return note, self._history.records
+
+        self.note, records = self._of_first(write)
+        self._history.follow(records)
+        self.has_begun = True
+
+    def restart(self) -> None:
+        """The run goes on from a state of its own that was loaded."""
+        self.has_begun = False
+        self._is_resumed = True
+
+    def add(self, step: int, masks: Mapping[str, Tensor]) -> None:
+        """Record what a choice made; collective."""
+
+        def write() -> list[Record]:
+            self._history.add(step, masks)
+            return self._history.records[-1:]
+
+        self._history.follow(self._of_first(write))
+
+    def masks(self, step: int) -> dict[str, Tensor]:
+        """What was recorded, by whichever process."""
+        return self._history.masks(step)
+
+    def _of_first(self, write: Callable[[], T]) -> T:
+        """What the first process returns, in all; if it fails, none waits for it."""
+        writes = self._processes.rank == 0
+        made = self._processes.all_or_none(
+            "recording masks", write if writes else lambda: None, lambda _: None
+        )
+        of_first = self._processes.gather(made)[0]
+        assert of_first is not None
+        return of_first
+
+
+def require_place(path: str | os.PathLike[str]) -> None:
+    """Raise an error that says what to do if no file can be written at a path.
+
+    Raises:
+        TypeError: If it is no path.
+        IsADirectoryError: If it is a folder.
+        FileNotFoundError: If it lies in no folder.
+        PermissionError: If that can't be written to.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"the file of masks must be a path, got {path!r}")
+    whole = Path(path).absolute()
+    if whole.is_dir():
+        raise IsADirectoryError(
+            f"the file of masks must be a file, got the folder {whole}: name a file in it"
+        )
+    if not whole.parent.is_dir():
+        raise FileNotFoundError(
+            f"the file of masks must lie in a folder that exists, got {whole}: create "
+            f"{whole.parent} first"
+        )
+    if not os.access(whole.parent, os.W_OK):
+        raise PermissionError(
+            f"the file of masks must lie in a folder that can be written to, got {whole}: give "
+            "another path"
+        )
+
+
+def checked_step(step: int, last_step: int) -> int:
+    """The step whose masks are asked for, if it is one of those taken.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it was not taken.
+    """
+    if isinstance(step, bool) or not isinstance(step, Integral):
+        raise TypeError(f"step must be a whole number of steps, or None, got {step!r}")
+    if not 0 <= step <= last_step:
+        raise ValueError(f"step must be in [0, {last_step}], those taken, got {step}")
+    return int(step)

@@ -1,0 +1,1 @@
+"""A mask on a module, and which tensors get one."""

@@ -1,0 +1,54 @@
+"""Along which dimension of a weight its inputs lie, and whether groups of m fit in there."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from platon_prune.masks.default_selection import is_named
+
+
+def input_dim(module: nn.Module, weight: Tensor) -> int:
+    """The dimension of a module's weight along which a product with its inputs adds up, from 0.
+
+    Of convolutions the input channels, per kernel position. Where nothing else is known it is the
+    last dimension, as in ``torch.nn.functional.linear``.
+
+    Args:
+        module: What holds the weight.
+        weight: The weight, of two dimensions at least.
+    """
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return 0
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return 1
+    if is_named(module, "transformers", "Conv1D"):
+        return 0
+    if weight.ndim == 3 and _multiplies_from_the_right(module):
+        return 1
+    return weight.ndim - 1
+
+
+def _multiplies_from_the_right(module: nn.Module) -> bool:
+    """Whether experts are (experts, in, out), as those of GPT-OSS and Llama 4."""
+    # What transformers notes on the experts that its own kernels may run.
+    declared = getattr(module, "is_transposed", False) is True
+    return declared or is_named(module, "transformers", "Llama4TextExperts")
+
+
+def reason_against_groups(module: nn.Module, weight: Tensor, m: int) -> str | None:
+    """Why a weight can't be cut into groups of m along its inputs, if so.
+
+    Args:
+        module: What holds the weight.
+        weight: The weight.
+        m: Neighbours in a group.
+    """
+    if weight.ndim < 2:
+        return f"has shape {tuple(weight.shape)} and so no dimension of inputs"
+    dim = input_dim(module, weight)
+    size, per = weight.shape[dim], "inputs"
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
+        size, per = size // module.groups, f"inputs in each of {module.groups} groups"
+    if size % m:
+        return f"has {size} {per} (dimension {dim} of {tuple(weight.shape)}), not a multiple of {m}"
+    return None

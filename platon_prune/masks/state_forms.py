@@ -1,0 +1,90 @@
+"""How a pruned tensor is named in its module, and the forms that state dicts keep it in."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from platon_prune.tensors.shards import placed_like
+
+
+@dataclass(frozen=True)
+class TensorForm:
+    """How one tensor of a class is masked and saved."""
+
+    name: str
+    masking: str = "step"
+    own_keys: bool = False
+
+    @property
+    def orig(self) -> str:
+        """Key of the parameter."""
+        return f"{self.name}_orig"
+
+    @property
+    def mask(self) -> str:
+        """Key of the mask buffer."""
+        return f"{self.name}_mask"
+
+
+def asked_by_save_pretrained() -> bool:
+    """Whether a ``save_pretrained`` is what asks for the state dict.
+
+    ``from_pretrained`` initialises anew, without an error, what it does not find under a model's
+    own keys. A module can't see the model that it is a part of, and may have become a part of it
+    after it was pruned; only the callers tell.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "save_pretrained":
+            return True
+    return False
+
+
+def to_own_keys(state_dict: dict[str, Any], prefix: str, form: TensorForm) -> None:
+    """Bring a module's own entries from ``_orig`` and ``_mask`` to the weight with its zeros."""
+    weight = state_dict.pop(prefix + form.orig)
+    mask = state_dict.pop(prefix + form.mask)
+    if form.masking == "window":
+        weight = torch.where(mask, weight, 0)
+    state_dict[prefix + form.name] = weight
+
+
+def to_torch_form(
+    state_dict: dict[str, Any], prefix: str, form: TensorForm, own: Tensor | None = None
+) -> None:
+    """Bring a dense, a torch-pruned or one of our own state dicts to ``_orig`` and bool ``_mask``.
+
+    Without a mask in the dict, the zeros of the weight are one. What is there is placed over
+    processes as ``own``, the module's parameter, or as the weight in the dict.
+    """
+    dense = state_dict.pop(prefix + form.name, None)
+    if dense is not None:
+        # torch's distributed checkpoints put what the module has now beside what is loaded.
+        state_dict[prefix + form.orig] = dense
+        state_dict.pop(prefix + form.mask, None)
+    weight = state_dict.get(prefix + form.orig)
+    if weight is None:
+        return
+    if own is not None and own.shape == weight.shape:
+        weight = state_dict[prefix + form.orig] = placed_like(weight, own)
+    mask = state_dict.get(prefix + form.mask, weight).detach()
+    if mask.dtype != torch.bool:
+        mask = mask != 0
+    if mask.shape == weight.shape:
+        mask = placed_like(mask, weight)
+    state_dict[prefix + form.mask] = mask.contiguous()
+    if form.masking == "step" and mask.shape == weight.shape:
+        zeroed = torch.where(mask, weight.detach(), 0)
+        # The same tensor where nothing changes: a copy would untie shared weights (assign=True).
+        if weight.is_meta or not _is_local(weight) or not torch.equal(zeroed, weight):
+            state_dict[prefix + form.orig] = zeroed
+
+
+def _is_local(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter)

@@ -1,0 +1,1 @@
+"""The doors that put masks on and take them off."""

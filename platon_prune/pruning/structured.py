@@ -1,0 +1,251 @@
+"""`global_structured`: whole heads, neurons and channels are pruned while a model is fine-tuned."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from platon_prune.criteria import Criterion
+from platon_prune.groups.costs import BUDGETS, mac_prices, parameter_prices
+from platon_prune.groups.coupled import CoupledGroups
+from platon_prune.groups.coupled_choice import Structured, whole_only
+from platon_prune.groups.find import KINDS, find_groups
+from platon_prune.groups.group_scores import AGGREGATES
+from platon_prune.masks.targets import Target, as_patterns, bare
+from platon_prune.pruning.setting_up import Plan, parameter_of, set_up
+from platon_prune.scheduling.scheduler import PlatonScheduler
+from platon_prune.tensors.shards import is_sharded
+
+
+def global_structured(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    amount: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    cooldown_steps: int = 0,
+    initial_amount: float = 0.0,
+    beta1: float = 0.85,
+    beta2: float = 0.95,
+    window: int = 10,
+    criterion: str | Criterion = "platon",
+    masking: str = "step",
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    aggregate: str = "mean",
+    budget: str = "parameters",
+    min_heads: int = 1,
+    min_neurons: float = 0.05,
+    min_channels: float = 0.05,
+    kinds: str | Sequence[str] = KINDS,
+    time_limit: float = 120.0,
+    history: bool = True,
+    mask_history: str | os.PathLike[str] | None = None,
+    own_keys: bool | None = None,
+    state_dtype: torch.dtype = torch.float32,
+    offload_averages: bool = False,
+    process_group: dist.ProcessGroup | None = None,
+) -> PlatonScheduler:
+    r"""Set a model up for pruning whole heads, neurons and channels while it is fine-tuned.
+
+    What can go as a whole is found by :func:`find_groups`. A group's score is made of the scores of
+    all its entries, weights and biases, in all its tensors. At each choice groups go in ascending
+    order of their scores, those of all layers together, until they make up the amount: the least
+    number of groups that reaches it. All entries of a pruned group are zero, and the next choices
+    may bring it back. ``platon_prune.remove(model)`` finalizes.
+
+    Args:
+        model: The model; where it is wrapped for data parallelism or compiled, what is inside.
+        example_inputs: A batch as the model takes it: a tensor, a tuple of arguments or a dict of
+            them. Needed where layers are not known by their names, and for ``budget="macs"``.
+        amount: What goes in the end, in [0, 1): of the parameters of all groups, or of their
+            multiply-adds.
+        total_steps: Length of the run in optimizer steps, T.
+        warmup_steps: Steps before pruning starts, t_i.
+        cooldown_steps: Steps at the end with the final amount, t_f.
+        initial_amount: What goes when the ramp starts, in [0, 1).
+        beta1: As for :func:`global_unstructured`.
+        beta2: Likewise.
+        window: Likewise.
+        criterion: Likewise.
+        masking: Likewise.
+        include: Substrings of names; only places with a tensor whose name has one are pruned.
+        exclude: Substrings of names; places with a tensor whose name has one are left out.
+        aggregate: How a group's score is made of those of its entries: "mean", "sum", "max" or
+            "l2", the root of the sum of squares.
+        budget: What the amount counts: "parameters", or "macs", multiply-adds of one forward over
+            ``example_inputs``.
+        min_heads: Heads (with grouped queries, key-value heads) that each attention layer keeps.
+        min_neurons: Share of its neurons that each feed-forward layer keeps, in [0, 1]; one at
+            least.
+        min_channels: Likewise for channels.
+        kinds: Which of "heads", "neurons" and "channels" to prune.
+        time_limit: Seconds that tracing a model of unknown layers may take.
+        history: As for :func:`global_unstructured`, and so are all others.
+        mask_history: Likewise.
+        own_keys: Likewise.
+        state_dtype: Likewise.
+        offload_averages: Likewise.
+        process_group: Likewise.
+
+    Returns:
+        The scheduler, whose ``step()`` belongs after every ``optimizer.step()``. Its ``amount`` is
+        of the budget, and its ``threshold`` the largest score of a group that the last choice
+        pruned. The groups are its ``granularity.groups``.
+
+    Raises:
+        ValueError: If a setting is out of range, there are no groups, a tensor of one can't be
+            pruned or is sharded, the floors leave less than the amount, or processes differ. The
+            model is untouched then.
+        TypeError: If ``model`` or a number is of the wrong type.
+        ImportError: If torch-pruning is needed and not installed.
+        TimeoutError: If tracing took longer than ``time_limit``.
+        RuntimeError: If it failed in another process.
+
+    Example:
+        >>> scheduler = global_structured(model, amount=0.5, total_steps=1000)
+
+    Source:
+        Scores and schedule: Zhang et al., PLATON, ICML 2022 (arXiv:2206.12562).
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    found: list[CoupledGroups] = []
+
+    def find(bare_model: nn.Module) -> set[str]:
+        _check_choices(aggregate, budget)
+        _refuse_sharded(bare_model)
+        everything = find_groups(bare_model, example_inputs, kinds=kinds, time_limit=time_limit)
+        found.extend(_selected(everything, include, exclude))
+        return {member.name for place in found for member in place.members}
+
+    def plan(targets: list[Target]) -> Plan:
+        shapes = {target.name: parameter_of(target).shape for target in targets}
+        prices = parameter_prices(found)
+        if budget == "macs":
+            if example_inputs is None:
+                raise ValueError(
+                    'example_inputs must be given for budget="macs", got none: pass a batch as the '
+                    "model takes it"
+                )
+            prices = mac_prices(bare(model), found, example_inputs)
+        floors = [_floor(place, min_heads, min_neurons, min_channels) for place in found]
+        granularity = Structured(found, shapes, prices, floors, aggregate, budget)
+        final, first = _fraction("amount", amount), _fraction("initial_amount", initial_amount)
+        _require_room(granularity, max(final, first))
+        return Plan(targets, granularity, final, first)
+
+    scheduler = set_up(
+        "global_structured",
+        model,
+        plan,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        cooldown_steps=cooldown_steps,
+        beta1=beta1,
+        beta2=beta2,
+        window=window,
+        criterion=criterion,
+        masking=masking,
+        include=None,
+        exclude=None,
+        own_keys=own_keys,
+        state_dtype=state_dtype,
+        offload_averages=offload_averages,
+        process_group=process_group,
+        history=history,
+        mask_history=mask_history,
+        find=find,
+    )
+    bare(model)._platon_groups = tuple(found)  # type: ignore[assignment]
+    return scheduler
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter):
+            raise ValueError(whole_only(name))
+
+
+def _check_choices(aggregate: str, budget: str) -> None:
+    for argument, value, choices in (
+        ("aggregate", aggregate, AGGREGATES),
+        ("budget", budget, BUDGETS),
+    ):
+        if value not in choices:
+            raise ValueError(f"{argument} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def _selected(
+    groups: Sequence[CoupledGroups],
+    include: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+) -> list[CoupledGroups]:
+    """Those that the patterns leave."""
+    kept = list(groups)
+    for argument, patterns, wanted in (("include", include, True), ("exclude", exclude, False)):
+        if patterns is None:
+            continue
+        listed = as_patterns(argument, patterns) or ()
+        for pattern in listed:
+            if not any(_matches(place, pattern) for place in groups):
+                raise ValueError(
+                    f"{argument} must match names of tensors in groups, but {pattern!r} matches "
+                    "none; they look like "
+                    + (groups[0].members[0].name if groups else "nothing: there are no groups")
+                )
+        kept = [p for p in kept if any(_matches(p, pattern) for pattern in listed) == wanted]
+    if not kept:
+        raise ValueError(
+            "model must have heads, neurons or channels that can be removed, got "
+            + ("none that include, exclude and kinds leave" if groups else "none")
+            + ": a place whose norm looks at all channels, or whose channels are the output, is "
+            "left out; prune single weights with global_unstructured instead"
+        )
+    return kept
+
+
+def _matches(place: CoupledGroups, pattern: str) -> bool:
+    return any(pattern in member.name for member in place.members)
+
+
+def _floor(place: CoupledGroups, min_heads: int, min_neurons: float, min_channels: float) -> int:
+    """How many groups a place keeps at least."""
+    if place.kind == "heads":
+        if isinstance(min_heads, bool) or not isinstance(min_heads, Integral) or min_heads < 1:
+            raise ValueError(f"min_heads must be a count of at least 1, got {min_heads!r}")
+        return min(place.size, int(min_heads))
+    argument, share = (
+        ("min_neurons", min_neurons) if place.kind == "neurons" else ("min_channels", min_channels)
+    )
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share <= 1:
+        raise ValueError(f"{argument} must be a share of each layer in [0, 1], got {share!r}")
+    return max(1, math.ceil(share * place.size - 1e-9))  # 0.1 * 30 is above 3
+
+
+def _fraction(argument: str, amount: float) -> float:
+    if isinstance(amount, bool) or not isinstance(amount, Real):
+        raise TypeError(f"{argument} must be a fraction in [0, 1), got {amount!r}")
+    if not 0 <= amount < 1:
+        raise ValueError(
+            f"{argument} must be in [0, 1), got {amount}: it is the fraction of the budget of all "
+            "groups that goes, such as 0.5"
+        )
+    return float(amount)
+
+
+def _require_room(granularity: Structured, amount: float) -> None:
+    largest = granularity.largest_amount
+    if amount > largest:
+        raise ValueError(
+            f"amount must be at most {math.floor(largest * 1e4) / 1e4} with these floors, got "
+            f"{amount}: prune less, or lower min_heads, min_neurons or min_channels"
+        )

@@ -1,0 +1,78 @@
+"""Numbers about the coupled groups of a model: how many heads, neurons and channels are left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from platon_prune.groups.coupled import CoupledGroups
+from platon_prune.groups.coupled_choice import kept_groups
+from platon_prune.groups.find import find_groups
+from platon_prune.masks.masked import mask_of, method_of
+from platon_prune.tables import table
+
+
+@dataclass(frozen=True)
+class PlaceSummary:
+    """One row: a place, and how many of its groups are not zero."""
+
+    name: str
+    kind: str
+    size: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Rows for the places of a model; prints as a table."""
+
+    rows: tuple[PlaceSummary, ...]
+
+    def __iter__(self) -> Iterator[PlaceSummary]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        lines = [("place", "kind", "kept", "of")]
+        lines += [(row.name, row.kind, f"{row.kept:,}", f"{row.size:,}") for row in self.rows]
+        return table(lines)
+
+
+@torch.no_grad()
+def structure(model: nn.Module) -> Structure:
+    """Count the heads, neurons and channels of each layer that are left.
+
+    Args:
+        model: A model that :func:`platon_prune.global_structured` prunes or has pruned, or one
+            whose layers are known by their names.
+
+    Returns:
+        One row per place. A group is gone if its mask or, in a finalized model, all of its entries
+        in all its tensors are zero.
+
+    Raises:
+        ValueError: If the model's groups are not known.
+    """
+    groups: tuple[CoupledGroups, ...] = getattr(model, "_platon_groups", ())
+    rows = []
+    for place in groups or find_groups(model):
+        kept = torch.zeros(place.size, dtype=torch.bool)
+        for member in place.members:
+            kept |= kept_groups(place, member, _left(model, member.name))
+        rows.append(PlaceSummary(place.name, place.kind, place.size, int(kept.sum())))
+    return Structure(tuple(rows))
+
+
+def _left(model: nn.Module, name: str) -> Tensor:
+    """Which entries of a tensor are not pruned; bool."""
+    path, _, tensor_name = name.rpartition(".")
+    module = model.get_submodule(path)
+    if method_of(module, tensor_name) is not None:
+        return mask_of(module, tensor_name)
+    weight: Tensor = getattr(module, tensor_name)
+    return weight.ne(0)

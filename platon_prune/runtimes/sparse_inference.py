@@ -1,0 +1,257 @@
+"""`to_sparse_inference`: linear layers as CSR where that was measured to be faster than dense."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from platon_prune.runtimes.linear_layers import (
+    Layer,
+    count_holders,
+    count_tokens,
+    find_layers,
+    reason_to_skip,
+    reason_to_stay_dense,
+)
+from platon_prune.runtimes.sparse_linear import SparseLinear
+from platon_prune.tables import table
+from platon_prune.tensors.blocks import count_kept
+from platon_prune.timing import Clock, clock, interleaved
+
+DEFAULT_NUM_TOKENS = 128
+# A layer is converted if it then takes at most this share of its dense time: less may be noise.
+_WORTHWHILE = 0.9
+_FEWEST_ROUNDS, _MOST_ROUNDS = 31, 301
+# Small layers are timed for at least so long, lest one busy moment fill all of it.
+_SHORTEST_MS = 200.0
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """One linear layer: what was measured, and whether it is "sparse" now or still "dense".
+
+    Times are in milliseconds, None if the layer was not measured: the shortest of many calls that
+    take turns. Layers of one shape and nearly the same number of zeros share a measurement.
+    Density is None if it was not counted.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    num_tokens: int
+    chosen: str
+    reason: str
+    density: float | None = None
+    dense_ms: float | None = None
+    sparse_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class SparseReport:
+    """The choices for the linear layers of a model; prints as a table."""
+
+    rows: tuple[LayerChoice, ...]
+
+    def __iter__(self) -> Iterator[LayerChoice]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_sparse(self) -> int:
+        """How many layers were converted."""
+        return sum(row.chosen == "sparse" for row in self.rows)
+
+    def __str__(self) -> str:
+        lines = [("layer", "shape", "density", "tokens", "dense ms", "sparse ms", "chosen")]
+        lines += [
+            (
+                row.name,
+                "x".join(map(str, row.shape)),
+                "-" if row.density is None else f"{row.density:.2%}",
+                str(row.num_tokens),
+                "-" if row.dense_ms is None else f"{row.dense_ms:.3f}",
+                "-" if row.sparse_ms is None else f"{row.sparse_ms:.3f}",
+                row.chosen,
+            )
+            for row in self.rows
+        ]
+        notes = [f"{self.num_sparse} of {len(self)} linear layers are sparse now"]
+        left = Counter(row.reason for row in self.rows if row.chosen == "dense")
+        notes += [f"left dense: {count} {reason}" for reason, count in left.items()]
+        return "\n".join([table(lines), *notes])
+
+
+@torch.no_grad()
+def to_sparse_inference(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    num_tokens: int | None = None,
+    contiguous_outputs: bool = True,
+    timed: Clock | None = None,
+) -> nn.Module:
+    """Make a finalized model faster on the CPU: its sparse linear layers skip their zeros.
+
+    Each ``nn.Linear`` and each Conv1D of transformers is timed as it is and with its weight as
+    CSR, for as many tokens as it will see and on as many threads as torch uses now. It is replaced
+    by a :class:`~platon_prune.runtimes.sparse_linear.SparseLinear` if that saves at least a tenth of
+    its time, else left alone. Outputs stay equal up to float32 rounding, and the dense weight of a
+    replaced layer is freed.
+
+    Whatever its zeros, a layer stays dense if it is not float32 on the CPU, if its weight is
+    shared with another module (an embedding, say), or if its parent may read the weight.
+
+    Args:
+        model: A model without masks whose pruned weights are zero; changed in place. Finalize one
+            that is being pruned with :func:`platon_prune.remove`.
+        example_inputs: What the model will be called with: a tensor, a tuple of arguments, or a
+            mapping of keyword arguments. It is run once to count the tokens of each layer.
+        num_tokens: Instead of ``example_inputs``, rows that every layer sees in a call: batch size
+            times sequence length. 128 if neither is given. More tokens gain less, so give the
+            most that are usual.
+        contiguous_outputs: Whether outputs are laid out as a dense layer's. False saves the copy
+            that this takes; code that joins dimensions of an output with ``.view`` then fails with
+            torch's own error (``.reshape`` works).
+        timed: How many milliseconds a function takes, such as
+            ``platon_prune.timing.clock("cpu", processor_time=True)``; wall-clock time by default.
+
+    Returns:
+        The same model; or, if it is itself a linear layer that gains, its replacement. What was
+        measured and chosen is its attribute ``sparse_report``, which prints as a table.
+
+    Raises:
+        ValueError: If the model carries masks, is converted already or is on another device, or
+            a setting is out of range. The model is untouched then.
+        TypeError: If ``num_tokens`` is not a whole number.
+
+    Example:
+        >>> model = to_sparse_inference(platon_prune.remove(model).eval(), num_tokens=128)
+        >>> print(model.sparse_report)
+    """
+    _check_model(model)
+    _check_tokens(model, example_inputs, num_tokens)
+    layers = find_layers(model)
+    _check_device(layers)
+    tokens = dict.fromkeys((layer.module for layer in layers), num_tokens or DEFAULT_NUM_TOKENS)
+    if example_inputs is not None:
+        tokens = count_tokens(model, example_inputs, layers)
+    holders = count_holders(model)
+    measure = _Measure(clock("cpu") if timed is None else timed)
+    rows = []
+    layers.reverse()
+    while layers:
+        # Nothing here keeps a layer alive once it is replaced, so memory never grows by much.
+        layer = layers.pop()
+        choice = _choose(layer, tokens.pop(layer.module), holders, measure)
+        rows.append(choice)
+        if choice.chosen == "sparse":
+            sparse = _to_sparse(layer, contiguous_outputs)
+            layer.replace(sparse)
+            model = sparse if layer.module is model else model
+    model.sparse_report = SparseReport(tuple(rows))  # type: ignore[assignment]
+    return model
+
+
+def _check_model(model: nn.Module) -> None:
+    if prune.is_pruned(model):  # type: ignore[no-untyped-call]
+        raise ValueError(
+            "model must not carry masks, got one that is being pruned: finalize it with "
+            "platon_prune.remove(model), or torch.nn.utils.prune.remove for masks of torch's"
+        )
+    if any(isinstance(module, SparseLinear) for module in model.modules()):
+        raise ValueError(
+            "model must have dense layers, got one that is converted already: convert the dense "
+            "model again"
+        )
+
+
+def _check_tokens(model: nn.Module, example_inputs: Any, num_tokens: int | None) -> None:
+    if num_tokens is not None:
+        if isinstance(num_tokens, bool) or not isinstance(num_tokens, int):
+            raise TypeError(f"num_tokens must be a whole number, got {num_tokens!r}")
+        if num_tokens < 1:
+            raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
+        if example_inputs is not None:
+            raise ValueError(
+                "num_tokens must be left out where example_inputs are given, got both: drop one"
+            )
+    if example_inputs is not None and model.training:
+        raise ValueError(
+            "model must be in evaluation mode to run example_inputs, got one in training mode: "
+            "call model.eval() first"
+        )
+
+
+def _check_device(layers: list[Layer]) -> None:
+    devices = {parameter.device.type for layer in layers for parameter in layer.module.parameters()}
+    if devices and "cpu" not in devices:
+        raise ValueError(
+            f"model must be on the CPU, got one on {' and '.join(sorted(devices))}: call "
+            "model.cpu() first"
+        )
+
+
+# --- the choice ---------------------------------------------------------------------------------
+
+
+def _choose(layer: Layer, num_tokens: int, holders: Counter[int], measure: _Measure) -> LayerChoice:
+    dense = LayerChoice(layer.name, layer.shape, num_tokens, "dense", "")
+    reason = reason_to_skip(layer, num_tokens, holders)
+    if reason is not None:
+        return replace(dense, reason=reason)
+    numel = layer.weight.numel()
+    num_kept = count_kept(layer.weight, None)
+    dense = replace(dense, density=num_kept / numel)
+    reason = reason_to_stay_dense(num_kept, numel)
+    if reason is not None:
+        return replace(dense, reason=reason)
+    dense_ms, sparse_ms = measure(layer, num_tokens, num_kept)
+    timed = replace(dense, dense_ms=dense_ms, sparse_ms=sparse_ms)
+    if sparse_ms <= _WORTHWHILE * dense_ms:
+        return replace(timed, chosen="sparse", reason="faster")
+    return replace(timed, reason=f"where CSR does not save {1 - _WORTHWHILE:.0%} of the time")
+
+
+class _Measure:
+    """Times of a layer, dense and sparse; alike layers are measured once."""
+
+    def __init__(self, timed: Clock) -> None:
+        self._timed = timed
+        self._times: dict[Hashable, tuple[float, float]] = {}
+
+    def __call__(self, layer: Layer, num_tokens: int, num_kept: int) -> tuple[float, float]:
+        # In steps of a tenth, as fine as the margin that a layer must gain by.
+        bucket = round(math.log(max(num_kept, 1), 1.1))
+        has_bias = layer.module.bias is not None
+        key = (type(layer.module), layer.shape, has_bias, num_tokens, bucket)
+        if key not in self._times:
+            self._times[key] = self._measure(layer, num_tokens)
+        return self._times[key]
+
+    def _measure(self, layer: Layer, num_tokens: int) -> tuple[float, float]:
+        # With the copy that makes outputs contiguous, whoever makes it in the end. The functions
+        # are the bare forwards: hooks would count for both.
+        sparse = _to_sparse(layer, contiguous_outputs=True)
+        # A generator of its own: the user's random numbers stay what they were.
+        inputs = torch.randn(num_tokens, layer.shape[1], generator=torch.Generator().manual_seed(0))
+        functions = [partial(layer.module.forward, inputs), partial(sparse.forward, inputs)]
+        first = sum(self._timed(function) for function in functions)
+        rounds = min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, round(_SHORTEST_MS / max(first, 1e-3))))
+        # The shortest, as timeit advises: a busy machine only ever adds, and on one that was, two
+        # threads waited in more than three calls of four, so that every median said the same.
+        dense_ms, sparse_ms = map(min, interleaved(functions, rounds, self._timed))
+        return dense_ms, sparse_ms
+
+
+def _to_sparse(layer: Layer, contiguous_outputs: bool) -> SparseLinear:
+    bias = layer.module._parameters["bias"]
+    return SparseLinear(layer.weight, bias, contiguous_output=contiguous_outputs)

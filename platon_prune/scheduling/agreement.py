@@ -1,0 +1,184 @@
+"""What the processes that prune together must agree on, and how they find out that they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from platon_prune.scheduling.gradients import all_finite
+from platon_prune.scheduling.states import require_equal_settings
+from platon_prune.scheduling.tracked import TrackedTensor
+from platon_prune.tensors.collectives import Processes
+from platon_prune.tensors.shards import is_sharded
+
+_SKIPS, _FAILED = 1, 2  # what a process votes for; the larger wins
+
+
+class Outcome(NamedTuple):
+    """What a vote decided, the same in every process."""
+
+    skip: bool
+    settle: bool
+    bring: bool
+
+
+def vote(
+    processes: Processes,
+    step: int,
+    *,
+    error: Exception | None,
+    gradients: Sequence[Tensor | None] | None,
+    settle: bool = False,
+) -> Outcome:
+    """Exchange a few numbers before a step, so that all processes do the same in it.
+
+    It comes before anything else that takes several processes: one that is in an error would be
+    waited for.
+
+    Args:
+        processes: Those that prune together.
+        step: Number of the step that this process is about to take.
+        error: What stands in the way here.
+        gradients: Of each tensor; None if there are no finite ones here.
+        settle: Whether the tensors are placed anew here, so that :func:`settle` is due.
+
+    Returns:
+        Whether any process has to skip, any has to settle, and any has gradients that lie otherwise
+        than their tensors, so that :func:`bring_gradients` is due.
+
+    Raises:
+        RuntimeError: If anything stands in the way anywhere, or the steps differ.
+        Exception: ``error``, here.
+    """
+    state = _FAILED if error is not None else _SKIPS if gradients is None else 0
+    bring = any(is_sharded(gradient) for gradient in gradients or ())
+    votes = [state, int(settle), int(bring), step, -step]
+    worst, any_settle, any_bring, last, minus_first = processes.maximum(votes)
+    if error is not None:
+        raise error
+    if worst == _FAILED:
+        raise RuntimeError(
+            f"scheduler.step() must succeed in every process, but failed in another at step {step}:"
+            " see its own error"
+        )
+    if last != -minus_first:
+        raise RuntimeError(
+            f"processes must take the same step, got step {step} here and steps {-minus_first} to "
+            f"{last} in all: resume all of them from one checkpoint, and call scheduler.step() "
+            "equally often in each"
+        )
+    return Outcome(worst == _SKIPS, bool(any_settle), bool(any_bring))
+
+
+def bring_gradients(
+    processes: Processes,
+    step: int,
+    tensors: Sequence[TrackedTensor],
+    gradients: Sequence[Tensor | None],
+) -> list[Tensor | None] | None:
+    """The parts of gradients that lie otherwise than their tensors, and the others as they are.
+
+    Returns:
+        The gradient of each tensor; None instead if one of them is not finite, in any process.
+
+    Raises:
+        RuntimeError: Everywhere, if a process of a tensor has no such gradient and another has.
+    """
+    apart = [is_sharded(gradient) for gradient in gradients]
+    lacks = [t.is_in_mesh and not here for t, here in zip(tensors, apart, strict=True)]
+    anywhere = processes.maximum([int(flag) for flag in (*apart, *lacks)])
+    for i, tensor in enumerate(tensors):
+        if anywhere[i] and anywhere[len(tensors) + i]:
+            raise RuntimeError(
+                f"the gradient of {tensor.name} must be placed alike in all processes of its mesh, "
+                "got one whose parts are yet to be exchanged in some and none such in others: run "
+                "the same backward in all of them"
+            )
+    brought: list[Tensor | None] = [
+        tensor.bring(gradient) if gradient is not None and is_sharded(gradient) else gradient
+        for tensor, gradient in zip(tensors, gradients, strict=True)
+    ]
+    finite = brought if all_finite(brought) else None
+    return None if vote(processes, step, error=None, gradients=finite).skip else brought
+
+
+def require_same_settings(
+    processes: Processes, settings: Mapping[str, Any], tensors: Sequence[TrackedTensor]
+) -> None:
+    """Raise a ValueError everywhere, naming the first difference, if processes differ.
+
+    Args:
+        processes: Those that prune together.
+        settings: Of this process.
+        tensors: Which must be alike too, and in the same order.
+    """
+    own: dict[str, Any] = dict(settings)
+    for tensor in tensors:
+        own |= tensor.description
+    own["order of tensors"] = [tensor.name for tensor in tensors]
+    everyone = processes.gather(own)
+    for rank, others in enumerate(everyone[1:], start=1):
+        require_equal_settings(everyone[0], others, "in process 0", f"in process {rank}")
+
+
+def zeros(
+    processes: Processes, tensors: Sequence[TrackedTensor], require: Callable[[], None]
+) -> list[int]:
+    """Prune the zeros of all tensors, and count them over the processes.
+
+    Args:
+        processes: Those that prune together.
+        tensors: Their tensors.
+        require: Raises what stands in the way in this process.
+
+    Returns:
+        Of each tensor, how many there are.
+
+    Raises:
+        ValueError: If processes that hold the same part have zeros at different places.
+    """
+
+    def adopt() -> list[tuple[Any, int, bytes]]:
+        require()
+        return [tensor.adopt_zeros() for tensor in tensors]
+
+    own = processes.all_or_none("adopt_zeros", adopt, lambda _: None)
+    everyone = processes.gather(own)
+    counts = []
+    for i, tensor in enumerate(tensors):
+        parts: dict[Any, tuple[int, bytes]] = {}
+        for found in everyone:
+            key, count, digest = found[i]
+            if parts.setdefault(key, (count, digest)) != (count, digest):
+                raise ValueError(
+                    f"processes that hold the same part of {tensor.name} must have the same zeros, "
+                    "got different ones: load the same model in all of them before pruning"
+                )
+        counts.append(sum(count for count, _ in parts.values()))
+    return counts
+
+
+def settle(processes: Processes, tensors: Sequence[TrackedTensor]) -> None:
+    """Find out which processes hold the same part of each tensor.
+
+    Raises:
+        RuntimeError: If some part of a tensor is held by none of them.
+    """
+    own = [tensor.part.key for tensor in tensors if tensor.part is not None]
+    sizes = [tensor.weight.numel() for tensor in tensors]
+    everyone = processes.gather((own, sizes))
+    for i, tensor in enumerate(tensors):
+        holders: dict[Any, list[int]] = {}
+        for rank, (keys, _) in enumerate(everyone):
+            holders.setdefault(keys[i], []).append(rank)
+        held = sum(everyone[ranks[0]][1][i] for ranks in holders.values())
+        if held != tensor.whole_numel:
+            raise RuntimeError(
+                f"{tensor.name} must be held completely by the processes that choose together, got "
+                f"{held} of {tensor.whole_numel} entries: give global_unstructured the "
+                "process_group of all that hold a part of the model"
+            )
+        ranks = holders[own[i]]
+        tensor.settle(ranks.index(processes.rank), len(ranks))

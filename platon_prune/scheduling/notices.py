@@ -1,0 +1,82 @@
+"""What a scheduler warns about while it runs, each tensor once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+from platon_prune.history.changes import Change, nearly_empty, soon_empty
+
+_CALLER = 4  # who called the scheduler's step, through what torch puts around that
+
+
+class PruningWarning(UserWarning):
+    """Something that pruning can live with but its user should know."""
+
+
+class Notices:
+    """Says what went wrong in a step, once all of it is done.
+
+    Args:
+        may_empty: Whether a choice could leave nothing of a tensor, given its name.
+    """
+
+    def __init__(self, may_empty: Callable[[str], bool]) -> None:
+        self._may_empty = may_empty
+        self._named: set[tuple[str, str]] = set()
+
+    def of_no_gradient(self, names: Sequence[str]) -> None:
+        """Name the tensors that had no gradient in the window that ended."""
+        new = [name for name in names if self._is_first("gradient", name)]
+        if new:
+            warnings.warn(
+                f"{', '.join(new)} had no gradient for a whole window, which counts as no "
+                "importance: if the model does not use it, exclude it from pruning",
+                PruningWarning,
+                stacklevel=_CALLER,
+            )
+
+    def of_choice(self, step: int, changed: Sequence[Change], skipped: int) -> None:
+        """Name the tensors that a choice nearly emptied or soon will, or say that none was made.
+
+        Args:
+            step: The step.
+            changed: What a choice did to each tensor; none if it was no choosing step.
+            skipped: How many steps were skipped, if that is why no choice was made; else 0.
+        """
+        empty = nearly_empty(changed)
+        soon = [
+            change
+            for change in soon_empty(changed)
+            if change not in empty and self._may_empty(change.name)
+        ]
+        self._of_little("empty", f"nearly empty since step {step}", empty)
+        self._of_little("soon", f"empty soon if pruning goes on as at step {step}", soon)
+        if skipped:
+            warnings.warn(
+                f"no mask is chosen at step {step}: {skipped} steps were skipped or had gradients "
+                "that were not finite, so no window of scores has ended",
+                PruningWarning,
+                stacklevel=_CALLER,
+            )
+
+    def _of_little(self, kind: str, what: str, changed: Sequence[Change]) -> None:
+        named = [
+            f"{change.name} keeps {change.kept} of {change.numel} weights"
+            for change in changed
+            # What has no gradients has no scores, so that it goes first: that is said.
+            if ("gradient", change.name) not in self._named and self._is_first(kind, change.name)
+        ]
+        if named:
+            warnings.warn(
+                f"{what}: {', '.join(named)}; where nothing leads around such a layer, limit what "
+                "it may lose (max_amount; of groups min_heads, min_neurons, min_channels), or "
+                "exclude it from pruning",
+                PruningWarning,
+                stacklevel=_CALLER + 1,
+            )
+
+    def _is_first(self, kind: str, name: str) -> bool:
+        is_first = (kind, name) not in self._named
+        self._named.add((kind, name))
+        return is_first

@@ -1,0 +1,399 @@
+"""`PlatonScheduler`: the one stateful object. Its `step` is the algorithm, top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from platon_prune.choice.granularity import Granularity, Unstructured
+from platon_prune.criteria import Criterion
+from platon_prune.history.changes import Change
+from platon_prune.history.history import History
+from platon_prune.masks.targets import Target
+from platon_prune.schedule import CubicSchedule, FixedSchedule
+from platon_prune.scheduling.gradients import Following, as_skipped
+from platon_prune.scheduling.memory import Memory
+from platon_prune.scheduling.notices import Notices
+from platon_prune.scheduling.selected import SelectedTensors
+from platon_prune.scheduling.states import STATE_VERSION, settings_of
+from platon_prune.scheduling.tracked import Storage
+from platon_prune.tensors.collectives import Processes
+
+
+class PlatonScheduler:
+    """Scores the weights of a model at every step and chooses the masks by its schedule.
+
+    Made by :func:`platon_prune.global_unstructured` and its like. With the window length ``ΔT``,
+    the step number ``t`` and ``I = |w · ∂L/∂w|``: at ``t`` divisible by ``ΔT`` the averages take in
+    the mean of ``I`` over the window that ended, and the window restarts with this step; otherwise
+    this step joins it. After the warm-up, at each window's end and when the ramp and the run end,
+    the granularity chooses anew what is pruned. Unless it is another, those are the weights with
+    the smallest scores over all tensors together, exactly ``round(amount * N)`` of them.
+
+    Where a process group is initialised, its processes choose together, each over what it holds of
+    the model: what is said to be collective must be called in all of them.
+
+    Args:
+        targets: The tensors to prune; masks are put on them.
+        schedule: The amount at each step.
+        criterion: How scores are made.
+        masking: "step" re-applies the masks at every step; "window" lets pruned weights train
+            until the next choice, except in the final phase.
+        storage: How the window and the averages are kept.
+        processes: Those that choose together.
+        granularity: Which weights live or die together; each by itself by default.
+        history: Whether to record what each choice did.
+        adopts_zeros: Whether :meth:`adopt_zeros` will be called, which gives the initial amount.
+
+    Attributes:
+        history: What each choice did: its step, the amount due, the measured sparsity of all and
+            of each tensor, the threshold, the shares that left and came back; empty if that is not
+            recorded.
+        last_step: How often :meth:`step` was called.
+        skipped_steps: How many of those had no finite gradients.
+        threshold: The largest score that the last choice pruned, of what the granularity compares
+            (single weights, or groups); None if it pruned nothing.
+
+    Source:
+        Zhang et al., PLATON, ICML 2022 (arXiv:2206.12562), algorithm 1.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        schedule: CubicSchedule,
+        criterion: Criterion,
+        masking: str = "step",
+        storage: Storage | None = None,
+        processes: Processes | None = None,
+        granularity: Granularity | None = None,
+        history: bool = True,
+        adopts_zeros: bool = False,
+    ) -> None:
+        self.schedule = schedule
+        self.criterion = criterion
+        self.masking = masking
+        self.granularity = granularity or Unstructured()
+        self.last_step = 0
+        self.skipped_steps = 0
+        self.threshold: float | None = None
+        self._window_steps = 0  # steps whose samples are in the window
+        self._has_scores = False  # whether a window with samples has ended
+        self._notices = Notices(self.granularity.may_empty)
+        self._following = Following()
+        self._tensors = SelectedTensors(
+            targets, criterion, masking, storage or Storage(), processes or Processes(),
+            self.granularity,
+        )  # fmt: skip
+        self.history = History([(tensor.name, tensor.whole_numel) for tensor in self._tensors])
+        self._records_history = history
+        self.adopts_zeros = adopts_zeros
+        self._adopted: float | None = None  # the sparsity that the model had
+
+    def require_agreement(self) -> None:
+        """Raise a ValueError everywhere if processes differ in a setting or the model; collective.
+
+        Done when pruning is set up, and again when the first step is taken.
+        """
+        self._tensors.require_agreement(self.settings)
+
+    @torch.no_grad()
+    def adopt_zeros(self) -> dict[str, int]:
+        """Start from the zeros of the model as masks; before the first step, collective.
+
+        Returns:
+            How many zeros each tensor has.
+
+        Raises:
+            ValueError: If there are none, more than the final amount, or not the same ones in
+                processes that hold the same weights.
+            RuntimeError: If the run has ended, or something is amiss in another process.
+        """
+        zeros = self._tensors.adopt_zeros()
+        self._adopted = sum(zeros.values()) / self._tensors.num_weights
+        self.schedule = self.schedule.starting_at(self._adopted)
+        return zeros
+
+    # --- one step ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, skipped: bool = False) -> None:
+        """Take in the gradients of an optimizer step, and prune by the schedule; collective.
+
+        Call it after ``optimizer.step()`` and before ``optimizer.zero_grad()``. A step whose
+        gradients are not finite, in any process, counts as skipped. After ``total_steps`` only the
+        masks are re-applied.
+
+        Args:
+            skipped: Whether the optimizer did not step (a GradScaler found infinities): the
+                schedule advances, and nothing is added to the scores.
+
+        Raises:
+            RuntimeError: If no pruned tensor has a gradient (unless the criterion needs none), a
+                tensor is not pruned any more, an optimizer is followed (:meth:`step_with`) that
+                calls this by itself, or something is amiss in another process.
+            TypeError: If ``skipped`` is neither True nor False.
+        """
+        skipped = as_skipped(skipped)
+        if not skipped:
+            self._following.refuse_other_calls()
+        step = self.last_step + 1
+        read = not skipped and step <= self.schedule.total_steps
+        gradients = self._tensors.agreed_gradients(step, self.settings, read=read)
+        self._tensors.begin_recording(self.last_step)
+        if step > self.schedule.total_steps:
+            self._tensors.apply_masks()
+            self.last_step = step
+            return
+        choosing = self.schedule.is_choosing_step(step)
+        masking = self.masking == "step" or step > self.schedule.ramp_end
+        without_gradient = self._take_in(step, gradients, apply_masks=masking and not choosing)
+        self.last_step = step
+        self.skipped_steps += gradients is None
+        changed, has_scores = [], self._has_scores or not self.criterion.windowed
+        if choosing:
+            changed = self._choose(self.schedule.amount_at(step)) if has_scores else []
+            self._tensors.apply_masks()
+        # Once all of the step is done: a warning may be an error.
+        self._tensors.warn_of_other_masks()
+        self._notices.of_no_gradient(without_gradient)
+        self._notices.of_choice(step, changed, self.skipped_steps * (choosing and not has_scores))
+
+    def _choose(self, amount: float) -> list[Change]:
+        """Write the masks; what changed in each tensor."""
+        self.threshold, changed = self._tensors.choose(amount, tells=self._records_history)
+        if self._records_history:
+            self.history.record(self.last_step, amount, self.threshold, changed)
+        self._tensors.record(self.last_step)
+        return changed
+
+    def _take_in(
+        self, step: int, gradients: list[Tensor | None] | None, apply_masks: bool
+    ) -> list[str]:
+        """Fold the window that ended, add this step's samples, re-apply the masks: one pass.
+
+        Returns the names of the tensors that had no gradient in the whole window that ended.
+        """
+        restart = self.criterion.windowed and self.schedule.ends_window(step)
+        fold_over = None
+        if restart and self._window_steps:
+            # The first window starts from a zero sample, as the reference implementation's does.
+            fold_over = self._window_steps + (step <= self.schedule.window)
+            self._has_scores = True
+        without_gradient = self._tensors.take_in(gradients, fold_over, restart, apply_masks)
+        if self.criterion.windowed:
+            steps_before = 0 if restart else self._window_steps
+            self._window_steps = steps_before + (gradients is not None)
+        return without_gradient
+
+    def reschedule(
+        self, *, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
+    ) -> None:
+        """Set the lengths anew before the first step, for who learns them only when a run begins.
+
+        Args:
+            total_steps: As for :func:`platon_prune.global_unstructured`.
+            warmup_steps: Likewise.
+            cooldown_steps: Likewise.
+
+        Raises:
+            ValueError: If the steps leave no room for the ramp or for a window before it.
+            RuntimeError: If a step has been taken.
+        """
+        if self.last_step:
+            raise RuntimeError(
+                f"the schedule must be set before the first step, got {self.last_step} steps: set "
+                "pruning up again for another run"
+            )
+        if isinstance(self.schedule, FixedSchedule):
+            return  # has no lengths
+        schedule = dataclasses.replace(
+            self.schedule, total_steps=total_steps, warmup_steps=warmup_steps,
+            cooldown_steps=cooldown_steps,
+        )  # fmt: skip
+        if self.criterion.windowed:
+            schedule.require_scores()
+        self.schedule = schedule
+        self._tensors.unsettle()
+
+    def step_with(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Call :meth:`step` by itself after every step of ``optimizer``.
+
+        Args:
+            optimizer: The optimizer of the pruned model. A step that a GradScaler skips never
+                reaches it, and counts in the schedule only if you call ``step(skipped=True)``.
+
+        Returns:
+            A handle whose ``remove()`` ends it.
+
+        Raises:
+            TypeError: If it is no optimizer, or only wraps one.
+            ValueError: If the optimizer is known to train other weights than those it shows, or
+                another one is followed already.
+        """
+        return self._following.begin(optimizer, self.step)
+
+    # --- what can be read -------------------------------------------------------------------
+
+    @property
+    def amount(self) -> float:
+        """Fraction that the schedule prunes at the last step; before the first, what is adopted.
+
+        Of the weights, or of what else the granularity counts: of n:m, the share of the groups that
+        are constrained.
+        """
+        has_begun = self.last_step or self._adopted is not None
+        return self.schedule.amount_at(self.last_step) if has_begun else 0.0
+
+    @property
+    def target_sparsity(self) -> float:
+        """Fraction of zeros among the selected weights that the schedule asks for in the end."""
+        return self.granularity.sparsity_of(self.schedule.amount)
+
+    def sparsity(self) -> float:
+        """Measured fraction of zeros among the selected weights, as evaluation uses them.
+
+        Collective if the model is sharded.
+
+        Raises:
+            RuntimeError: If the run has ended.
+        """
+        return self._tensors.sparsity(self.settings)
+
+    def memory(self) -> Memory:
+        """What pruning keeps for the weights in this process; prints as a table.
+
+        Raises:
+            RuntimeError: If the run has ended.
+        """
+        self._tensors.place()
+        return Memory.of([tensor.bytes() for tensor in self._tensors], self._tensors.num_weights)
+
+    @torch.no_grad()
+    def score(self, name: str) -> Tensor:
+        """The scores of a tensor now.
+
+        Args:
+            name: Its name before pruning, such as ``layer.0.weight``.
+
+        Returns:
+            A new float32 tensor of the weight's shape; a DTensor if that is one.
+
+        Raises:
+            KeyError: If no pruned tensor has that name.
+            RuntimeError: If the run has ended.
+        """
+        self._tensors.place()
+        return self._tensors.named(name).score()
+
+    def masks(self, step: int | None = None) -> dict[str, Tensor]:
+        """A copy of every mask: name before pruning to bool tensor (True = kept).
+
+        Args:
+            step: After which step; None for the last. Of an earlier one, or of any once the masks
+                are removed, :meth:`record_masks` must have been called before.
+
+        Returns:
+            DTensors where the weights are, or were when it was noticed that the run has ended.
+
+        Raises:
+            ValueError: If that step was not taken, or its masks were not recorded or are replaced.
+            TypeError: If it is no whole number.
+        """
+        return self._tensors.masks(step, self.last_step)
+
+    def record_masks(self, path: str | os.PathLike[str]) -> None:
+        """Append the masks of every choice from here on to a file, for :meth:`masks`; collective.
+
+        A run that is resumed goes on with its file, and drops what was recorded after the step that
+        it resumes from. A run that begins moves a file that another has filled to ``path + ".old"``
+        (``".old2"``, ... if that is taken) and warns. Of several processes the first one writes.
+
+        Args:
+            path: The file, which may exist if it is of this model.
+
+        Raises:
+            ValueError: If it is another model's or no such file, or the model is sharded.
+            OSError: If no file can be written there.
+            RuntimeError: If the run has ended, or something is amiss in another process.
+        """
+        self._tensors.record_masks(path)
+
+    def remove(self) -> None:
+        """Finalize every tensor: its zeros stay, its mask and hook go. Ends the scheduler.
+
+        Its :attr:`history` and what it recorded for :meth:`masks` can be read as before. The rest
+        is freed; after :func:`platon_prune.remove`, only once what needs the masks is asked for.
+
+        Raises:
+            RuntimeError: If a tensor has been finalized already.
+        """
+        self._tensors.require_masks()
+        self._tensors.detach()
+
+    # --- saving -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit by bit: plain dicts of tensors, numbers and strings.
+
+        Loadable with ``torch.load(..., weights_only=True)``. Its tensors are copies; DTensors where
+        the weights are, which ``torch.distributed.checkpoint`` saves and loads on any number of
+        processes.
+
+        Raises:
+            RuntimeError: If the run has ended.
+        """
+        self._tensors.place()
+        return {
+            "version": STATE_VERSION,
+            "settings": self.settings,
+            "last_step": self.last_step,
+            "skipped_steps": self.skipped_steps,
+            "threshold": self.threshold,
+            "window_steps": self._window_steps,
+            "has_scores": self._has_scores,
+            "adopted": self._adopted,
+            "history": self.history.state() if self._records_history else None,
+            "tensors": {tensor.name: tensor.state_dict() for tensor in self._tensors},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state. Load the model first, then the optimizer, then this.
+
+        Args:
+            state: What :meth:`state_dict` returned, of a model sharded alike, otherwise or not at
+                all (collective then).
+
+        Raises:
+            ValueError: If it is of another version, model or configuration; names the difference.
+                Nothing is changed then.
+            RuntimeError: If the run has ended.
+        """
+        self._tensors.check_state(state, self.settings)
+        self._adopted = state["adopted"]
+        if self._adopted is not None:
+            self.schedule = self.schedule.starting_at(self._adopted)
+        for tensor in self._tensors:
+            tensor.load_state_dict(state["tensors"][tensor.name])
+        self.last_step = state["last_step"]
+        self.skipped_steps = state["skipped_steps"]
+        self.threshold = state["threshold"]
+        self._window_steps = state["window_steps"]
+        self._has_scores = state["has_scores"]
+        self.history.load_state((state["history"] if self._records_history else None) or [])
+        self._tensors.restart_recording()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Criterion, masking, schedule and granularity, as they are saved with the state."""
+        return settings_of(
+            self.criterion, self.masking, self.schedule, self.granularity.settings,
+            self.adopts_zeros,
+        )  # fmt: skip

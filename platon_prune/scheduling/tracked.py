@@ -1,0 +1,369 @@
+"""One pruned tensor as the scheduler sees it: where it lives, and what is remembered of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from platon_prune.choice.selection import ScoredTensor
+from platon_prune.criteria import Criterion
+from platon_prune.masks.masked import apply_mask_, mask_of, method_of, weight_of
+from platon_prune.masks.method import PlatonUnstructured, attach
+from platon_prune.masks.targets import Target
+from platon_prune.scheduling.averages import Averages
+from platon_prune.scheduling.set_aside import SetAside
+from platon_prune.tensors.bits import count_ones, pack_bits, to_bytes
+from platon_prune.tensors.blocks import Scratch, blocks, count_kept, zero_pruned_
+from platon_prune.tensors.shards import (
+    Part,
+    are_alike,
+    as_placed,
+    is_in_mesh,
+    is_sharded,
+    local_of,
+    part_of,
+    placed_like,
+    placement_of,
+)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How what is remembered of the weights is kept.
+
+    Args:
+        dtype: float32, or bfloat16 for half the memory and less exact scores.
+        offload: Whether the averages are kept in host memory.
+    """
+
+    dtype: torch.dtype = torch.float32
+    offload: bool = False
+
+
+class TrackedTensor:
+    """The mask, the window and the averages of one tensor, or of this process's part of it.
+
+    The tensor itself is looked up at each use: wrapping, sharding, loading or moving a model may
+    replace it. What is remembered follows it at :meth:`place`.
+
+    Args:
+        target: The tensor; masks are put on all its sites.
+        criterion: Says what is remembered.
+        masking: See :class:`~platon_prune.PlatonScheduler`.
+        storage: How it is kept.
+        offset: Global position of its first entry.
+        scratch: Temporaries, shared by all tensors.
+        puts_back: Whether entries that come back get the values that they had when they went.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        criterion: Criterion,
+        masking: str,
+        storage: Storage,
+        offset: int,
+        scratch: Scratch,
+        puts_back: bool = False,
+    ) -> None:
+        self.target = target
+        self.criterion = criterion
+        self.masking = masking
+        self.offset = offset
+        self.scratch = scratch
+        self.part: Part | None = None  # set by place()
+        self._averages = Averages(criterion, storage.dtype, storage.offload, scratch)
+        self._set_aside = SetAside() if puts_back else None
+        self._placement: Any = None
+        self._had_gradient = False  # in the window so far
+        self._last_device: torch.device | None = None  # once there is no weight to ask
+        self._methods: list[PlatonUnstructured] = []
+        mask = None
+        for module, name in target.sites:
+            self._methods.append(
+                attach(module, name, masking=masking, own_keys=target.own_keys, mask=mask)
+            )
+            mask = mask_of(module, name)
+
+    @property
+    def name(self) -> str:
+        """Its name before pruning."""
+        return self.target.name
+
+    @property
+    def parameter(self) -> Tensor:
+        """The whole parameter, detached; a DTensor if it is sharded."""
+        return weight_of(*self.target.sites[0]).detach()
+
+    @property
+    def weight(self) -> Tensor:
+        """The part of the parameter that this process holds."""
+        return local_of(self.parameter)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The gradient of that part, dense.
+
+        A DTensor, as the backward left it, if only all of its processes together can make the part
+        of it (sums that have not been added up): see :meth:`bring`.
+        """
+        parameter = weight_of(*self.target.sites[0])
+        gradient = parameter.grad
+        if gradient is None:
+            return None
+        if gradient.layout != torch.strided:
+            return gradient.to_dense()
+        if are_alike(gradient, parameter):
+            return local_of(gradient)
+        return gradient if is_sharded(gradient) else local_of(placed_like(gradient, parameter))
+
+    @property
+    def is_in_mesh(self) -> bool:
+        """Whether this process takes part in what the processes of a sharded tensor do together."""
+        return is_in_mesh(self.parameter)
+
+    def bring(self, gradient: Tensor) -> Tensor:
+        """The part of a gradient that lies otherwise than the parameter; collective."""
+        return local_of(placed_like(gradient, self.parameter))
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask of that part, at the first site."""
+        return local_of(mask_of(*self.target.sites[0]))
+
+    @property
+    def is_finalized(self) -> bool:
+        """Whether its mask is gone, even if it carries another's by now."""
+        sites = zip(self.target.sites, self._methods, strict=True)
+        return not self._methods or any(method_of(*site) is not method for site, method in sites)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is, or was when it was noticed that it is finalized."""
+        if self._last_device is not None:
+            return self._last_device
+        module, name = self.target.sites[0]
+        held = (module._parameters.get(key) for key in (f"{name}_orig", name))
+        return next((tensor.device for tensor in held if tensor is not None), torch.device("cpu"))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What processes must have in common, beside the settings."""
+        averages, parameter = self._averages, self.parameter
+        return {
+            f"shape of {self.name}": tuple(parameter.shape),
+            f"dtype of {self.name}": str(parameter.dtype),
+            f"own_keys of {self.name}": self.target.own_keys,
+            "state_dtype": str(averages.dtype),
+            "offload_averages": averages.offload,
+        }
+
+    @property
+    def whole_numel(self) -> int:
+        """Number of entries that all processes hold together."""
+        return self.parameter.numel()
+
+    def place(self) -> bool:
+        """Follow the weight if it was sharded or moved; whether its placement is a new one."""
+        parameter = self.parameter
+        weight, placement = local_of(parameter), placement_of(parameter)
+        is_new = self.part is None or placement != self._placement
+        if is_new:
+            part = part_of(parameter)
+            if self.part is not None and self._placement is not None:
+                self._averages.replace(lambda _: self._refuse_new_placement())
+            self._averages.replace(part.of)
+            self.part, self._placement = part, placement
+        self._averages.follow(weight)
+        return is_new
+
+    def settle(self, copy: int, copies: int) -> None:
+        """Learn how many processes hold the same part, and which of them this is."""
+        assert self.part is not None
+        self.part = replace(self.part, copy=copy, copies=copies)
+
+    def require_mask(self) -> None:
+        """Raise a RuntimeError unless the tensor is still the one that was set up."""
+        if self.is_finalized:
+            raise RuntimeError(
+                f"{self.name} must carry the mask of this scheduler, but it was finalized or "
+                "pruned anew: finalize the rest with platon_prune.remove(model), or set "
+                "pruning up again to prune further"
+            )
+        first = None
+        for module, name in self.target.sites:
+            weight = weight_of(module, name)
+            first = weight if first is None else first
+            if weight is not first:
+                raise RuntimeError(
+                    f"{self.name} must be one parameter shared by {len(self.target.sites)} modules "
+                    "as it was at set-up, but they hold parameters of their own now: tie the "
+                    "weights again after loading"
+                )
+            if weight.shape != getattr(module, f"{name}_mask").shape:
+                raise RuntimeError(
+                    f"{self.name} must keep its shape {tuple(mask_of(module, name).shape)}, got "
+                    f"{tuple(weight.shape)}: finalize before changing a layer's size, and shard "
+                    "with fully_shard (FSDP2), which does not flatten as FSDP1 and DeepSpeed do"
+                )
+            if weight.is_meta:
+                raise RuntimeError(
+                    f"{self.name} must have values, got a tensor on the meta device: materialise "
+                    "the model (to_empty, then load its weights) before it is trained"
+                )
+
+    def adopt_zeros(self) -> tuple[Any, int, bytes]:
+        """Prune what is zero, -0 too.
+
+        Returns:
+            Which part this process holds, how many zeros it has, and a digest of where they are.
+        """
+        weight, mask = self.weight, self.mask
+        if weight.is_meta:
+            raise ValueError(
+                f"{self.name} must have values whose zeros can be adopted, got a tensor on the "
+                "meta device: load the model's weights first"
+            )
+        for values, kept in blocks(weight, mask):
+            torch.ne(values, 0, out=kept)
+        bits = pack_bits(mask)
+        digest = hashlib.blake2b(to_bytes(bits)).digest()
+        return part_of(self.parameter).key, mask.numel() - count_ones(bits), digest
+
+    def take_in(
+        self, gradient: Tensor | None, fold_over: int | None, restart: bool, apply_mask: bool
+    ) -> bool:
+        """Update everything in one walk, so that each block is read from memory once.
+
+        Args:
+            gradient: This step's gradient; None adds nothing to the window.
+            fold_over: Fold the window into the averages, as the sum of so many samples, before
+                this step joins it; None not to.
+            restart: Whether to empty the window before this step joins it.
+            apply_mask: Whether to zero what the mask prunes, after the weight has been read.
+
+        Returns:
+            Whether a window was folded in which the tensor never had a gradient.
+        """
+        remembered = self._averages.operands(fold=fold_over is not None)
+        operands = (self.weight, self.mask, *remembered)
+        if gradient is not None:
+            operands += (gradient,)
+        for weight, mask, *rest in blocks(*operands):
+            grad = rest.pop() if gradient is not None else None
+            if rest:
+                self._averages.take_in(weight, grad, rest, fold_over, restart)
+            if apply_mask:
+                zero_pruned_(weight, mask, self.scratch)
+        had_none = fold_over is not None and not self._had_gradient
+        self._had_gradient = gradient is not None or (self._had_gradient and not restart)
+        return had_none
+
+    def apply_mask(self) -> None:
+        """Zero what the mask prunes, and bring the mask to the other sites of a shared tensor."""
+        apply_mask_(*self.target.sites[0], self.scratch)
+        first = self.mask
+        for module, name in self.target.sites[1:]:
+            mask = local_of(mask_of(module, name))
+            if mask is not first:  # moving a model copies its buffers apart
+                mask.copy_(first)
+
+    def put_back(self, before: Tensor) -> None:
+        """After a choice: give entries that came back their values, and set aside what goes.
+
+        Args:
+            before: The mask before the choice.
+        """
+        assert self._set_aside is not None
+        self._set_aside.exchange_(self.weight, before, self.mask)
+
+    def scored(self) -> ScoredTensor:
+        """What the global choice needs of it."""
+        weight = self.weight.reshape(-1)
+
+        def score(index: slice | Tensor) -> Tensor:
+            block = weight[index]
+            out = self.scratch.like(block, torch.float32, role="score")
+            return self._averages.score(block, index, out)
+
+        return ScoredTensor(score, self.mask, self.offset, self.part, self.name)
+
+    def score(self) -> Tensor:
+        """All its scores: float32, of the weight's shape and placed as it is, a new tensor."""
+        weight = self.weight
+        out = torch.empty(weight.numel(), dtype=torch.float32, device=weight.device)
+        self._averages.score(weight.reshape(-1), slice(None), out)
+        return as_placed(out.view(weight.shape), self.parameter)
+
+    def count_kept(self, own: bool) -> int:
+        """How many entries are not zero: of the part, or only of what this process counts."""
+        weight, mask = self.weight, self.mask
+        if not own:
+            return count_kept(weight, mask)
+        assert self.part is not None
+        return count_kept(weight.reshape(-1)[self.part.own], mask.view(-1)[self.part.own])
+
+    def copy_of_mask(self) -> Tensor:
+        """A copy of the mask, placed as the weight is."""
+        return as_placed(self.mask.clone(), self.parameter)
+
+    def bytes(self) -> dict[str, int]:
+        """Memory of this process that pruning takes for it: the mask, the window, the averages."""
+        numel = self.weight.numel()
+        aside = {} if self._set_aside is None else {"set_aside": self.weight.nbytes}
+        return {"mask": numel, **self._averages.bytes(numel), **aside}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of what is remembered, placed as the weight is."""
+        weight, parameter = self.weight, self.parameter
+        state: dict[str, Any] = {"mask": self.mask, **dict(self._averages.named())}
+        if self.masking == "window":
+            # What pruned weights trained to since the choice: a saved model may lack these.
+            state["refilled"] = torch.where(self.mask, 0, weight)
+        if self._set_aside is not None:
+            state["set_aside"] = self._set_aside.values(weight)
+        placed: dict[str, Any] = {
+            name: as_placed(tensor.clone(), parameter) for name, tensor in state.items()
+        }
+        return placed | {"had_gradient": self._had_gradient}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned for a tensor of this name and shape."""
+        parameter, weight = self.parameter, self.weight
+        for module, name in self.target.sites:
+            local_of(mask_of(module, name)).copy_(local_of(placed_like(state["mask"], parameter)))
+        for name, tensor in self._averages.named():
+            tensor.copy_(local_of(placed_like(state[name], parameter)))
+        self._had_gradient = state["had_gradient"]
+        if self._set_aside is not None:
+            aside = local_of(placed_like(state["set_aside"], parameter))
+            self._set_aside.values(weight).copy_(aside)
+        if self.masking == "window":
+            refilled = local_of(placed_like(state["refilled"], parameter)).to(weight)
+            weight.copy_(torch.where(self.mask, weight, refilled))
+        else:
+            self.apply_mask()
+
+    def forget(self) -> None:
+        """Free what is remembered, and let go of the modules, once the run has ended."""
+        self._last_device = self.device
+        self.target = replace(self.target, sites=())
+        self._methods = []
+        self._averages.forget()
+        self._set_aside = None
+
+    def expected_entries(self) -> tuple[str, ...]:
+        """The entries of its state that have the weight's shape."""
+        refilled = ("refilled",) if self.masking == "window" else ()
+        aside = () if self._set_aside is None else ("set_aside",)
+        return ("mask", *(name for name, _ in self._averages.named()), *refilled, *aside)
+
+    def _refuse_new_placement(self) -> Tensor:
+        raise RuntimeError(
+            f"{self.name} must stay sharded as it was when its scores began, got another "
+            "placement: save the scheduler's state, shard, set pruning up again and load it"
+        )

@@ -1,0 +1,1 @@
+"""Pruned groups are cut out of the model."""

@@ -1,0 +1,244 @@
+"""Attention whose layers share one position bias, as T5's: each layer takes its own heads of it.
+
+The first layer of a stack has a table with a column for each head; its bias goes on from layer to
+layer. When layers keep different heads, the table keeps those of any layer, and each layer notes
+which of the columns are its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from platon_prune.shrinking.removable import Place
+from platon_prune.shrinking.resize import cut_, refresh_sizes_
+
+_SHARING = ("T5Attention", "MT5Attention")
+_CLASSES = (*_SHARING, "UMT5Attention")  # in which each layer has a table of its own
+TABLE = "relative_attention_bias"
+# How other models call tables that may be shared; what they do with them is not known.
+_ANY_TABLE = re.compile(r"rel\w*bias|position_bias")
+
+
+class _OwnHeads(nn.Module):
+    """Mixed into the class of an attention whose heads are some of those of the bias.
+
+    The buffer ``bias_heads`` says which; None if the bias is not to be used (in cross-attention
+    it is all zeros, made by the first layer for its own number of heads).
+    """
+
+    bias_heads: Tensor | None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class can't be found by its name, which is its base's; it is made again instead.
+        return _new_instance, (type(self).__mro__[2],), self.__getstate__()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        position_bias: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        whole = position_bias
+        if self.bias_heads is None:
+            position_bias = None
+        else:
+            if whole is None:
+                whole = self._whole_bias(hidden_states, past_key_values)
+            position_bias = whole.index_select(1, self.bias_heads)
+        output, own, *rest = super().forward(
+            hidden_states,
+            *args,
+            position_bias=position_bias,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return output, own if whole is None else whole, *rest
+
+    def _whole_bias(self, hidden_states: Tensor, cache: Any) -> Tensor:
+        length, past = hidden_states.shape[1], 0
+        keys = length
+        if cache is not None:
+            past = cache.get_seq_length(self.layer_idx)
+            keys, _ = cache.get_mask_sizes(length, self.layer_idx)
+        if isinstance(past, Tensor):
+            past = past.clone()  # a static cache counts in place
+        return self.compute_bias(  # type: ignore[no-any-return,operator]
+            length, keys, device=hidden_states.device, past_seen_tokens=past
+        )
+
+
+@functools.cache
+def _class_for(base: Any) -> Any:
+    names = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    return type(base)(base.__name__, (_OwnHeads, base), names)
+
+
+def _new_instance(base: Any) -> nn.Module:
+    cls = _class_for(base)
+    return cls.__new__(cls)  # type: ignore[no-any-return]
+
+
+# --- which modules, and what they have ----------------------------------------------------------
+
+
+def stacks(model: nn.Module) -> list[list[str]]:
+    """Names of the self-attention modules that share a table, for each table of the model.
+
+    The one with the table comes first.
+    """
+    found: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
+        if type(module).__name__ in _CLASSES and path.endswith("SelfAttention"):
+            key = _stack_of(path) if type(module).__name__ in _SHARING else path
+            found.setdefault(key, []).append(path)
+    return [sorted(paths, key=lambda path: not _has_table(model, path)) for paths in found.values()]
+
+
+def _cross_attentions(model: nn.Module) -> list[str]:
+    return [
+        path
+        for path, module in model.named_modules()
+        if type(module).__name__ in _CLASSES and path.endswith("EncDecAttention")
+    ]
+
+
+def _stack_of(path: str) -> str:
+    return re.split(r"(?:^|\.)block\.", path)[0]
+
+
+def _has_table(model: nn.Module, path: str) -> bool:
+    return hasattr(model.get_submodule(path), TABLE)
+
+
+def own_heads(model: nn.Module) -> dict[str, list[int] | None]:
+    """What each module with heads of its own has of the bias, by its name."""
+    return {
+        path: None if module.bias_heads is None else module.bias_heads.tolist()
+        for path, module in model.named_modules()
+        if isinstance(module, _OwnHeads)
+    }
+
+
+def heads_fit(model: nn.Module, path: str, heads: list[int] | None) -> bool:
+    """Whether a module can have these columns of its table as heads; see :class:`_OwnHeads`."""
+    if heads is None:
+        return path in _cross_attentions(model)
+    for paths in stacks(model):
+        if path in paths:
+            num_columns = getattr(model.get_submodule(paths[0]), TABLE).weight.shape[1]
+            module: Any = model.get_submodule(path)
+            ascending = all(a < b for a, b in zip(heads, heads[1:], strict=False))
+            return ascending and len(heads) == module.n_heads and heads[-1] < num_columns
+    return False
+
+
+def heads_of_bias(model: nn.Module, path: str) -> Tensor:
+    """Which columns of the table are the heads of a module, in its order; int64."""
+    module: Any = model.get_submodule(path)
+    if isinstance(module, _OwnHeads) and module.bias_heads is not None:
+        return module.bias_heads.cpu()
+    return torch.arange(module.n_heads)
+
+
+def without_unknown(model: nn.Module, places: Sequence[Place]) -> list[Place]:
+    """The places, but with all heads kept that may have a column in a table that is not known."""
+    if not any(_ANY_TABLE.search(name) for name, _ in model.named_parameters()):
+        return list(places)
+    paths = [path for paths in stacks(model) for path in paths] + _cross_attentions(model)
+    known = {f"{path}.q.weight" for path in paths}
+    return [
+        place.keeping_all("its heads may share a position bias in a way that is not known")
+        if place.groups.kind == "heads"
+        and not place.kept.all()
+        and known.isdisjoint(member.name for member in place.groups.members)
+        else place
+        for place in places
+    ]
+
+
+def tables(model: nn.Module) -> set[str]:
+    """Names of the tables."""
+    return {f"{paths[0]}.{TABLE}.weight" for paths in stacks(model)}
+
+
+def left_heads(model: nn.Module, places: Sequence[Place]) -> dict[str, Tensor]:
+    """For each self-attention module, which columns of the table are the heads that it keeps."""
+    of_query = {member.name: place for place in places for member in place.groups.members}
+    left = {}
+    for path in (path for paths in stacks(model) for path in paths):
+        place = of_query.get(f"{path}.q.weight")
+        heads = heads_of_bias(model, path)
+        left[path] = heads if place is None else heads[place.kept]
+    return left
+
+
+def have_same_heads(model: nn.Module, heads: dict[str, Tensor]) -> bool:
+    """Whether the layers of each stack are left with the same columns of their table."""
+    return all(heads[path].equal(heads[paths[0]]) for paths in stacks(model) for path in paths)
+
+
+# --- changing them ------------------------------------------------------------------------------
+
+
+def set_own_heads_(module: Any, heads: Sequence[int] | Tensor | None) -> None:
+    """Note which columns of the table are the module's heads; see :class:`_OwnHeads`."""
+    if not isinstance(module, _OwnHeads):
+        cls: Any = type(module)
+        module.__class__ = _class_for(cls)
+        module.register_buffer("bias_heads", None, persistent=False)
+    index = None
+    if heads is not None:
+        device = next(module.parameters()).device
+        index = torch.as_tensor(heads, dtype=torch.int64)
+        index = index if device.type == "meta" else index.to(device)
+    module.bias_heads = index
+
+
+def clear_own_heads_(module: Any) -> None:
+    """Make it an ordinary module, whose heads are all of those of the bias."""
+    if isinstance(module, _OwnHeads):
+        module.__class__ = type(module).__mro__[2]
+        del module._buffers["bias_heads"]
+        module._non_persistent_buffers_set.discard("bias_heads")
+
+
+def share_bias_(model: nn.Module, heads: dict[str, Tensor], also: Any) -> None:
+    """Cut each table to the heads that any layer of its stack keeps, and tell the layers.
+
+    Args:
+        model: After its heads were cut.
+        heads: For each self-attention module, which columns of the table are its heads.
+        also: Called with the table and what stays of it, just before it is cut.
+    """
+    for paths in stacks(model):
+        table = getattr(model.get_submodule(paths[0]), TABLE)
+        union = torch.unique(torch.cat([heads[path] for path in paths]))
+        if union.numel() < table.weight.shape[1]:
+            also(table.weight, {1: union})
+            cut_(table.weight, {1: union})
+            refresh_sizes_(table)
+        for path in paths:
+            own = torch.searchsorted(union, heads[path])
+            if own.numel() == union.numel():
+                clear_own_heads_(model.get_submodule(path))
+            else:
+                set_own_heads_(model.get_submodule(path), own)
+    cross = [model.get_submodule(path) for path in _cross_attentions(model)]
+    differ = len({module.n_heads for module in cross}) > 1
+    for module in cross:
+        if differ and type(module).__name__ in _SHARING:
+            set_own_heads_(module, None)
+        else:
+            clear_own_heads_(module)

@@ -1,0 +1,142 @@
+"""What can be removed from a model: the coupled groups of which nothing is left, and what stays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from platon_prune.groups.coupled import CoupledGroups, Member
+from platon_prune.masks.masked import forms_of, mask_of
+from platon_prune.shrinking.resize import find, has_fixed_width, refusal, tensor_at
+from platon_prune.tensors.shards import is_sharded
+
+
+@dataclass(frozen=True)
+class Place:
+    """The groups of one place and which of them stay.
+
+    Args:
+        groups: The coupled groups.
+        kept: For each of them, whether it stays; bool.
+        note: Why groups of which nothing is left stay, if some do.
+    """
+
+    groups: CoupledGroups
+    kept: Tensor
+    note: str = ""
+
+    @property
+    def after(self) -> int:
+        """How many groups stay."""
+        return int(self.kept.sum())
+
+    def keeping(self, kept: Tensor, note: str = "") -> Place:
+        """The same place with other groups kept."""
+        return dataclasses.replace(self, kept=kept, note=note or self.note)
+
+    def keeping_all(self, note: str) -> Place:
+        """The same place with nothing removed."""
+        return self.keeping(torch.ones_like(self.kept), note)
+
+
+def find_places(model: nn.Module, every: Iterable[CoupledGroups]) -> list[Place]:
+    """Which groups of each place stay: those of which something is left, and at least one.
+
+    Args:
+        model: With masks of ours, which decide where there are any; elsewhere exact zeros do.
+        every: The coupled groups of the model.
+
+    Raises:
+        ValueError: If the model lacks a tensor of a group, or one can't be read.
+    """
+    owners = _owners(model)
+    places = []
+    for groups in every:
+        kept = torch.zeros(groups.size, dtype=torch.bool)
+        for member in groups.members:
+            kept |= _groups_left(model, groups, member)
+        place = Place(groups, kept)
+        if not kept.all() and (reason := _refusal(model, groups, owners)):
+            place = place.keeping_all(reason)
+        elif not kept.any():
+            kept[0] = True
+            place = place.keeping(kept, "one must stay")
+        places.append(place)
+    return places
+
+
+def kept_indices(places: Sequence[Place]) -> dict[str, dict[int, Tensor]]:
+    """For each tensor that is cut, along which dimensions, and which indices stay; int64."""
+    removed: dict[str, dict[int, Tensor]] = {}
+    for place in places:
+        if place.kept.all():
+            continue
+        gone = torch.cat([~place.kept, torch.zeros(1, dtype=torch.bool)])  # -1: in no group
+        for member in place.groups.members:
+            along = removed.setdefault(member.name, {})
+            before = along.get(member.dim, torch.zeros_like(member.group_of, dtype=torch.bool))
+            along[member.dim] = before | gone[member.group_of]
+    return {
+        name: {dim: (~gone).nonzero().flatten() for dim, gone in along.items() if gone.any()}
+        for name, along in removed.items()
+        if any(gone.any() for gone in along.values())
+    }
+
+
+def _groups_left(model: nn.Module, groups: CoupledGroups, member: Member) -> Tensor:
+    """For each group, whether something is left of it in one tensor."""
+    module, key = find(model, member.name)
+    masked = any(form.name == key for form in forms_of(module))
+    tensor = mask_of(module, key) if masked else tensor_at(module, key)
+    if tensor.is_meta or is_sharded(tensor):
+        raise ValueError(
+            f"{member.name} must be a plain tensor with values, got one that is "
+            f"{'on the meta device' if tensor.is_meta else 'sharded'}: shrink the whole model in "
+            "one process, before it is sharded"
+        )
+    if tensor.shape[member.dim : member.dim + 1] != member.group_of.shape:
+        raise ValueError(
+            f"{member.name} must have {member.group_of.numel()} entries along dimension "
+            f"{member.dim} as its groups say, got shape {tuple(tensor.shape)}: set pruning up anew"
+        )
+    others = [dim for dim in range(tensor.dim()) if dim != member.dim]
+    left = tensor.detach().ne(0)
+    left = (left.any(dim=others) if others else left).cpu()
+    found = torch.zeros(groups.size + 1, dtype=torch.bool)
+    found[member.group_of[left]] = True
+    return found[:-1]  # what is in no group was noted behind the last one
+
+
+def _owners(model: nn.Module) -> dict[int, dict[int, str]]:
+    """The modules that hold each parameter, by identity, and what they call it."""
+    owners: dict[int, dict[int, str]] = {}
+    for path, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            names = owners.setdefault(id(parameter), {})
+            names[id(module)] = f"{path}.{key}".removesuffix("_orig").lstrip(".")
+    return owners
+
+
+def _refusal(
+    model: nn.Module, groups: CoupledGroups, owners: dict[int, dict[int, str]]
+) -> str | None:
+    """Why groups of a place can't be cut out; None if they can."""
+    holder = groups.members[0].name.rpartition(".")[0].rpartition(".")[0]
+    attention: Any = type(model.get_submodule(holder))
+    if groups.kind == "heads" and has_fixed_width(attention):
+        return f"{holder} can't run with fewer heads"
+    modules = {id(find(model, member.name)[0]) for member in groups.members}
+    for member in groups.members:
+        module, key = find(model, member.name)
+        if reason := refusal(module, key, member.dim):
+            return f"{member.name}: {reason}"
+        parameter = module._parameters.get(key, module._parameters.get(f"{key}_orig"))
+        others = owners.get(id(parameter), {})
+        if shared := sorted(name for owner, name in others.items() if owner not in modules):
+            return f"{member.name} is shared with {shared[0]}"
+    return None

@@ -1,0 +1,130 @@
+"""The same counts in every layer: what a config can tell of a plan, and plans that it can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from platon_prune.shrinking import head_bias
+from platon_prune.shrinking.config_sizes import config_for, config_of
+from platon_prune.shrinking.removable import Place, kept_indices
+from platon_prune.shrinking.resize import find, named_parameter
+
+
+def with_same_counts(model: nn.Module, places: Sequence[Place]) -> list[Place]:
+    """The smallest counts that every layer of the model can have and its config can tell.
+
+    Args:
+        model: A model of transformers; not changed.
+        places: What each place could be left with.
+
+    Returns:
+        The places with some more groups kept; all of those of a kind that the config can't tell.
+
+    Raises:
+        ValueError: If the model has no config.
+    """
+    config = config_of(model)
+    if config is None:
+        raise ValueError(
+            "model must have a config, as transformers' models do, for uniform=True, got a "
+            f"{type(model).__name__}: shrink it without, and load it with platon_prune.load_into"
+        )
+    result = list(places)
+    for kind in _kinds(places):
+        chosen = [i for i, place in enumerate(places) if place.groups.kind == kind]
+        ours = _sharing_heads(model, [places[i] for i in chosen])
+        found, changed = _smallest(model, config, kind, ours)
+        config = changed or config
+        for i, place in zip(chosen, found, strict=True):
+            result[i] = place
+    return result
+
+
+def config_as_left(model: nn.Module, places: Sequence[Place]) -> tuple[Any | None, tuple[str, ...]]:
+    """What the config can tell of a plan.
+
+    Args:
+        model: Any; not changed.
+        places: What each place is left with.
+
+    Returns:
+        A new config, and the kinds of places whose counts it has; no config if it is none of them.
+    """
+    config, told = config_of(model), []
+    if config is None:
+        return None, ()
+    for kind in _kinds(places):
+        ours = [place for place in places if place.groups.kind == kind]
+        counts = {place.after for place in ours}
+        if len(counts) == 1 and _agree_on_heads(model, ours):
+            changed = config_for(model, config, kind, counts.pop(), _shapes(model, ours))
+            if changed is not None:
+                config = changed
+                told.append(kind)
+    return (config if told else None), tuple(told)
+
+
+def _kinds(places: Sequence[Place]) -> list[str]:
+    """The kinds of which something is removed."""
+    return sorted({place.groups.kind for place in places if not place.kept.all()})
+
+
+def _smallest(
+    model: nn.Module, config: Any, kind: str, places: list[Place]
+) -> tuple[list[Place], Any | None]:
+    sizes = {place.groups.size for place in places}
+    first = max(place.after for place in places)
+    for count in range(first, max(sizes)) if len(sizes) == 1 else ():
+        filled = [place.keeping(_filled(place.kept, count)) for place in places]
+        changed = config_for(model, config, kind, count, _shapes(model, filled))
+        if changed is not None:
+            return filled, changed
+    note = f"fewer {kind} are beyond the config: they stay as zeros"
+    return [
+        place if place.kept.all() else place.keeping_all(place.note or note) for place in places
+    ], None
+
+
+def _filled(kept: Tensor, count: int) -> Tensor:
+    """As many groups kept as ``count``, the first ones of the others added."""
+    more = (~kept).nonzero().flatten()[: count - int(kept.sum())]
+    filled = kept.clone()
+    filled[more] = True
+    return filled
+
+
+def _shapes(model: nn.Module, places: Sequence[Place]) -> dict[str, tuple[int, ...]]:
+    """What the tensors of the places will be."""
+    kept = kept_indices(places)
+    shapes = {}
+    for name in {member.name for place in places for member in place.groups.members}:
+        shape = named_parameter(*find(model, name)).shape
+        dims = kept.get(name, {})
+        shapes[name] = tuple(
+            dims[dim].numel() if dim in dims else size for dim, size in enumerate(shape)
+        )
+    return shapes
+
+
+def _sharing_heads(model: nn.Module, places: list[Place]) -> list[Place]:
+    """Places whose layers share a bias of heads keep what any of them keeps."""
+    for paths in head_bias.stacks(model):
+        queries = {f"{path}.q.weight" for path in paths}
+        sharing = [
+            i
+            for i, place in enumerate(places)
+            if queries.intersection(member.name for member in place.groups.members)
+        ]
+        if sharing and len({places[i].groups.size for i in sharing}) == 1:
+            kept = torch.stack([places[i].kept for i in sharing]).any(dim=0)
+            for i in sharing:
+                places[i] = places[i].keeping(kept)
+    return places
+
+
+def _agree_on_heads(model: nn.Module, places: Sequence[Place]) -> bool:
+    return head_bias.have_same_heads(model, head_bias.left_heads(model, places))

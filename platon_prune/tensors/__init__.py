@@ -1,0 +1,1 @@
+"""Tensors walked, packed, ranked and spread over processes; knows no module."""
