@@ -86,7 +86,7 @@ def prune_smallest_within_(
     caps: Sequence[int],
     processes: Processes = ALONE,
 ) -> float | None:
-    """As :func:`~platon_prune.choice.selection.prune_smallest_`, but no tensor loses more than its cap.
+    """As :func:`~platon_prune.choice.selection.prune_smallest_`, but within the caps.
 
     Pruned is what remains if one goes through all entries, the smallest first in the order of
     ``prune_smallest_``, and takes each one whose tensor is not full, until there are ``count``.

@@ -1,8 +1,8 @@
 """The exact choice: which entries, over many tensors and processes, have the smallest scores.
 
 Nothing is joined, and nothing of the scores leaves its process but the ends of a sample and counts:
-the sample brackets the threshold, :func:`~platon_prune.tensors.ranking.kth_smallest` finds it, and each
-process writes its own masks.
+the sample brackets the threshold, :func:`~platon_prune.tensors.ranking.kth_smallest` finds it, and
+each process writes its own masks.
 """
 
 from __future__ import annotations

@@ -103,9 +103,9 @@ def to_sparse_inference(
 
     Each ``nn.Linear`` and each Conv1D of transformers is timed as it is and with its weight as
     CSR, for as many tokens as it will see and on as many threads as torch uses now. It is replaced
-    by a :class:`~platon_prune.runtimes.sparse_linear.SparseLinear` if that saves at least a tenth of
-    its time, else left alone. Outputs stay equal up to float32 rounding, and the dense weight of a
-    replaced layer is freed.
+    by a :class:`~platon_prune.runtimes.sparse_linear.SparseLinear` if that saves at least a tenth
+    of its time, else left alone. Outputs stay equal up to float32 rounding, and the dense weight of
+    a replaced layer is freed.
 
     Whatever its zeros, a layer stays dense if it is not float32 on the CPU, if its weight is
     shared with another module (an embedding, say), or if its parent may read the weight.

@@ -281,7 +281,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         return 1 - int(self.processes.sum(kept) if sharded else kept) / self.num_weights
 
     def check_state(self, state: Any, settings: Settings) -> None:
-        """Raise an error unless a saved state fits the tensors; see :func:`~platon_prune.scheduling.states.check_state`."""
+        """Raise an error unless a saved state fits the tensors, as `states.check_state` tells."""
         self.require_masks()
         self.place()
         check_state(state, settings, self._shapes(), self._tensors[0].expected_entries())
