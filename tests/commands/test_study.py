@@ -389,7 +389,7 @@ def test_two_processes_in_one_folder_share_the_cells(tmp_path):
 def test_a_claim_is_held_once_and_is_free_when_its_process_was_killed(tmp_path):
     code = (
         "import os, signal, sys, pathlib\n"
-        "from platon_prune.commands import _study_results as results\n"
+        "from platon_prune.commands.study import results\n"
         "with results.claim(pathlib.Path(sys.argv[1]), 'cell'):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

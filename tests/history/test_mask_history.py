@@ -12,7 +12,7 @@ from torch import nn
 
 import platon_prune
 from platon_prune import MaskHistory, PruningWarning
-from platon_prune.history.history import mask_history
+from platon_prune.history import mask_history
 
 
 def _model():

@@ -30,6 +30,7 @@ from torch.nn.utils import prune
 import platon_prune
 from platon_prune.groups.coupled import CoupledGroups, Member
 from platon_prune.groups.find import find_groups
+from platon_prune.masks.masked import forms_of
 
 both_attentions = pytest.mark.parametrize("attention", ATTENTIONS)
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -58,7 +59,7 @@ def test_outputs_stay_with_other_counts_in_every_layer(name: str, attention: str
     heads = [row.after for row in report.places if row.kind == "heads"]
     assert len(set(heads)) > 1
     assert_close(output(model), expected)
-    assert not any(platon_prune.masked.forms_of(module) for module in model.modules())
+    assert not any(forms_of(module) for module in model.modules())
 
 
 @every_family
