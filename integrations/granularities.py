@@ -11,8 +11,9 @@ from torch import nn
 
 import platon_prune
 from platon_prune import PlatonScheduler
-from platon_prune.integrations.lengths import UNKNOWN_STEPS
 
+# Masks are put on before the length is known; until then any length will do.
+UNKNOWN_STEPS = 2**40
 _FUNCTIONS = {
     "unstructured": "global_unstructured",
     "semi_structured": "semi_structured",

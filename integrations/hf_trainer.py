@@ -29,7 +29,6 @@ from platon_prune.integrations.hf_checkpoints import (
 )
 from platon_prune.integrations.hf_limits import refuse_flattened, refuse_unsupported
 from platon_prune.integrations.hf_models import bare, is_sharded
-from platon_prune.integrations.lengths import start
 
 logger = logging.getLogger(__name__)
 
@@ -301,7 +300,11 @@ class PlatonCallback(TrainerCallback, ExportableState):
                 "the trainer must know its number of steps when training begins, got "
                 f"max_steps={state.max_steps}: set max_steps or num_train_epochs in its arguments"
             )
-        start(self.scheduler, state.max_steps, self.warmup_steps, self.cooldown_steps)
+        self.scheduler.reschedule(
+            total_steps=state.max_steps,
+            warmup_steps=self.warmup_steps,
+            cooldown_steps=self.cooldown_steps,
+        )
 
     def _measure(self) -> dict[str, Any]:
         assert self.scheduler is not None

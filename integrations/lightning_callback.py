@@ -10,7 +10,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from platon_prune import PlatonScheduler, PruningWarning
 from platon_prune.integrations.granularities import check_granularity, put_masks_on
-from platon_prune.integrations.lengths import start
 
 
 class PlatonLightningCallback(Callback):
@@ -86,7 +85,11 @@ class PlatonLightningCallback(Callback):
                 f"the trainer must know its number of steps when training begins, got {total}: set "
                 "max_steps or max_epochs"
             )
-        start(self.scheduler, int(total), self.warmup_steps, self.cooldown_steps)
+        self.scheduler.reschedule(
+            total_steps=int(total),
+            warmup_steps=self.warmup_steps,
+            cooldown_steps=self.cooldown_steps,
+        )
         if self._saved is not None and self._saved["last_step"] == trainer.global_step:
             self.scheduler.load_state_dict(self._saved)
             self._saved = None

@@ -1,7 +1,17 @@
 """PLATON pruning for PyTorch: keep weights by the upper confidence bound of their importance."""
 
 from platon_prune import compat, integrations, plots
-from platon_prune.criteria import Criterion, Magnitude, Movement, Platon, Random, Sensitivity
+from platon_prune.criteria import (
+    Criterion,
+    CriterionName,
+    Fisher,
+    Magnitude,
+    Movement,
+    Platon,
+    Random,
+    ScaledMagnitude,
+    Sensitivity,
+)
 from platon_prune.deploy import deploy_report
 from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times
 from platon_prune.export import load, load_into, save
@@ -9,7 +19,7 @@ from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.find import find_groups
 from platon_prune.history.history import Choice, History
 from platon_prune.history.mask_history import MaskHistory
-from platon_prune.masks.method import PlatonUnstructured
+from platon_prune.masks.method import Masking, PlatonUnstructured
 from platon_prune.pruning.finalize import apply_masks, remove
 from platon_prune.pruning.semi_structured import semi_structured
 from platon_prune.pruning.structured import global_structured
@@ -23,7 +33,15 @@ from platon_prune.runtimes.sparse_inference import (
     SparseReport,
     to_sparse_inference,
 )
-from platon_prune.schedule import CubicSchedule
+from platon_prune.schedule import (
+    CubicSchedule,
+    ExponentialSchedule,
+    LinearSchedule,
+    OnceSchedule,
+    RampSchedule,
+    Schedule,
+    ScheduleName,
+)
 from platon_prune.scheduling.memory import Memory
 from platon_prune.scheduling.notices import PruningWarning
 from platon_prune.scheduling.scheduler import PlatonScheduler
@@ -34,23 +52,33 @@ __all__ = [
     "Choice",
     "CoupledGroups",
     "Criterion",
+    "CriterionName",
     "CubicSchedule",
     "DeployReport",
+    "ExponentialSchedule",
     "FileSize",
+    "Fisher",
     "FormRow",
     "History",
     "LayerChoice",
+    "LinearSchedule",
     "Magnitude",
     "MaskHistory",
+    "Masking",
     "Memory",
     "Movement",
+    "OnceSchedule",
     "PlaceReport",
     "PlaceSummary",
     "Platon",
     "PlatonScheduler",
     "PlatonUnstructured",
     "PruningWarning",
+    "RampSchedule",
     "Random",
+    "ScaledMagnitude",
+    "Schedule",
+    "ScheduleName",
     "Sensitivity",
     "ShrinkReport",
     "SparseReport",

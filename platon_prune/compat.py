@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from platon_prune.criteria import Criterion, Magnitude, Platon, Sensitivity, weight_times_grad
+from platon_prune.criteria import Criterion, Magnitude, Platon, Sensitivity
 from platon_prune.tensors.blocks import Scratch, blocks, zero_pruned_
 from platon_prune.tensors.ranking import kth_smallest
 
@@ -121,10 +121,10 @@ class Pruner:
         operands = (parameter.detach(), parameter.grad, self.windows[name], *self.averages[name])
         for weight, grad, window, *averages in blocks(*operands):
             if step % self.args.deltaT == 0:
-                self.criterion.fold_(window.div_(self.args.deltaT), averages)
+                self.criterion.update_averages_(window.div_(self.args.deltaT), averages)
                 window.zero_()
             product = self._scratch.like(weight, torch.float32)
-            window.add_(self.criterion.sample_(weight_times_grad(weight, grad, product)))
+            window.add_(self.criterion.sample(weight, grad, product))
 
     def _schedule(self, step: int) -> tuple[float, str]:
         args = self.args

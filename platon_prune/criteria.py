@@ -1,18 +1,20 @@
 """What a weight's score is made of: samples of a step, averages over windows, and their product.
 
 A criterion works on blocks: matching pieces of a weight, its gradient and its averages. To add
-one, derive from :class:`Criterion`, say which averages it keeps, and list it in ``CRITERIA``.
+one, derive from :class:`Criterion`, say which averages it keeps, and list it in ``CRITERIA`` and
+``CriterionName``. Its settings are the fields of its dataclass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from numbers import Real
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+
+from platon_prune.amounts import fraction
 
 
 def weight_times_grad(weight: Tensor, grad: Tensor, out: Tensor) -> Tensor:
@@ -28,28 +30,90 @@ def weight_times_grad(weight: Tensor, grad: Tensor, out: Tensor) -> Tensor:
 class Criterion:
     """Turns weights and gradients into scores; the lowest scores are pruned.
 
+    A step's samples are added up over a window, and :meth:`update_averages_` takes in their mean
+    when it ends. The least that a windowed criterion defines is :meth:`sample_`, or
+    :meth:`sample` if it needs the gradient itself; :meth:`update_averages_`; and :meth:`score`,
+    or :meth:`score_with` if it looks at a whole tensor.
+
     Attributes:
         name: As given to ``criterion=``.
         averages: Names of the float32 tensors it keeps for each weight tensor.
         windowed: Whether it learns from gradients over windows; if not, ``score`` reads the
             weight as it is at the moment of the choice.
+        num_statistics: How many numbers about a whole tensor :meth:`score_with` needs.
     """
 
     name: ClassVar[str]
     averages: ClassVar[tuple[str, ...]] = ()
     windowed: ClassVar[bool] = True
+    num_statistics: ClassVar[int] = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The old name would never be called, and the averages would stay zero without a word.
+        if "fold_" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} must define update_averages_, got fold_, its name before: rename "
+                "the method"
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of its dataclass, which states are compared by; else its attributes."""
+        if not is_dataclass(self):
+            return dict(vars(self))
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def sample(self, weight: Tensor, grad: Tensor, out: Tensor) -> Tensor:
+        """Write the samples of one step to ``out``, in float32.
+
+        Args:
+            weight: A block of the weight, after the optimizer's step.
+            grad: The gradient that made that step.
+            out: Float32, of their shape; what it holds is of no meaning.
+
+        Returns:
+            ``out``.
+        """
+        return self.sample_(weight_times_grad(weight, grad, out))
 
     def sample_(self, product: Tensor) -> Tensor:
         """Turn ``weight * grad`` of one step into that step's sample, in place."""
         raise NotImplementedError
 
-    def fold_(self, mean: Tensor, averages: Sequence[Tensor]) -> None:
+    def update_averages_(self, mean: Tensor, averages: Sequence[Tensor]) -> None:
         """Update ``averages`` in place from the mean sample of a window (overwritten)."""
+        raise NotImplementedError
+
+    def statistics(self, weight: Tensor) -> Tensor:
+        """Numbers about a block of a tensor that, added up, say something about all of it.
+
+        They are added up once a choice, over all blocks and all processes, each entry once.
+
+        Args:
+            weight: A one-dimensional block.
+
+        Returns:
+            ``num_statistics`` numbers, float64, on the weight's device.
+        """
         raise NotImplementedError
 
     def score(self, weight: Tensor, averages: Sequence[Tensor], out: Tensor) -> Tensor:
         """Write the scores, float32 and never NaN, to ``out``."""
         raise NotImplementedError
+
+    def score_with(
+        self, statistics: Tensor, weight: Tensor, averages: Sequence[Tensor], out: Tensor
+    ) -> Tensor:
+        """Write the scores to ``out``, as :meth:`score` does, knowing about the whole tensor.
+
+        Args:
+            statistics: The sum of :meth:`statistics`: float64, on the CPU.
+            weight: A block of the weight.
+            averages: Matching blocks of the averages.
+            out: Float32, of their shape.
+        """
+        return self.score(weight, averages, out)
 
 
 @dataclass(frozen=True)
@@ -69,7 +133,7 @@ class Sensitivity(Criterion):
         """``|w * dL/dw|``."""
         return product.abs_()
 
-    def fold_(self, mean: Tensor, averages: Sequence[Tensor]) -> None:
+    def update_averages_(self, mean: Tensor, averages: Sequence[Tensor]) -> None:
         """Exponential moving average with ``beta1``, from zero, without bias correction."""
         averages[0].mul_(self.beta1).add_(mean, alpha=1 - self.beta1)
 
@@ -92,10 +156,10 @@ class Platon(Sensitivity):
     averages: ClassVar[tuple[str, ...]] = ("sensitivity", "uncertainty")
     beta2: float = 0.95
 
-    def fold_(self, mean: Tensor, averages: Sequence[Tensor]) -> None:
+    def update_averages_(self, mean: Tensor, averages: Sequence[Tensor]) -> None:
         """Both moving averages; the deviation is from the updated sensitivity."""
         sensitivity, uncertainty = averages
-        super().fold_(mean, (sensitivity,))
+        super().update_averages_(mean, (sensitivity,))
         deviation = mean.sub_(sensitivity).abs_()
         uncertainty.mul_(self.beta2).add_(deviation, alpha=1 - self.beta2)
 
@@ -118,7 +182,7 @@ class Movement(Criterion):
         """``-w * dL/dw``."""
         return product.neg_()
 
-    def fold_(self, mean: Tensor, averages: Sequence[Tensor]) -> None:
+    def update_averages_(self, mean: Tensor, averages: Sequence[Tensor]) -> None:
         """Add the window's mean to the sum."""
         averages[0].add_(mean)
 
@@ -154,26 +218,62 @@ class Random(Criterion):
         return out.zero_()
 
 
-class Unscored(Criterion):
-    """Of masks that are never chosen: nothing is remembered, and there are no scores."""
+@dataclass(frozen=True)
+class Fisher(Sensitivity):
+    """Second-order change of the loss if a weight were zeroed: ``w² E[g²] / 2``.
 
-    name: ClassVar[str] = "none"
-    windowed: ClassVar[bool] = False
+    Optimal brain damage with the diagonal of the empirical Fisher information for the Hessian.
+    ``E[g²]`` is a moving average with ``beta1``, as the sensitivity's: of the mean over each window
+    of the squared gradient of a batch. ``w`` is the weight at the moment of the choice.
+
+    Source: LeCun et al., Optimal Brain Damage, NeurIPS 1990, the saliency; for the Hessian, the
+    empirical Fisher information as in Theis et al., 2018 (arXiv:1801.05787).
+    """
+
+    name: ClassVar[str] = "fisher"
+    averages: ClassVar[tuple[str, ...]] = ("fisher",)
+
+    def sample(self, weight: Tensor, grad: Tensor, out: Tensor) -> Tensor:
+        """``g²``."""
+        return out.copy_(grad).square_()
 
     def score(self, weight: Tensor, averages: Sequence[Tensor], out: Tensor) -> Tensor:
-        """Raise a RuntimeError."""
-        raise RuntimeError(
-            "scores must be kept to be read, got fixed masks, which need none: set pruning up with "
-            "global_unstructured for a criterion"
-        )
+        """``w² E[g²] / 2``; a weight that is NaN is kept."""
+        out.copy_(weight).square_().mul_(averages[0]).mul_(0.5)
+        return out.nan_to_num_(nan=torch.inf, posinf=torch.inf)
 
 
-CRITERIA: dict[str, Callable[[float, float], Criterion]] = {
-    "platon": lambda beta1, beta2: Platon(beta1, beta2),
-    "sensitivity": lambda beta1, beta2: Sensitivity(beta1),
-    "magnitude": lambda beta1, beta2: Magnitude(),
-    "movement": lambda beta1, beta2: Movement(),
-    "random": lambda beta1, beta2: Random(),
+@dataclass(frozen=True)
+class ScaledMagnitude(Magnitude):
+    """Absolute value of the weight over the Euclidean norm of its tensor.
+
+    Tensors of small weights are not emptied for those of large ones. The norm is that of the finite
+    entries at the moment of the choice.
+    """
+
+    name: ClassVar[str] = "scaled_magnitude"
+    num_statistics: ClassVar[int] = 1
+
+    def statistics(self, weight: Tensor) -> Tensor:
+        """The sum of squares."""
+        finite = torch.nan_to_num(weight.double(), nan=0.0, posinf=0.0, neginf=0.0)
+        return finite.square_().sum().view(1)
+
+    def score_with(
+        self, statistics: Tensor, weight: Tensor, averages: Sequence[Tensor], out: Tensor
+    ) -> Tensor:
+        """``|w| / ‖W‖``; of a tensor of zeros, 0."""
+        # In float32, so that how processes share the sum, whose last bits vary, does not show.
+        norm = float(statistics.sqrt().float())
+        return self.score(weight, averages, out).div_(norm or 1.0)
+
+
+CriterionName = Literal[
+    "platon", "sensitivity", "magnitude", "movement", "random", "fisher", "scaled_magnitude"
+]
+CRITERIA: dict[str, type[Criterion]] = {
+    each.name: each
+    for each in (Platon, Sensitivity, Magnitude, Movement, Random, Fisher, ScaledMagnitude)
 }
 
 
@@ -184,14 +284,11 @@ def make_criterion(criterion: str | Criterion, beta1: float, beta2: float) -> Cr
         ValueError: If the name is unknown, or a beta is outside [0, 1).
         TypeError: If a beta is not a number, or a class is given instead of an instance.
     """
-    for name, beta in (("beta1", beta1), ("beta2", beta2)):
-        if isinstance(beta, bool) or not isinstance(beta, Real):
-            raise TypeError(f"{name} must be a number in [0, 1), got {beta!r}")
-        if not 0 <= beta < 1:
-            raise ValueError(
-                f"{name} must be in [0, 1), got {beta}: it is the share of the old average "
-                "that a new window keeps"
-            )
+    meaning = "the share of the old average that a new window keeps"
+    betas = {
+        name: fraction(name, beta, kind="a number", meaning=meaning)
+        for name, beta in (("beta1", beta1), ("beta2", beta2))
+    }
     if isinstance(criterion, Criterion):
         return criterion
     if isinstance(criterion, type) and issubclass(criterion, Criterion):
@@ -201,4 +298,6 @@ def make_criterion(criterion: str | Criterion, beta1: float, beta2: float) -> Cr
         )
     if not isinstance(criterion, str) or criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
-    return CRITERIA[criterion](float(beta1), float(beta2))
+    cls = CRITERIA[criterion]
+    declared: list[str] = [field.name for field in fields(cls)] if is_dataclass(cls) else []
+    return cls(**{name: beta for name, beta in betas.items() if name in declared})

@@ -13,7 +13,7 @@ import platon_prune
 GROUND = ("criteria", "schedule", "spellings", "tables", "timing", "version")
 # A wing imports from steps before its own; docs/contributing.md says what lives in each.
 STEPS = [
-    GROUND, ("tensors",), ("choice",), ("masks", "history"), ("scheduling", "groups"),
+    ("amounts",), GROUND, ("tensors",), ("choice",), ("masks", "history"), ("scheduling", "groups"),
     ("shrinking", "reports", "plots"), ("pruning", "runtimes", "export"), ("deploy",),
     ("commands",),
 ]  # fmt: skip

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import TrainingArguments
+
+from platon_prune import CriterionName, Masking, ScheduleName
 
 ADAMAX = "adamax"
 MASKS_FILE = "masks.bin"
@@ -63,7 +65,7 @@ class PruningArguments:
         0.9,
         aliases=["--pruning_amount"],
     )
-    criterion: Literal["platon", "sensitivity", "magnitude", "movement", "random"] = _flag(
+    criterion: CriterionName = _flag(
         "How weights are scored.", "platon", aliases=["--pruning_criterion"]
     )
     pruning_warmup_steps: float = _flag(
@@ -79,10 +81,15 @@ class PruningArguments:
         "is zero in the model already and prune on from there.",
         "0",
     )
+    pruning_schedule: ScheduleName = _flag(
+        "How the amount grows on the ramp, from t_i to T - t_f; once: all of it in one choice, at "
+        "the first window's end after the warm-up.",
+        "cubic",
+    )
     pruning_beta1: float = _flag("Share of the old sensitivity that a window keeps.", 0.85)
     pruning_beta2: float = _flag("Share of the old uncertainty that a window keeps.", 0.95)
     pruning_window: int = _flag("Optimizer steps between two choices of the mask.", 10)
-    pruning_masking: Literal["step", "window"] = _flag(
+    pruning_masking: Masking = _flag(
         "step: pruned weights stay zero between choices; window: they train until the next one.",
         "step",
     )
@@ -137,8 +144,8 @@ class PruningArguments:
             output_dir: The folder of the run, where masks are kept if that is asked for.
         """
         names = [
-            "warmup_steps", "cooldown_steps", "beta1", "beta2", "window", "masking", "include",
-            "exclude",
+            "warmup_steps", "cooldown_steps", "schedule", "beta1", "beta2", "window", "masking",
+            "include", "exclude",
         ]  # fmt: skip
         settings = {name: getattr(self, f"pruning_{name}") for name in names}
         settings["initial_amount"] = self.initial_amount

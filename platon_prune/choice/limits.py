@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from numbers import Real
 
 import torch
 
+from platon_prune.amounts import fraction
 from platon_prune.choice.selection import Cut, ScoredTensor, find_cut, prune_smallest_, write_masks_
 from platon_prune.tensors.collectives import ALONE, Processes
 
@@ -139,11 +139,5 @@ def _exceeding(
 
 
 def _checked_limit(argument: str, limit: float) -> float:
-    if isinstance(limit, bool) or not isinstance(limit, Real):
-        raise TypeError(f"{argument} must be a fraction in [0, 1], got {limit!r}")
-    if not 0 <= limit <= 1:
-        raise ValueError(
-            f"{argument} must be in [0, 1], got {limit}: it is the largest fraction of a tensor "
-            "that may be pruned, such as 0.98"
-        )
-    return float(limit)
+    meaning = "the largest fraction of a tensor that may be pruned, such as 0.98"
+    return fraction(argument, limit, meaning=meaning, closed=True)

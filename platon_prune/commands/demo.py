@@ -24,7 +24,7 @@ from platon_prune.commands.benchmarks.digits import (
     prune_one_shot,
     train_dense,
 )
-from platon_prune.criteria import CRITERIA
+from platon_prune.criteria import CRITERIA, CriterionName
 from platon_prune.plots import Comparison, save_demo_report
 from platon_prune.reports.summary import summary
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 HELP = "Prune a small vision transformer on real handwritten digits, compare, and draw the result."
-BASELINE = "magnitude"
+BASELINE: CriterionName = "magnitude"
 EXTRAS = ("transformers", "sklearn", "matplotlib", "tqdm")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from platon_prune.groups.coupled import CoupledGroups, Member
 from platon_prune.groups.dependencies import call
 
-BUDGETS = ("parameters", "macs")
+Budget = Literal["parameters", "macs"]
+BUDGETS: tuple[Budget, ...] = ("parameters", "macs")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.tensors.blocks import Scratch, block_size, digest
 from platon_prune.tensors.collectives import Processes
 
-AGGREGATES = ("mean", "sum", "max", "l2")
+Aggregate = Literal["mean", "sum", "max", "l2"]
+AGGREGATES: tuple[Aggregate, ...] = ("mean", "sum", "max", "l2")
 
 
 def group_scores(

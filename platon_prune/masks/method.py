@@ -8,7 +8,7 @@ are in the parameter itself, and its gradient stays dense: that is how a pruned 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ from platon_prune.tensors import shards
 from platon_prune.tensors.blocks import Scratch
 from platon_prune.tensors.shards import as_placed, local_of
 
-MASKINGS = ("step", "window")
+Masking = Literal["step", "window"]
+MASKINGS: tuple[Masking, ...] = ("step", "window")
 
 
 class PlatonUnstructured(prune.BasePruningMethod):

@@ -16,7 +16,6 @@ from platon_prune.plots._style import (
     short_names,
     title,
 )
-from platon_prune.schedule import FixedSchedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -156,7 +155,7 @@ def _reach_zero(axes: Axes, positive: list[float]) -> None:
 
 
 def _recorded(scheduler: PlatonScheduler) -> History:
-    if isinstance(scheduler.schedule, FixedSchedule):
+    if scheduler.schedule.first_choosing_step is None:
         raise ValueError(
             "scheduler must have recorded a choice to draw, got fixed masks, which are never "
             "chosen: scheduler.masks() has them, and platon_prune.summary counts them"

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from platon_prune.amounts import fraction
 from platon_prune.choice.n_of_m import SemiStructured
-from platon_prune.criteria import Criterion
+from platon_prune.criteria import Criterion, CriterionName
 from platon_prune.masks.input_dims import input_dim, reason_against_groups
-from platon_prune.masks.targets import Pairs, Target
+from platon_prune.masks.method import Masking
+from platon_prune.masks.targets import Pairs, Target, select
 from platon_prune.pruning.setting_up import Plan, parameter_of, set_up
+from platon_prune.pruning.settings import Settings
 from platon_prune.reports.n_of_m_patterns import require_pattern
-from platon_prune.scheduling.notices import PruningWarning
+from platon_prune.schedule import RampSchedule, ScheduleName
 from platon_prune.scheduling.scheduler import PlatonScheduler
 from platon_prune.tensors.shards import part_of
 
@@ -35,8 +36,9 @@ def semi_structured(
     beta1: float = 0.85,
     beta2: float = 0.95,
     window: int = 10,
-    criterion: str | Criterion = "platon",
-    masking: str = "step",
+    schedule: ScheduleName | type[RampSchedule] = "cubic",
+    criterion: CriterionName | Criterion = "platon",
+    masking: Masking = "step",
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     history: bool = True,
@@ -72,6 +74,7 @@ def semi_structured(
         beta1: As for :func:`global_unstructured`, and so are all others.
         beta2: Likewise.
         window: Likewise.
+        schedule: Likewise.
         criterion: Likewise.
         masking: Likewise.
         include: Likewise.
@@ -101,13 +104,14 @@ def semi_structured(
         Scores and schedule: Zhang et al., PLATON, ICML 2022 (arXiv:2206.12562). The pattern: Mishra
         et al., Accelerating Sparse Deep Neural Networks, 2021 (arXiv:2104.08378).
     """
-    left_out: dict[str, str] = {}
+    settings = Settings.of(locals())
 
-    def plan(targets: list[Target]) -> Plan:
+    def plan(given: nn.Module | Pairs) -> Plan:
+        targets = select(given, include, exclude, own_keys)
         require_pattern(n, m)
         reasons = {target.name: _reason_against(target, m) for target in targets}
-        left_out.update({name: reason for name, reason in reasons.items() if reason})
-        named = include is not None or not isinstance(model, nn.Module)
+        left_out = {name: reason for name, reason in reasons.items() if reason}
+        named = include is not None or not isinstance(given, nn.Module)
         kept = [target for target in targets if target.name not in left_out]
         if left_out and (named or not kept):
             raise ValueError(
@@ -117,50 +121,24 @@ def semi_structured(
         granularity = SemiStructured(n, m, {target.name: _dim(target) for target in kept})
         for target in kept:
             granularity.require_part(target.name, part_of(parameter_of(target)))
-        return Plan(
-            kept, granularity, _share("amount", amount), _share("initial_amount", initial_amount)
-        )
+        final, first = _share("amount", amount), _share("initial_amount", initial_amount)
+        return Plan(kept, granularity, final, first, notes=_notes(n, m, left_out))
 
-    scheduler = set_up(
-        "semi_structured",
-        model,
-        plan,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        cooldown_steps=cooldown_steps,
-        beta1=beta1,
-        beta2=beta2,
-        window=window,
-        criterion=criterion,
-        masking=masking,
-        include=include,
-        exclude=exclude,
-        own_keys=own_keys,
-        state_dtype=state_dtype,
-        offload_averages=offload_averages,
-        process_group=process_group,
-        history=history,
-        mask_history=mask_history,
-    )
-    if left_out:
-        warnings.warn(
-            f"left out of {n}:{m} pruning: {_listed(left_out)}; name it in exclude=[...] if that "
-            "is as it should be",
-            PruningWarning,
-            stacklevel=2,
-        )
-    return scheduler
+    return set_up("semi_structured", model, settings, plan)
+
+
+def _notes(n: int, m: int, left_out: dict[str, str]) -> list[str]:
+    if not left_out:
+        return []
+    return [
+        f"left out of {n}:{m} pruning: {_listed(left_out)}; name it in exclude=[...] if that is as "
+        "it should be"
+    ]
 
 
 def _share(argument: str, amount: float) -> float:
-    if isinstance(amount, bool) or not isinstance(amount, Real):
-        raise TypeError(f"{argument} must be a share of the groups in [0, 1], got {amount!r}")
-    if not 0 <= amount <= 1:
-        raise ValueError(
-            f"{argument} must be in [0, 1], got {amount}: it is the share of the groups that are "
-            "constrained, not of the weights"
-        )
-    return float(amount)
+    meaning = "the share of the groups that are constrained, not of the weights"
+    return fraction(argument, amount, kind="a share of the groups", meaning=meaning, closed=True)
 
 
 def _dim(target: Target) -> int:

@@ -5,23 +5,19 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
 from platon_prune.choice.granularity import Granularity
-from platon_prune.criteria import Criterion, make_criterion
 from platon_prune.masks.masked import pruned_tensors
-from platon_prune.masks.method import MASKINGS
-from platon_prune.masks.targets import Pairs, Target, as_patterns, bare, doubts, select
-from platon_prune.schedule import CubicSchedule
+from platon_prune.masks.targets import Pairs, Target, as_patterns, bare, doubts
+from platon_prune.pruning.settings import Settings
 from platon_prune.scheduling.notices import PruningWarning
 from platon_prune.scheduling.scheduler import PlatonScheduler
-from platon_prune.scheduling.tracked import Storage
 from platon_prune.tensors.blocks import count_kept
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.shards import is_sharded, registered
@@ -42,6 +38,7 @@ class Plan:
         adopts_zeros: Whether the zeros that the model has are the first masks, and the initial
             amount.
         notes: What to warn about, once it is done.
+        is_found: Whether the tensors were found otherwise than by ``include`` and ``exclude``.
     """
 
     targets: Sequence[Target]
@@ -50,56 +47,31 @@ class Plan:
     initial_amount: float
     adopts_zeros: bool = False
     notes: Sequence[str] = ()
+    is_found: bool = False
+
+
+class Made(NamedTuple):
+    """A scheduler whose masks are on the model, and what to warn about once all is done."""
+
+    scheduler: PlatonScheduler
+    notes: Sequence[str] = ()
+    is_found: bool = False
 
 
 def set_up(
     call: str,
     model: nn.Module | Pairs,
-    plan: Callable[[list[Target]], Plan],
-    *,
-    total_steps: int,
-    warmup_steps: int,
-    cooldown_steps: int,
-    beta1: float,
-    beta2: float,
-    window: int,
-    criterion: str | Criterion,
-    masking: str,
-    include: str | Sequence[str] | None,
-    exclude: str | Sequence[str] | None,
-    own_keys: bool | None,
-    state_dtype: torch.dtype,
-    offload_averages: bool,
-    process_group: dist.ProcessGroup | None,
-    history: bool = True,
-    mask_history: str | os.PathLike[str] | None = None,
-    find: Callable[[nn.Module], Collection[str]] | None = None,
+    settings: Settings,
+    plan: Callable[[nn.Module | Pairs], Plan],
 ) -> PlatonScheduler:
-    """Select tensors, plan, and put masks on them: in all processes, or in none.
+    """Plan, and put masks on what is planned: in all processes, or in none.
 
     Args:
         call: The public function, for messages.
         model: A module, or (module, tensor name) pairs.
-        plan: Says what to do with the tensors that were selected. It must not change anything, and
-            raises if it can't be done.
-        total_steps: As for :func:`platon_prune.global_unstructured`, and so are all others.
-        warmup_steps: Likewise.
-        cooldown_steps: Likewise.
-        beta1: Likewise.
-        beta2: Likewise.
-        window: Likewise.
-        criterion: Likewise.
-        masking: Likewise.
-        include: Likewise.
-        exclude: Likewise.
-        own_keys: Likewise.
-        state_dtype: Likewise.
-        offload_averages: Likewise.
-        process_group: Likewise.
-        history: Likewise.
-        mask_history: Likewise.
-        find: Names the tensors to take of a model, instead of a selection by ``include`` and
-            ``exclude``.
+        settings: Those of the public function.
+        plan: Says what to do with the bare model. It must not change anything, and raises if it
+            can't be done.
 
     Returns:
         The scheduler.
@@ -110,48 +82,35 @@ def set_up(
         TypeError: If ``model`` or a number of steps is of the wrong type.
         RuntimeError: If it failed in another process.
     """
-    notes: list[str] = []
 
-    def make(model: nn.Module | Pairs, processes: Processes) -> PlatonScheduler:
-        if masking not in MASKINGS:
-            raise ValueError(f'masking must be "step" or "window", got {masking!r}')
-        chosen = make_criterion(criterion, beta1, beta2)
-        storage = Storage(_checked_dtype(state_dtype), offload_averages)
-        names = find(model) if find is not None and isinstance(model, nn.Module) else None
-        planned = plan(select(model, include, exclude, own_keys, names))
-        notes.extend(planned.notes)
-        schedule = CubicSchedule(
-            amount=planned.amount,
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
-            cooldown_steps=cooldown_steps,
-            initial_amount=planned.initial_amount,
-            window=window,
-        )
-        if chosen.windowed:
+    def make(model: nn.Module | Pairs, processes: Processes) -> Made:
+        masking, _ = settings.checked_masking(), settings.shape()
+        criterion, storage = settings.made_criterion(), settings.storage()
+        planned = plan(model)
+        schedule = settings.made_schedule(planned.amount, planned.initial_amount)
+        if criterion.windowed:
             schedule.require_scores()
-        return PlatonScheduler(
+        scheduler = PlatonScheduler(
             planned.targets,
             schedule,
-            chosen,
+            criterion,
             masking,
             storage,
             processes,
             planned.granularity,
-            history,
+            settings.history,
             planned.adopts_zeros,
         )
+        return Made(scheduler, planned.notes, planned.is_found)
 
     return put_on(
         call,
         model,
-        process_group,
+        settings.process_group,
         make,
-        include=include,
-        exclude=exclude,
-        mask_history=mask_history,
-        finds=find is not None,
-        notes=notes,
+        include=settings.include,
+        exclude=settings.exclude,
+        mask_history=settings.mask_history,
     )
 
 
@@ -159,13 +118,11 @@ def put_on(
     call: str,
     model: nn.Module | Pairs,
     process_group: dist.ProcessGroup | None,
-    make: Callable[[nn.Module | Pairs, Processes], PlatonScheduler],
+    make: Callable[[nn.Module | Pairs, Processes], Made],
     *,
     include: str | Sequence[str] | None,
     exclude: str | Sequence[str] | None,
     mask_history: str | os.PathLike[str] | None = None,
-    finds: bool = False,
-    notes: Sequence[str] = (),
 ) -> PlatonScheduler:
     """Make a scheduler for a model; collective, and all or nothing.
 
@@ -177,8 +134,6 @@ def put_on(
         include: What the selection names; for warnings.
         exclude: What it leaves out; for warnings.
         mask_history: Where it records its masks, if anywhere.
-        finds: Whether tensors were found otherwise than by ``include`` and ``exclude``.
-        notes: What else to warn about; read once the scheduler is made.
 
     Returns:
         The scheduler, whose masks are the model's zeros if it adopts them.
@@ -187,8 +142,11 @@ def put_on(
     if isinstance(model, nn.Module):
         model = bare(model)
     processes = Processes(process_group)
-    scheduler = processes.all_or_none(call, lambda: make(model, processes), PlatonScheduler.remove)
+    scheduler, notes, is_found = processes.all_or_none(
+        call, lambda: make(model, processes), lambda made: made.scheduler.remove()
+    )
     zeros: dict[str, int] = {}
+    # From here on there are masks, which whatever fails has to take off again.
     try:
         scheduler.require_agreement()
         if scheduler.adopts_zeros:
@@ -197,7 +155,7 @@ def put_on(
             scheduler.record_masks(mask_history)
         messages = list(notes)
         if isinstance(model, nn.Module):
-            messages += [] if finds else doubts(model, include, exclude)
+            messages += [] if is_found else doubts(model, include, exclude)
             messages += _doubtful_zeros(model, zeros, exclude) if zeros else []
         if messages:  # which may be an error
             _warn("; ".join(messages))
@@ -212,15 +170,6 @@ def put_on(
 def parameter_of(target: Target) -> nn.Parameter:
     """The parameter of a target that carries no mask yet; a DTensor if it is sharded."""
     return registered(*target.sites[0])
-
-
-def _checked_dtype(state_dtype: torch.dtype) -> torch.dtype:
-    if state_dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(
-            f"state_dtype must be torch.float32 or torch.bfloat16, got {state_dtype}: scores span "
-            "more orders of magnitude than float16 has"
-        )
-    return state_dtype
 
 
 def _keep_masks_out_of_broadcasts(model: nn.Module, wrapped: nn.Module) -> None:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from platon_prune.criteria import Criterion
-from platon_prune.groups.costs import BUDGETS, mac_prices, parameter_prices
+from platon_prune.amounts import fraction, is_count, is_number
+from platon_prune.criteria import Criterion, CriterionName
+from platon_prune.groups.costs import BUDGETS, Budget, mac_prices, parameter_prices
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.coupled_choice import Structured, whole_only
 from platon_prune.groups.find import KINDS, find_groups
-from platon_prune.groups.group_scores import AGGREGATES
-from platon_prune.masks.targets import Target, as_patterns, bare
+from platon_prune.groups.group_scores import AGGREGATES, Aggregate
+from platon_prune.masks.method import Masking
+from platon_prune.masks.targets import Pairs, as_patterns, bare, select
 from platon_prune.pruning.setting_up import Plan, parameter_of, set_up
+from platon_prune.pruning.settings import Settings
+from platon_prune.schedule import RampSchedule, ScheduleName
 from platon_prune.scheduling.scheduler import PlatonScheduler
 from platon_prune.tensors.shards import is_sharded
 
@@ -36,12 +39,13 @@ def global_structured(
     beta1: float = 0.85,
     beta2: float = 0.95,
     window: int = 10,
-    criterion: str | Criterion = "platon",
-    masking: str = "step",
+    schedule: ScheduleName | type[RampSchedule] = "cubic",
+    criterion: CriterionName | Criterion = "platon",
+    masking: Masking = "step",
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
-    aggregate: str = "mean",
-    budget: str = "parameters",
+    aggregate: Aggregate = "mean",
+    budget: Budget = "parameters",
     min_heads: int = 1,
     min_neurons: float = 0.05,
     min_channels: float = 0.05,
@@ -75,6 +79,7 @@ def global_structured(
         beta1: As for :func:`global_unstructured`.
         beta2: Likewise.
         window: Likewise.
+        schedule: Likewise.
         criterion: Likewise.
         masking: Likewise.
         include: Substrings of names; only places with a tensor whose name has one are pruned.
@@ -118,54 +123,35 @@ def global_structured(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    found: list[CoupledGroups] = []
+    settings = Settings.of(locals())
 
-    def find(bare_model: nn.Module) -> set[str]:
+    def plan(given: nn.Module | Pairs) -> Plan:
+        assert isinstance(given, nn.Module)
         _check_choices(aggregate, budget)
-        _refuse_sharded(bare_model)
-        everything = find_groups(bare_model, example_inputs, kinds=kinds, time_limit=time_limit)
-        found.extend(_selected(everything, include, exclude))
-        return {member.name for place in found for member in place.members}
-
-    def plan(targets: list[Target]) -> Plan:
+        _refuse_sharded(given)
+        everything = find_groups(given, example_inputs, kinds=kinds, time_limit=time_limit)
+        places = _selected(everything, include, exclude)
+        names = {member.name for place in places for member in place.members}
+        # The patterns are of places: a place is taken whole, biases too.
+        targets = select(given, None, None, own_keys, names)
         shapes = {target.name: parameter_of(target).shape for target in targets}
-        prices = parameter_prices(found)
+        prices = parameter_prices(places)
         if budget == "macs":
             if example_inputs is None:
                 raise ValueError(
                     'example_inputs must be given for budget="macs", got none: pass a batch as the '
                     "model takes it"
                 )
-            prices = mac_prices(bare(model), found, example_inputs)
-        floors = [_floor(place, min_heads, min_neurons, min_channels) for place in found]
-        granularity = Structured(found, shapes, prices, floors, aggregate, budget)
-        final, first = _fraction("amount", amount), _fraction("initial_amount", initial_amount)
+            prices = mac_prices(given, places, example_inputs)
+        floors = [_floor(place, min_heads, min_neurons, min_channels) for place in places]
+        granularity = Structured(places, shapes, prices, floors, aggregate, budget)
+        final, first = _of_budget("amount", amount), _of_budget("initial_amount", initial_amount)
         _require_room(granularity, max(final, first))
-        return Plan(targets, granularity, final, first)
+        return Plan(targets, granularity, final, first, is_found=True)
 
-    scheduler = set_up(
-        "global_structured",
-        model,
-        plan,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        cooldown_steps=cooldown_steps,
-        beta1=beta1,
-        beta2=beta2,
-        window=window,
-        criterion=criterion,
-        masking=masking,
-        include=None,
-        exclude=None,
-        own_keys=own_keys,
-        state_dtype=state_dtype,
-        offload_averages=offload_averages,
-        process_group=process_group,
-        history=history,
-        mask_history=mask_history,
-        find=find,
-    )
-    bare(model)._platon_groups = tuple(found)  # type: ignore[assignment]
+    scheduler = set_up("global_structured", model, settings, plan)
+    assert isinstance(scheduler.granularity, Structured)
+    bare(model)._platon_groups = scheduler.granularity.groups  # type: ignore[assignment]
     return scheduler
 
 
@@ -220,26 +206,20 @@ def _matches(place: CoupledGroups, pattern: str) -> bool:
 def _floor(place: CoupledGroups, min_heads: int, min_neurons: float, min_channels: float) -> int:
     """How many groups a place keeps at least."""
     if place.kind == "heads":
-        if isinstance(min_heads, bool) or not isinstance(min_heads, Integral) or min_heads < 1:
+        if not is_count(min_heads) or min_heads < 1:
             raise ValueError(f"min_heads must be a count of at least 1, got {min_heads!r}")
         return min(place.size, int(min_heads))
     argument, share = (
         ("min_neurons", min_neurons) if place.kind == "neurons" else ("min_channels", min_channels)
     )
-    if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share <= 1:
+    if not is_number(share) or not 0 <= share <= 1:
         raise ValueError(f"{argument} must be a share of each layer in [0, 1], got {share!r}")
     return max(1, math.ceil(share * place.size - 1e-9))  # 0.1 * 30 is above 3
 
 
-def _fraction(argument: str, amount: float) -> float:
-    if isinstance(amount, bool) or not isinstance(amount, Real):
-        raise TypeError(f"{argument} must be a fraction in [0, 1), got {amount!r}")
-    if not 0 <= amount < 1:
-        raise ValueError(
-            f"{argument} must be in [0, 1), got {amount}: it is the fraction of the budget of all "
-            "groups that goes, such as 0.5"
-        )
-    return float(amount)
+def _of_budget(argument: str, amount: float) -> float:
+    meaning = "the fraction of the budget of all groups that goes, such as 0.5"
+    return fraction(argument, amount, meaning=meaning)
 
 
 def _require_room(granularity: Structured, amount: float) -> None:

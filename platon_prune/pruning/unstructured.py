@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from platon_prune.amounts import ZEROS, fraction_of_weights
 from platon_prune.choice.granularity import Unstructured
-from platon_prune.criteria import Criterion, Unscored
-from platon_prune.masks.targets import Pairs, Target, select
-from platon_prune.pruning.setting_up import Plan, parameter_of, put_on, set_up
-from platon_prune.schedule import FixedSchedule
+from platon_prune.criteria import Criterion, CriterionName
+from platon_prune.masks.method import Masking
+from platon_prune.masks.targets import Pairs, select
+from platon_prune.pruning.setting_up import Made, Plan, parameter_of, put_on, set_up
+from platon_prune.pruning.settings import Settings
+from platon_prune.schedule import RampSchedule, ScheduleName
+from platon_prune.scheduling.fixed import FixedSchedule, Unscored
 from platon_prune.scheduling.scheduler import PlatonScheduler
-from platon_prune.scheduling.states import ZEROS
 from platon_prune.tensors.collectives import Processes
 
 
@@ -31,8 +34,9 @@ def global_unstructured(
     beta1: float = 0.85,
     beta2: float = 0.95,
     window: int = 10,
-    criterion: str | Criterion = "platon",
-    masking: str = "step",
+    schedule: ScheduleName | type[RampSchedule] = "cubic",
+    criterion: CriterionName | Criterion = "platon",
+    masking: Masking = "step",
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     max_amount: float | Mapping[str, float] | None = None,
@@ -65,8 +69,11 @@ def global_unstructured(
         beta1: Share of the old sensitivity that a window keeps, in [0, 1).
         beta2: Share of the old uncertainty that a window keeps, in [0, 1).
         window: Steps per window, and between choices of the mask, ΔT.
-        criterion: "platon", "sensitivity", "magnitude", "movement", "random", or a
-            :class:`~platon_prune.Criterion`.
+        schedule: How the amount grows between the two: "cubic", "linear", "exponential", or
+            "once" for one choice of the final amount; or a class derived from
+            :class:`~platon_prune.RampSchedule`.
+        criterion: "platon", "sensitivity", "magnitude", "movement", "random", "fisher",
+            "scaled_magnitude", or a :class:`~platon_prune.Criterion`.
         masking: "step" keeps pruned weights at zero between choices; "window" lets them train
             until the next choice, as the authors' code does, except in the final phase.
         include: Substrings of parameter names; what matches one is selected instead of the above.
@@ -110,8 +117,10 @@ def global_unstructured(
     Source:
         Zhang et al., PLATON, ICML 2022 (arXiv:2206.12562).
     """
+    settings = Settings.of(locals())
 
-    def plan(targets: list[Target]) -> Plan:
+    def plan(model: nn.Module | Pairs) -> Plan:
+        targets = select(model, include, exclude, own_keys)
         adopts_zeros = isinstance(initial_amount, str) and initial_amount == ZEROS
         if adopts_zeros and masking != "step":
             raise ValueError(
@@ -120,39 +129,15 @@ def global_unstructured(
             )
         sizes = [(target.name, parameter_of(target).numel()) for target in targets]
         num_weights = sum(size for _, size in sizes)
-        final = _fraction("amount", amount, num_weights)
+        final, first = fraction_of_weights("amount", amount, num_weights), 0.0
         granularity = Unstructured(max_amount)
         granularity.require_room(sizes, final)
-        return Plan(
-            targets,
-            granularity,
-            final,
-            0.0 if adopts_zeros else _fraction("initial_amount", initial_amount, num_weights),
-            adopts_zeros,
-            _doubtful_counts(num_weights, amount=amount, initial_amount=initial_amount),
-        )
+        if not adopts_zeros:  # else it is the share of zeros, once they are counted
+            first = fraction_of_weights("initial_amount", initial_amount, num_weights)
+        notes = _doubtful_counts(num_weights, amount=amount, initial_amount=initial_amount)
+        return Plan(targets, granularity, final, first, adopts_zeros, notes)
 
-    return set_up(
-        "global_unstructured",
-        model,
-        plan,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        cooldown_steps=cooldown_steps,
-        beta1=beta1,
-        beta2=beta2,
-        window=window,
-        criterion=criterion,
-        masking=masking,
-        include=include,
-        exclude=exclude,
-        own_keys=own_keys,
-        state_dtype=state_dtype,
-        offload_averages=offload_averages,
-        process_group=process_group,
-        history=history,
-        mask_history=mask_history,
-    )
+    return set_up("global_unstructured", model, settings, plan)
 
 
 def adopt_zeros(
@@ -192,35 +177,16 @@ def adopt_zeros(
         >>> remove(model)
     """
 
-    def make(model: nn.Module | Pairs, processes: Processes) -> PlatonScheduler:
+    def make(model: nn.Module | Pairs, processes: Processes) -> Made:
         targets = select(model, include, exclude, own_keys)
         fixed = FixedSchedule()
-        return PlatonScheduler(
-            targets, fixed, Unscored(), processes=processes, history=False, adopts_zeros=True
+        return Made(
+            PlatonScheduler(
+                targets, fixed, Unscored(), processes=processes, history=False, adopts_zeros=True
+            )
         )
 
     return put_on("adopt_zeros", model, process_group, make, include=include, exclude=exclude)
-
-
-def _fraction(argument: str, amount: float | int | str, num_weights: int) -> float:
-    """An amount as a fraction of the selected weights."""
-    if isinstance(amount, bool) or not isinstance(amount, Real):
-        raise TypeError(
-            f"{argument} must be a fraction in [0, 1) or a count of weights, got {amount!r}"
-        )
-    if isinstance(amount, Integral):
-        if not 0 <= amount <= num_weights:
-            raise ValueError(
-                f"{argument} must be at most the {num_weights} selected weights if it is a count, "
-                f"got {amount}: give a fraction in [0, 1) or a smaller count"
-            )
-        return int(amount) / num_weights
-    if not 0 <= amount < 1:
-        raise ValueError(
-            f"{argument} must be in [0, 1), got {amount}: it is the fraction of the selected "
-            "weights to prune, such as 0.9"
-        )
-    return float(amount)
 
 
 def _doubtful_counts(num_weights: int, **amounts: float | int | str) -> list[str]:

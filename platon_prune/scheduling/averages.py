@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from platon_prune.criteria import Criterion, weight_times_grad
+from platon_prune.criteria import Criterion
 from platon_prune.tensors.blocks import Scratch
 
 _CPU = torch.device("cpu")
@@ -94,23 +94,27 @@ class Averages:
                 self._in_float32(average, weight, f"average {i}")
                 for i, average in enumerate(averages)
             ]
-            self.criterion.fold_(mean, in_float32)
+            self.criterion.update_averages_(mean, in_float32)
             for average, updated in zip(averages, in_float32, strict=True):
                 _put_back(average, updated)
         if restart:
             work.zero_()
         if grad is not None:
             product = self._scratch.like(weight, torch.float32)
-            work.add_(self.criterion.sample_(weight_times_grad(weight, grad, product)))
+            work.add_(self.criterion.sample(weight, grad, product))
         _put_back(window, work)
 
-    def score(self, weight: Tensor, index: slice | Tensor, out: Tensor) -> Tensor:
+    def score(
+        self, weight: Tensor, index: slice | Tensor, out: Tensor, statistics: Tensor | None
+    ) -> Tensor:
         """Write to ``out`` the scores at some positions of the flat tensor, where ``weight`` is."""
         averages = []
         for i, average in enumerate(self._averages):
             at = index if isinstance(index, slice) else index.to(average.device)
             averages.append(self._in_float32(average.view(-1)[at], weight, f"average {i}"))
-        return self.criterion.score(weight, averages, out)
+        if statistics is None:
+            return self.criterion.score(weight, averages, out)
+        return self.criterion.score_with(statistics, weight, averages, out)
 
     def _in_float32(self, kept: Tensor, weight: Tensor, role: str) -> Tensor:
         """A block on the weight's device in float32: itself, or a copy to be put back."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from platon_prune.criteria import Criterion
 from platon_prune.history.changes import Change
 from platon_prune.history.history import History
 from platon_prune.masks.targets import Target
-from platon_prune.schedule import CubicSchedule, FixedSchedule
+from platon_prune.schedule import Schedule
 from platon_prune.scheduling.gradients import Following, as_skipped
 from platon_prune.scheduling.memory import Memory
 from platon_prune.scheduling.notices import Notices
@@ -67,7 +66,7 @@ class PlatonScheduler:
     def __init__(
         self,
         targets: Sequence[Target],
-        schedule: CubicSchedule,
+        schedule: Schedule,
         criterion: Criterion,
         masking: str = "step",
         storage: Storage | None = None,
@@ -127,8 +126,8 @@ class PlatonScheduler:
         """Take in the gradients of an optimizer step, and prune by the schedule; collective.
 
         Call it after ``optimizer.step()`` and before ``optimizer.zero_grad()``. A step whose
-        gradients are not finite, in any process, counts as skipped. After ``total_steps`` only the
-        masks are re-applied.
+        gradients are not finite, in any process, counts as skipped. After the schedule's last
+        choice, mostly at ``total_steps``, only the masks are re-applied.
 
         Args:
             skipped: Whether the optimizer did not step (a GradScaler found infinities): the
@@ -144,10 +143,10 @@ class PlatonScheduler:
         if not skipped:
             self._following.refuse_other_calls()
         step = self.last_step + 1
-        read = not skipped and step <= self.schedule.total_steps
+        read = not skipped and step <= self.schedule.last_choosing_step
         gradients = self._tensors.agreed_gradients(step, self.settings, read=read)
         self._tensors.begin_recording(self.last_step)
-        if step > self.schedule.total_steps:
+        if step > self.schedule.last_choosing_step:
             self._tensors.apply_masks()
             self.last_step = step
             return
@@ -193,14 +192,18 @@ class PlatonScheduler:
         return without_gradient
 
     def reschedule(
-        self, *, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
+        self,
+        *,
+        total_steps: int,
+        warmup_steps: int | float = 0,
+        cooldown_steps: int | float = 0,
     ) -> None:
         """Set the lengths anew before the first step, for who learns them only when a run begins.
 
         Args:
             total_steps: As for :func:`platon_prune.global_unstructured`.
-            warmup_steps: Likewise.
-            cooldown_steps: Likewise.
+            warmup_steps: Likewise, or a fraction of the run in [0, 1).
+            cooldown_steps: Likewise, or a fraction.
 
         Raises:
             ValueError: If the steps leave no room for the ramp or for a window before it.
@@ -211,12 +214,7 @@ class PlatonScheduler:
                 f"the schedule must be set before the first step, got {self.last_step} steps: set "
                 "pruning up again for another run"
             )
-        if isinstance(self.schedule, FixedSchedule):
-            return  # has no lengths
-        schedule = dataclasses.replace(
-            self.schedule, total_steps=total_steps, warmup_steps=warmup_steps,
-            cooldown_steps=cooldown_steps,
-        )  # fmt: skip
+        schedule = self.schedule.lasting(total_steps, warmup_steps, cooldown_steps)
         if self.criterion.windowed:
             schedule.require_scores()
         self.schedule = schedule
@@ -279,6 +277,8 @@ class PlatonScheduler:
     def score(self, name: str) -> Tensor:
         """The scores of a tensor now.
 
+        Collective if the criterion looks at whole tensors, as "scaled_magnitude" does.
+
         Args:
             name: Its name before pruning, such as ``layer.0.weight``.
 
@@ -289,8 +289,7 @@ class PlatonScheduler:
             KeyError: If no pruned tensor has that name.
             RuntimeError: If the run has ended.
         """
-        self._tensors.place()
-        return self._tensors.named(name).score()
+        return self._tensors.score(name, self.settings)
 
     def masks(self, step: int | None = None) -> dict[str, Tensor]:
         """A copy of every mask: name before pruning to bool tensor (True = kept).

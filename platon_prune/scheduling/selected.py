@@ -209,7 +209,10 @@ class SelectedTensors(Sequence[TrackedTensor]):
         Returns:
             The threshold, and how each tensor changed.
         """
-        scored = [tensor.scored() for tensor in self._tensors]
+        scored = [
+            tensor.scored(whole)
+            for tensor, whole in zip(self, self.statistics(self._tensors), strict=True)
+        ]
         puts_back = self.granularity.puts_back
         masks = [tensor.mask.clone() for tensor in scored] if puts_back else []
         bits = bits_before(scored) if tells else None
@@ -217,6 +220,24 @@ class SelectedTensors(Sequence[TrackedTensor]):
         for tensor, mask in zip(self._tensors, masks, strict=False):
             tensor.put_back(mask)
         return threshold, changes(scored, bits, self.processes)
+
+    def statistics(self, tensors: Sequence[TrackedTensor]) -> list[Tensor | None]:
+        """What the criterion knows of each whole tensor; collective, if it asks for that at all."""
+        if not self.criterion.num_statistics:
+            return [None] * len(tensors)
+        everyone = self.processes.gather([tensor.statistics().tolist() for tensor in tensors])
+        # Added up in one order everywhere: an all-reduce may round otherwise in another process.
+        return [
+            torch.tensor([sum(values) for values in zip(*shares, strict=True)], dtype=torch.float64)
+            for shares in zip(*everyone, strict=True)
+        ]
+
+    def score(self, name: str, settings: Settings) -> Tensor:
+        """The scores of a tensor; collective if the criterion looks at whole tensors."""
+        moved, tensor = self.place(), self.named(name)
+        if self.criterion.num_statistics and moved:
+            self.settle(settings)  # else a replica would be counted more than once
+        return tensor.score(*self.statistics([tensor]))
 
     def apply_masks(self) -> None:
         """Zero what the masks prune."""

@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from platon_prune.amounts import ZEROS
 from platon_prune.criteria import Criterion
 from platon_prune.history.history import check_rows
-from platon_prune.schedule import CubicSchedule, FixedSchedule
+from platon_prune.schedule import CubicSchedule, Schedule
 
 STATE_VERSION = 3
-ZEROS = "zeros"  # instead of an amount: what is zero in the model
+# What a setting is where it is not named, because there was nothing else when the state was saved.
+_DEFAULTS = {"schedule": CubicSchedule.name}
 COUNTERS = (
     "last_step",
     "skipped_steps",
@@ -27,26 +29,28 @@ COUNTERS = (
 def settings_of(
     criterion: Criterion,
     masking: str,
-    schedule: CubicSchedule,
+    schedule: Schedule,
     granularity: Mapping[str, Any],
     adopts_zeros: bool = False,
 ) -> dict[str, Any]:
-    """What decides which weights are pruned, as plain numbers and strings."""
-    fields: dict[str, Any] = vars(criterion)
-    # How many zeros were adopted is in the state: a model that was pruned further has more now.
-    adopts_all = adopts_zeros and isinstance(schedule, FixedSchedule)
-    return {
+    """What decides which weights are pruned, as plain numbers and strings.
+
+    Args:
+        criterion: How weights are scored.
+        masking: "step" or "window".
+        schedule: The amount at each step.
+        granularity: The settings of the granularity.
+        adopts_zeros: Whether the initial amount is what the model has of zeros.
+    """
+    settings = {
         "criterion": criterion.name,
-        **fields,
+        **criterion.settings,
         "masking": masking,
-        "amount": ZEROS if adopts_all else schedule.amount,
-        "initial_amount": ZEROS if adopts_zeros else schedule.initial_amount,
-        "total_steps": schedule.total_steps,
-        "warmup_steps": schedule.warmup_steps,
-        "cooldown_steps": schedule.cooldown_steps,
-        "window": schedule.window,
+        **schedule.settings,
         **granularity,
     }
+    # How many zeros were adopted is in the state: a model that was pruned further has more now.
+    return settings | ({"initial_amount": ZEROS} if adopts_zeros else {})
 
 
 def check_state(
@@ -99,7 +103,8 @@ def require_equal_settings(
 ) -> None:
     """Raise a ValueError that names the first setting in which two schedulers differ."""
     for name in [*settings, *others]:
-        own, other = (each.get(name, "absent") for each in (settings, others))
+        absent = _DEFAULTS.get(name, "absent")
+        own, other = (each.get(name, absent) for each in (settings, others))
         if own != other:
             raise ValueError(
                 f"settings must be of the same configuration: {name} is {own!r} {here} and "

@@ -281,22 +281,31 @@ class TrackedTensor:
         assert self._set_aside is not None
         self._set_aside.exchange_(self.weight, before, self.mask)
 
-    def scored(self) -> ScoredTensor:
-        """What the global choice needs of it."""
+    def statistics(self) -> Tensor:
+        """The criterion's sums over what this process counts of the tensor: float64, on the CPU."""
+        assert self.part is not None
+        owned = self.weight.reshape(-1)[self.part.own]
+        total = torch.zeros(self.criterion.num_statistics, dtype=torch.float64, device=owned.device)
+        for (block,) in blocks(owned):
+            total += self.criterion.statistics(block)
+        return total.cpu()
+
+    def scored(self, statistics: Tensor | None = None) -> ScoredTensor:
+        """What the global choice needs of it; with what is known of the whole tensor, if asked."""
         weight = self.weight.reshape(-1)
 
         def score(index: slice | Tensor) -> Tensor:
             block = weight[index]
             out = self.scratch.like(block, torch.float32, role="score")
-            return self._averages.score(block, index, out)
+            return self._averages.score(block, index, out, statistics)
 
         return ScoredTensor(score, self.mask, self.offset, self.part, self.name)
 
-    def score(self) -> Tensor:
+    def score(self, statistics: Tensor | None = None) -> Tensor:
         """All its scores: float32, of the weight's shape and placed as it is, a new tensor."""
         weight = self.weight
         out = torch.empty(weight.numel(), dtype=torch.float32, device=weight.device)
-        self._averages.score(weight.reshape(-1), slice(None), out)
+        self._averages.score(weight.reshape(-1), slice(None), out, statistics)
         return as_placed(out.view(weight.shape), self.parameter)
 
     def count_kept(self, own: bool) -> int:

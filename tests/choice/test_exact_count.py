@@ -6,7 +6,9 @@ from torch import nn
 
 import platon_prune
 
-CRITERIA = ["platon", "sensitivity", "magnitude", "movement", "random"]
+CRITERIA = [
+    "platon", "sensitivity", "magnitude", "movement", "random", "fisher", "scaled_magnitude",
+]  # fmt: skip
 
 
 def _num_pruned(scheduler):

@@ -23,11 +23,13 @@ SETTINGS = dict(amount=0.8, total_steps=TOTAL_STEPS, warmup_steps=4, cooldown_st
 class Job:
     """Model with dropout, AdamW and scheduler, all from seed 0."""
 
-    def __init__(self, masking):
+    def __init__(self, masking, **settings):
         torch.manual_seed(0)
         self.masking = masking
         self.model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Dropout(0.3), nn.Linear(24, 3))
-        self.scheduler = platon_prune.global_unstructured(self.model, masking=masking, **SETTINGS)
+        self.scheduler = platon_prune.global_unstructured(
+            self.model, masking=masking, **SETTINGS | settings
+        )
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.02)
 
     def train(self, until):

@@ -8,13 +8,13 @@ class PlainTwin:
 
     def __init__(
         self, parameters, *, amount, total_steps, warmup_steps, cooldown_steps, initial_amount=0.0,
-        beta1=0.85, beta2=0.95, window=10, criterion="platon", masking="step",
+        beta1=0.85, beta2=0.95, window=10, criterion="platon", masking="step", schedule="cubic",
     ):  # fmt: skip
         self.parameters = parameters
         self.amount, self.initial_amount = amount, initial_amount
         self.total, self.warmup, self.cooldown = total_steps, warmup_steps, cooldown_steps
         self.beta1, self.beta2, self.window = beta1, beta2, window
-        self.criterion, self.masking = criterion, masking
+        self.criterion, self.masking, self.schedule = criterion, masking, schedule
         self.step_number = 0
         zeros = {n: torch.zeros(p.shape, dtype=torch.float64) for n, p in parameters.items()}
         self.samples = {n: [zero] for n, zero in zeros.items()}  # the phantom zero
@@ -27,14 +27,20 @@ class PlainTwin:
     def step(self):
         self.step_number += 1
         t = self.step_number
-        if t % self.window == 0:
+        ramp_end = self.total - self.cooldown
+        chooses = t > self.warmup and (t % self.window == 0 or t in (ramp_end, self.total))
+        if self.schedule == "once":  # at the first window's end from the warm-up's end on
+            ends = [s for s in range(1, ramp_end) if s % self.window == 0 and s >= self.warmup]
+            ramp_end = (ends + [ramp_end])[0]
+            chooses = t == ramp_end
+        if t % self.window == 0 and not (self.schedule == "once" and t > ramp_end):
             for name in self.parameters:
                 self._end_window(name)
         for name, parameter in self.parameters.items():
-            product = parameter.double() * parameter.grad.double()
-            self.samples[name].append(-product if self.criterion == "movement" else product.abs())
-        ramp_end = self.total - self.cooldown
-        chooses = t > self.warmup and (t % self.window == 0 or t in (ramp_end, self.total))
+            gradient = parameter.grad.double()
+            product = parameter.double() * gradient
+            samples = {"movement": -product, "fisher": gradient**2}
+            self.samples[name].append(samples.get(self.criterion, product.abs()))
         if chooses:
             self._choose(t, ramp_end)
         if self.masking == "step" or chooses or t > ramp_end:
@@ -53,19 +59,27 @@ class PlainTwin:
         self.movement[name] = self.movement[name] + mean
 
     def scores(self, name):
+        weight = self.parameters[name].detach().double()
         return {
             "platon": lambda: self.mean_sensitivity[name] * self.mean_uncertainty[name],
             "sensitivity": lambda: self.mean_sensitivity[name],
             "movement": lambda: self.movement[name],
-            "magnitude": lambda: self.parameters[name].detach().double().abs(),
+            "magnitude": lambda: weight.abs(),
+            "fisher": lambda: weight**2 * self.mean_sensitivity[name] / 2,
+            "scaled_magnitude": lambda: weight.abs() / (weight**2).sum().sqrt(),
         }[self.criterion]()
 
     def target(self, t):
         ramp_end = self.total - self.cooldown
-        if t >= ramp_end:
+        if t >= ramp_end or self.schedule == "once":
             return self.amount
         left = 1 - (t - self.warmup) / (ramp_end - self.warmup)
-        density = (1 - self.amount) + (self.amount - self.initial_amount) * left**3
+        first, last = 1 - self.initial_amount, 1 - self.amount
+        density = {
+            "cubic": last + (first - last) * left**3,
+            "linear": last + (first - last) * left,
+            "exponential": first**left * last ** (1 - left),
+        }[self.schedule]
         return 1 - density
 
     def _choose(self, t, ramp_end):

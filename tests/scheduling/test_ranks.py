@@ -4,7 +4,9 @@ import pytest
 import rank_jobs
 import ranks
 
-CRITERIA = ("platon", "sensitivity", "magnitude", "movement", "random")
+CRITERIA = (
+    "platon", "sensitivity", "magnitude", "movement", "random", "fisher", "scaled_magnitude",
+)  # fmt: skip
 AT = (7, 8, 13, 18, 21, 24)  # warm-up, choices, between two, the ramp's end, final phase, the end
 
 LAYOUTS = {

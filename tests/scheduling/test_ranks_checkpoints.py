@@ -57,7 +57,7 @@ def test_a_model_under_tensor_parallelism_and_fsdp_goes_on_alone(tmp_path):
     _assert_resumed(tmp_path / "other", ("fsdp", 2), [("fsdp_tp", 4)])
 
 
-@pytest.mark.parametrize("criterion", ["sensitivity", "movement", "magnitude", "random"])
+@pytest.mark.parametrize("criterion", ["sensitivity", "movement", "magnitude", "random", "fisher"])
 def test_every_criterion_goes_on_on_another_number_of_ranks(tmp_path, criterion):
     _assert_resumed(tmp_path, ("fsdp", 2), [("fsdp", 3)], criterion=criterion)
 

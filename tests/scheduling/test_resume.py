@@ -59,6 +59,17 @@ def test_stopped_after_any_step_goes_on_bit_by_bit(runs, masking):
                 assert_identical(job.checkpoint(), checkpoints[step], f"{stop}->{step}")
 
 
+@pytest.mark.parametrize("schedule", ["linear", "exponential", "once"])
+def test_every_schedule_goes_on_bit_by_bit(schedule):
+    job = Job("window", schedule=schedule)
+    checkpoints = {step: copy.deepcopy(job.checkpoint()) for step in job.train(TOTAL_STEPS)}
+    for stop in (3, 6, 7, 23, 25):  # before and after the one choice, and around the ramp's end
+        job = Job("window", schedule=schedule)
+        job.load(copy.deepcopy(checkpoints[stop]))
+        for step in job.train(TOTAL_STEPS):
+            assert_identical(job.checkpoint(), checkpoints[step], f"{stop}->{step}")
+
+
 def test_resumed_in_a_fresh_process_goes_on_bit_by_bit(runs, tmp_path):
     files, expected = [], []
     for masking in MASKINGS:

@@ -34,11 +34,25 @@ def _batches(num_steps):
         )
 
 
+CRITERIA = ("platon", "sensitivity", "magnitude", "movement", "fisher", "scaled_magnitude")
+
+
 @pytest.mark.parametrize("masking", ["step", "window"])
 @pytest.mark.parametrize("window", [1, 7, 10])
-@pytest.mark.parametrize("criterion", ["platon", "sensitivity", "magnitude", "movement"])
+@pytest.mark.parametrize("criterion", CRITERIA)
 def test_masks_weights_and_scores_equal_the_twin_at_every_step(criterion, window, masking):
-    settings = SETTINGS | dict(window=window, criterion=criterion, masking=masking)
+    _assert_equal(SETTINGS | dict(window=window, criterion=criterion, masking=masking))
+
+
+@pytest.mark.parametrize("masking", ["step", "window"])
+@pytest.mark.parametrize("criterion", ["platon", "fisher", "scaled_magnitude"])
+@pytest.mark.parametrize("schedule", ["linear", "exponential", "once"])
+def test_every_schedule_gives_the_masks_of_the_twin_at_every_step(schedule, criterion, masking):
+    settings = SETTINGS | dict(schedule=schedule, criterion=criterion, masking=masking, window=7)
+    _assert_equal(settings | ({"initial_amount": 0.0} if schedule == "once" else {}))
+
+
+def _assert_equal(settings):
     ours, plain = _model(), _model()
     optimizers = [_optimizer(ours), _optimizer(plain)]
     names = ["0.weight", "3.weight", "5.weight"]

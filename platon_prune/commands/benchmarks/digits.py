@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import platon_prune
+from platon_prune.criteria import CriterionName
 from platon_prune.masks.targets import find_tensors
 
 
@@ -21,7 +22,7 @@ class Settings:
     """Everything that decides the demo's numbers, beside the package itself."""
 
     amounts: tuple[float, ...] = (0.9, 0.99)
-    criterion: str = "platon"
+    criterion: CriterionName = "platon"
     seed: int = 0  # of the split, the initial weights and the order of the batches
     steps: int = 400  # optimizer steps of each phase: dense training, then each fine-tuning
     # The model: 17 tokens (16 patches and one for the class).
@@ -169,7 +170,7 @@ def label_of(criterion: str) -> str:
 
 def fine_tune_pruned(
     dense: Run,
-    criterion: str,
+    criterion: CriterionName,
     amount: float,
     digits: Digits,
     settings: Settings,

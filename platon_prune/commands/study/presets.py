@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from platon_prune.commands.study.cells import DENSE, Grid
-from platon_prune.criteria import CRITERIA
 
 # Name of the preset to its recipe and its grids.
 PRESETS: dict[str, tuple[str, tuple[Grid, ...]]] = {
@@ -11,7 +10,7 @@ PRESETS: dict[str, tuple[str, tuple[Grid, ...]]] = {
         "digits",
         (
             Grid(
-                criteria=(DENSE, *CRITERIA),
+                criteria=(DENSE, "platon", "sensitivity", "magnitude", "movement", "random"),
                 amounts=(0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99),
                 seeds=(0, 1, 2, 3, 4),
             ),

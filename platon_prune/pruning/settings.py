@@ -1,0 +1,114 @@
+"""The settings that all doors have in common, as one value that is handed through whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from platon_prune.criteria import Criterion, make_criterion
+from platon_prune.masks.method import MASKINGS, Masking
+from platon_prune.schedule import RampSchedule, find_schedule
+from platon_prune.scheduling.tracked import Storage
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a door was given, as it was given: nothing is checked before it is asked for.
+
+    The fields are arguments of :func:`platon_prune.global_unstructured`, and mean the same.
+    """
+
+    total_steps: int
+    warmup_steps: int
+    cooldown_steps: int
+    beta1: float
+    beta2: float
+    window: int
+    schedule: str | type[RampSchedule]
+    criterion: str | Criterion
+    masking: Masking
+    include: str | Sequence[str] | None
+    exclude: str | Sequence[str] | None
+    history: bool
+    mask_history: str | os.PathLike[str] | None
+    own_keys: bool | None
+    state_dtype: torch.dtype
+    offload_averages: bool
+    process_group: dist.ProcessGroup | None
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Settings:
+        """The settings among the arguments of a door.
+
+        Args:
+            arguments: Its ``locals()``, before it has other variables than its arguments.
+        """
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+
+    def checked_masking(self) -> Masking:
+        """The masking.
+
+        Raises:
+            ValueError: If there is no such masking.
+        """
+        if self.masking not in MASKINGS:
+            raise ValueError(f'masking must be "step" or "window", got {self.masking!r}')
+        return self.masking
+
+    def made_criterion(self) -> Criterion:
+        """The criterion, with its betas if it has any.
+
+        Raises:
+            ValueError: If there is none of that name, or a beta is out of range.
+            TypeError: If a beta is not a number, or a class is given.
+        """
+        return make_criterion(self.criterion, self.beta1, self.beta2)
+
+    def storage(self) -> Storage:
+        """How the window and the averages are kept.
+
+        Raises:
+            ValueError: If the dtype is none that scores can be kept in.
+        """
+        if self.state_dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(
+                "state_dtype must be torch.float32 or torch.bfloat16, got "
+                f"{self.state_dtype}: scores span more orders of magnitude than float16 has"
+            )
+        return Storage(self.state_dtype, self.offload_averages)
+
+    def shape(self) -> type[RampSchedule]:
+        """The shape of the schedule.
+
+        Raises:
+            ValueError: If there is none of that name.
+            TypeError: If an instance is given.
+        """
+        return find_schedule(self.schedule)
+
+    def made_schedule(self, amount: float, initial_amount: float) -> RampSchedule:
+        """The schedule between two amounts, as fractions.
+
+        Raises:
+            ValueError: If a number is out of range, or the initial amount would be ignored.
+            TypeError: If a number of steps is not an integer.
+        """
+        shape = self.shape()
+        if initial_amount and not shape.has_ramp:
+            raise ValueError(
+                f'initial_amount must be 0 for schedule="{shape.name}", which prunes nothing '
+                f"before its choice, got {initial_amount}: leave it out"
+            )
+        return shape(
+            amount=amount,
+            total_steps=self.total_steps,
+            warmup_steps=self.warmup_steps,
+            cooldown_steps=self.cooldown_steps,
+            initial_amount=initial_amount,
+            window=self.window,
+        )
