@@ -1,4 +1,4 @@
-"""How much is pruned at which step: pure functions of the step number.
+"""Schedules say how much is pruned at which step: pure functions of the step number.
 
 To add a shape, derive from :class:`RampSchedule`, say how far it is on the ramp, and list it in
 ``SCHEDULES`` and ``ScheduleName``.
@@ -14,7 +14,7 @@ from platon_prune.amounts import is_count, steps_of
 
 
 class Schedule(Protocol):
-    """What a scheduler asks its schedule: the amount at each step, and when a mask is chosen.
+    """A schedule tells its scheduler the amount at each step, and when a mask is chosen.
 
     Attributes:
         amount: Fraction pruned in the end.
@@ -74,9 +74,9 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class RampSchedule:
-    """The amount is the initial one up to step ``t_i``, the final one from ``T − t_f`` on.
+    """A ramp leads from the initial amount, at step ``t_i``, to the final one, at ``T − t_f``.
 
-    What it is between the two, each shape says in :meth:`on_ramp`. Masks are chosen at each
+    What the amount is between the two, each shape says in :meth:`on_ramp`. Masks are chosen at each
     window's end after the warm-up, at ``T − t_f`` and at ``T``.
 
     Args:

@@ -144,13 +144,15 @@ class PruningArguments:
             output_dir: The folder of the run, where masks are kept if that is asked for.
         """
         names = [
-            "warmup_steps", "cooldown_steps", "schedule", "beta1", "beta2", "window", "masking",
-            "include", "exclude",
+            "warmup_steps", "cooldown_steps", "beta1", "beta2", "window", "masking", "include",
+            "exclude",
         ]  # fmt: skip
         settings = {name: getattr(self, f"pruning_{name}") for name in names}
         settings["initial_amount"] = self.initial_amount
         if self.pruning_max_amount is not None:
             settings["max_amount"] = self.pruning_max_amount
+        if self.pruning_schedule != "cubic":
+            settings["schedule"] = self.pruning_schedule
         if self.pruning_mask_history:
             settings["mask_history"] = Path(output_dir or ".", MASKS_FILE)
         return {"amount": self.amount, "criterion": self.criterion, **settings}

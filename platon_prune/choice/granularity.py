@@ -1,6 +1,6 @@
-"""Which weights live or die together: the interface of a choice, and the choice of single weights.
+"""Granularities turn scores and an amount into masks: which weights live or die together.
 
-A granularity turns scores and an amount into masks. To add one, derive from :class:`Granularity`.
+To add one, derive from :class:`Granularity`. The choice of single weights is here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from platon_prune.tensors.shards import Part
 
 
 class Granularity:
-    """Chooses the masks of all tensors of a scheduler together.
+    """A granularity chooses the masks of all tensors of a scheduler together.
 
     Attributes:
         name: What it is called in settings and states.
@@ -29,24 +29,25 @@ class Granularity:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides its choices, as plain numbers and strings, for states and comparison."""
+        """The settings that decide its choices, as plain numbers and strings, for states."""
         return {"granularity": self.name}
 
     def sparsity_of(self, amount: float) -> float:
-        """Fraction of zeros among the entries of all tensors that an amount asks for."""
-        return amount
+        """The fraction of zeros among all entries that an amount asks for."""
+        return amount  # where the amount counts something else, the granularity says so
 
     def may_empty(self, name: str) -> bool:
         """Whether a choice could leave nothing of a tensor; its user is warned before that."""
         return True
 
     def require_part(self, name: str, part: Part) -> None:
-        """Raise a ValueError if the masks of a tensor can't be chosen part by part as it is placed.
+        """Raise a ValueError if the masks of a tensor can't be chosen over its shards.
 
         Args:
             name: The tensor's name.
-            part: What this process holds of it.
+            part: The shard that this process holds.
         """
+        # Nothing to refuse by default: single weights don't care who holds their neighbours.
 
     def choose_(
         self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes
@@ -54,7 +55,7 @@ class Granularity:
         """Write the masks in place.
 
         Args:
-            tensors: Those of the scheduler, in its order; of a sharded one, this process's part.
+            tensors: Those of the scheduler, in its order; of a sharded one, this process's shard.
             amount: What is due by the schedule, in [0, 1]; of what, the granularity says.
             processes: Those that choose together; each calls this with the same amount.
 
@@ -66,7 +67,7 @@ class Granularity:
 
 
 class Unstructured(Granularity):
-    """Each weight by itself: exactly ``round(amount * N)`` of all N entries are pruned.
+    """Each weight is chosen by itself: exactly ``round(amount * N)`` of all N entries are pruned.
 
     Args:
         max_amount: The largest fraction that a tensor may lose, in [0, 1]: one for all, or one for
@@ -84,12 +85,13 @@ class Unstructured(Granularity):
         if self.max_amount is None:
             return super().settings
         limit = self.max_amount
+        # A plain dict, whatever mapping the user gave: a state is loaded with weights_only.
         return super().settings | {
             "max_amount": dict(limit) if isinstance(limit, Mapping) else limit
         }
 
     def may_empty(self, name: str) -> bool:
-        """Whether no limit forbids it."""
+        """Whether no limit forbids that a choice leaves nothing of a tensor."""
         return self.max_amount is None or not limits.is_limited(self.max_amount, name)
 
     def choose_(
@@ -97,6 +99,7 @@ class Unstructured(Granularity):
     ) -> float | None:
         """Prune the entries with the smallest scores of all tensors together."""
         sizes = [(tensor.name, tensor.whole_numel) for tensor in tensors]
+        # In Python integers, from the sizes of whole tensors: the same in every process.
         count = round(amount * sum(size for _, size in sizes))
         if self.max_amount is None:
             return prune_smallest_(tensors, count, processes)

@@ -1,4 +1,4 @@
-"""Limits on what of a tensor may be pruned, and the exact choice within them."""
+"""Limits say how much of a tensor may be pruned; the choice within them is exact too."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def checked(max_amount: MaxAmount) -> MaxAmount:
         TypeError: If a limit is not a number, or a pattern not a string.
         ValueError: If a limit is not in [0, 1], or none is given.
     """
+    # Checked when the door is called, and not at the first choice, hours later.
     if not isinstance(max_amount, Mapping):
         return _checked_limit("max_amount", max_amount)
     if not max_amount:
@@ -64,7 +65,8 @@ def caps_of(max_amount: MaxAmount, sizes: Sequence[tuple[str, int]]) -> list[int
 
 
 def is_limited(max_amount: MaxAmount, name: str) -> bool:
-    """Whether a tensor keeps something by one of the limits."""
+    """Whether one of the limits makes a tensor keep something."""
+    # One limit for all is a pattern that every name has.
     limits = max_amount if isinstance(max_amount, Mapping) else {"": max_amount}
     return any(limit < 1 and pattern in name for pattern, limit in limits.items())
 
@@ -127,6 +129,7 @@ def _exceeding(
     tensors: Sequence[ScoredTensor], caps: Sequence[int], cut: Cut | None, processes: Processes
 ) -> list[bool]:
     """Which tensors would lose more than their caps by a cut."""
+    # Counting takes a walk over the scores, so it is done only where it can tell something.
     limited = [cap < tensor.whole_numel for tensor, cap in zip(tensors, caps, strict=True)]
     if cut is None or not any(limited):
         return [False] * len(tensors)

@@ -19,7 +19,7 @@ from platon_prune.tensors.shards import Part
 
 
 class SemiStructured(Granularity):
-    """Groups of m neighbours, of which n are kept; the amount is the share of groups constrained.
+    """Of groups of m neighbours n are kept; the amount is the share of groups so constrained.
 
     Exactly ``round(amount * G)`` of all G groups are constrained, those that lose least: the sum of
     their m - n smallest scores. A constrained group keeps exactly its n largest scores, any other
@@ -42,19 +42,19 @@ class SemiStructured(Granularity):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The pattern."""
+        """The name and the pattern."""
         return {**super().settings, "n": self.n, "m": self.m}
 
     def may_empty(self, name: str) -> bool:
-        """No: of every group n entries stay."""
+        """False: n entries of every group stay, so that no tensor is emptied."""
         return False
 
     def sparsity_of(self, amount: float) -> float:
-        """``amount * (1 - n / m)``."""
+        """The fraction of zeros, ``amount * (1 - n / m)``: the amount is of groups."""
         return amount * (1 - self.n / self.m)
 
     def require_part(self, name: str, part: Part) -> None:
-        """Raise a ValueError if this process holds parts of groups."""
+        """Raise a ValueError if the shard of this process cuts through groups."""
         _part_of_groups(part, self.dims[name], self.m, name)
 
     def choose_(
@@ -66,11 +66,12 @@ class SemiStructured(Granularity):
             The largest sum of m - n smallest scores among the groups that are constrained.
         """
         groups: list[_Groups] = []
-        total = 0
+        total = 0  # groups have global numbers, which fix the order of ties in every process
         for tensor in tensors:
             groups.append(_Groups.of(tensor, self.dims[tensor.name], self.m, total))
             total += groups[-1].scored.whole_numel
         scratch = Scratch()
+        # Constrain all first: what a group loses is known only once its n largest are.
         digests = [each.constrain_(self.n, scratch) for each in groups]
         require_same_copies(tensors, digests, processes)
         threshold = prune_smallest_(
@@ -83,7 +84,7 @@ class SemiStructured(Granularity):
 
 @dataclass(frozen=True)
 class _Groups:
-    """The groups of one tensor, or of the part of it that this process holds.
+    """The groups of one tensor, or of the shard of it that this process holds.
 
     Args:
         tensor: Its entries.
@@ -124,18 +125,20 @@ class _Groups:
             lanes = layout.split(scores, scratch, "lanes")
             ordered = sorted_lanes(lanes, scratch)
             _sum_of(ordered[:-n], out=self.costs[groups])
+            # Ties are rare and dear: the quick way flags too few there, and only those are redone.
             flags, tied = keep_largest(lanes, ordered, n, scratch)
             if int(tied.sum()):
                 which = positions_of(tied)
                 at = layout.entries(which)
                 numbers = self.scored.positions(which + groups.start)
                 flags[:, which] = keep_largest_of_tied(scores[at], n, mask[at], numbers, scratch)
+            # Before the mask is overwritten: it says which groups were free until now.
             self.scored.mask[groups] = layout.is_whole(mask, scratch)
             layout.write_(mask, flags, scratch)
         return of_scores
 
     def release_(self, scratch: Scratch) -> None:
-        """Keep all entries of the groups that are not constrained after all."""
+        """Set the mask to True in all groups that are not constrained after all."""
         for entries, groups in self._pieces():
             self.layout.fill_(self.tensor.flat_mask[entries], self.scored.mask[groups], scratch)
 
@@ -147,7 +150,8 @@ class _Groups:
 
 
 def _sum_of(smallest: Sequence[Tensor], out: Tensor) -> None:
-    """Their sum, from the first to the last; infinities of both signs count as the negative one."""
+    """The sum of lanes, from the first to the last; infinities of both signs give the negative."""
+    # In a fixed order: another one rounds otherwise, and the masks would differ between machines.
     out.copy_(smallest[0])
     for lane in smallest[1:]:
         out.add_(lane)
@@ -156,7 +160,7 @@ def _sum_of(smallest: Sequence[Tensor], out: Tensor) -> None:
 
 
 def _part_of_groups(part: Part, dim: int, m: int, name: str) -> Part:
-    """Which groups this process holds, as a part of the tensor of all groups."""
+    """The shard of this process counted in groups, as a shard of the tensor of all groups."""
     shape, indices = list(part.shape), list(part.indices)
     index = indices[dim]
     shape[dim] //= m

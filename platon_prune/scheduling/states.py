@@ -67,6 +67,7 @@ def check_state(
         shapes: The shape of each tensor.
         entries: What the state of each tensor must have of this shape; "mask" among it.
     """
+    # The version first: another one may lack anything that is looked at below.
     version = state.get("version") if isinstance(state, Mapping) else type(state).__name__
     if version != STATE_VERSION:
         raise ValueError(
@@ -101,7 +102,14 @@ def check_state(
 def require_equal_settings(
     settings: Mapping[str, Any], others: Mapping[str, Any], here: str, there: str
 ) -> None:
-    """Raise a ValueError that names the first setting in which two schedulers differ."""
+    """Raise a ValueError that names the first setting in which two schedulers differ.
+
+    Args:
+        settings: Of the one.
+        others: Of the other.
+        here: What to call the one, such as "in process 0".
+        there: Likewise the other.
+    """
     for name in [*settings, *others]:
         absent = _DEFAULTS.get(name, "absent")
         own, other = (each.get(name, absent) for each in (settings, others))

@@ -95,6 +95,13 @@ def test_what_the_run_did_can_be_seen_after_it(tmp_path):
     assert callback.scheduler.last_step == scheduler.last_step == 20
 
 
+def test_one_choice_and_no_more_is_made_by_the_schedule_that_is_asked_for(tmp_path):
+    callback, module = _callback(schedule="once", warmup_steps=0.3, window=4), Classifier()
+    _trainer(tmp_path, callback).fit(module, _loader())
+    assert [choice.step for choice in callback.scheduler.history] == [8]
+    assert _zeros(module) == round(0.8 * SELECTED)
+
+
 def test_accumulated_gradients_are_one_step_and_epochs_give_the_steps(tmp_path):
     callback, module = _callback(warmup_steps=0.25, cooldown_steps=0.25, window=2), Classifier()
     # 8 batches, 2 of them a step, 4 epochs: 16 steps.

@@ -25,6 +25,14 @@ def test_the_trainer_prunes_2_of_4_and_the_saved_model_holds_it(tmp_path):
     assert described["sparsity"] == pytest.approx(0.5, abs=0.01)
 
 
+def test_the_trainer_prunes_by_the_schedule_that_is_asked_for_and_the_config_names_it(tmp_path):
+    callback = PlatonCallback(**SETTINGS, schedule="once")
+    trainer = test_hf_trainer._trainer(tmp_path, callback)
+    trainer.train()
+    assert [choice.step for choice in callback.scheduler.history] == [4]
+    assert trainer.model.config.platon_prune["schedule"] == "once"
+
+
 @pytest.mark.parametrize("restored", [False, True])
 def test_the_trainer_resumes_n_of_m_bit_by_bit(tmp_path, restored):
     settings = SETTINGS | dict(n=1, m=4, amount=0.75)

@@ -3,17 +3,19 @@
 import inspect
 import warnings
 from dataclasses import dataclass, fields
-from typing import ClassVar, get_args
+from typing import ClassVar, get_args, get_type_hints
 
 import pytest
 import torch
 from torch import nn
 
 import platon_prune
+from platon_prune.criteria import CriterionName
 from platon_prune.groups.costs import BUDGETS, Budget
 from platon_prune.groups.group_scores import AGGREGATES, Aggregate
 from platon_prune.masks.method import MASKINGS, Masking
 from platon_prune.pruning.settings import Settings
+from platon_prune.schedule import ScheduleName
 
 DOORS = [
     platon_prune.global_unstructured,
@@ -49,6 +51,11 @@ def test_every_door_spells_out_every_setting(door):
     parameters = inspect.signature(door).parameters
     assert {field.name for field in fields(Settings)} <= parameters.keys()
     assert parameters["schedule"].default == "cubic"
+    hints = get_type_hints(door)
+    # As literals, so that a type checker sees a typo.
+    assert hints["criterion"] == CriterionName | platon_prune.Criterion
+    assert hints["schedule"] == ScheduleName | type[platon_prune.RampSchedule]
+    assert hints["masking"] == Masking
 
 
 def test_the_names_of_choices_are_those_of_their_types():

@@ -100,6 +100,15 @@ def test_amount_and_criterion_may_also_be_written_with_the_prefix_and_with_dashe
     assert arguments.given == {"amount", "criterion", "learning_rate"}
 
 
+def test_a_schedule_is_handed_on_to_the_callback(capsys):
+    arguments = parse("--pruning_schedule", "once", "--criterion", "scaled_magnitude")
+    settings = arguments.pruning.callback()
+    assert (settings["schedule"], settings["criterion"]) == ("once", "scaled_magnitude")
+    with pytest.raises(SystemExit, match="2"):
+        parse("--pruning_schedule", "cosine")
+    assert "invalid choice: 'cosine'" in capsys.readouterr().err
+
+
 def test_whole_numbers_are_counts_and_what_is_below_one_a_fraction():
     pruning = PruningArguments(amount=5000.0, pruning_warmup_steps=100.0)
     assert (pruning.amount, pruning.pruning_warmup_steps) == (5000, 100)
