@@ -51,3 +51,21 @@ class CoupledGroups:
         wanted[torch.as_tensor(groups, dtype=torch.int64)] = True
         wanted[-1] = False  # what belongs to no group
         return wanted[member.group_of].nonzero().flatten()
+
+    def left(self, member: Member, kept: Tensor) -> Tensor:
+        """Which groups one of the tensors leaves: those of which it keeps any entry.
+
+        One entry is enough, since another place may have taken the others.
+
+        Args:
+            member: What the groups hold of the tensor.
+            kept: Of the tensor's shape, bool: its mask, or where it is not zero.
+
+        Returns:
+            Bool, one for each group, on the CPU.
+        """
+        others = [dim for dim in range(kept.ndim) if dim != member.dim]
+        along = (kept.any(dim=others) if others else kept).cpu()
+        found = torch.zeros(self.size + 1, dtype=torch.bool)
+        found[member.group_of[along]] = True
+        return found[:-1]  # what is in no group, -1, was noted behind the last one

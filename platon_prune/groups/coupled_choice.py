@@ -117,7 +117,7 @@ class Structured(Granularity):
     def kept(self, masks: Mapping[str, Tensor]) -> list[Tensor]:
         """For each place, which of its groups the masks of all tensors leave; bool, on the CPU."""
         first = [(place, place.members[0]) for place in self.groups]
-        return [kept_groups(place, member, masks[member.name]) for place, member in first]
+        return [place.left(member, masks[member.name]) for place, member in first]
 
     def per_place(self, values: Tensor) -> Iterator[Tensor]:
         """Views of values of all groups, place by place."""
@@ -163,18 +163,6 @@ def whole_only(name: str) -> str:
         f"{name} must be whole in every process for structured pruning, got a sharded tensor: "
         "train with DistributedDataParallel, or finish pruning before sharding"
     )
-
-
-def kept_groups(place: CoupledGroups, member: Member, mask: Tensor) -> Tensor:
-    """Which groups the mask of one of a place's tensors leaves; bool, on the CPU.
-
-    One is left if any of its entries is: another place may have taken some of them.
-    """
-    others = [i for i in range(mask.ndim) if i != member.dim]
-    left = (mask.any(others) if others else mask).cpu()
-    kept = torch.zeros(place.size + 1, dtype=torch.bool)
-    kept[member.group_of[left]] = True
-    return kept[:-1]
 
 
 def _in_order(scores: Tensor, kept: Tensor) -> Tensor:

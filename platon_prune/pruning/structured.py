@@ -18,6 +18,7 @@ from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.coupled_choice import Structured, whole_only
 from platon_prune.groups.find import KINDS, find_groups
 from platon_prune.groups.group_scores import AGGREGATES, Aggregate
+from platon_prune.groups.noted import note_groups_
 from platon_prune.masks.method import Masking
 from platon_prune.masks.targets import Pairs, as_patterns, bare, select
 from platon_prune.pruning.setting_up import Plan, parameter_of, set_up
@@ -151,7 +152,7 @@ def global_structured(
 
     scheduler = set_up("global_structured", model, settings, plan)
     assert isinstance(scheduler.granularity, Structured)
-    bare(model)._platon_groups = scheduler.granularity.groups  # type: ignore[assignment]
+    note_groups_(bare(model), scheduler.granularity.groups)
     return scheduler
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from platon_prune.groups.coupled import CoupledGroups
-from platon_prune.groups.coupled_choice import kept_groups
 from platon_prune.groups.find import find_groups
+from platon_prune.groups.noted import noted_groups
 from platon_prune.masks.masked import mask_of, method_of
 from platon_prune.tables import table
 
@@ -58,12 +57,11 @@ def structure(model: nn.Module) -> Structure:
     Raises:
         ValueError: If the model's groups are not known.
     """
-    groups: tuple[CoupledGroups, ...] = getattr(model, "_platon_groups", ())
     rows = []
-    for place in groups or find_groups(model):
+    for place in noted_groups(model) or find_groups(model):
         kept = torch.zeros(place.size, dtype=torch.bool)
         for member in place.members:
-            kept |= kept_groups(place, member, _left(model, member.name))
+            kept |= place.left(member, _left(model, member.name))
         rows.append(PlaceSummary(place.name, place.kind, place.size, int(kept.sum())))
     return Structure(tuple(rows))
 

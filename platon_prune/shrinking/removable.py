@@ -104,12 +104,7 @@ def _groups_left(model: nn.Module, groups: CoupledGroups, member: Member) -> Ten
             f"{member.name} must have {member.group_of.numel()} entries along dimension "
             f"{member.dim} as its groups say, got shape {tuple(tensor.shape)}: set pruning up anew"
         )
-    others = [dim for dim in range(tensor.dim()) if dim != member.dim]
-    left = tensor.detach().ne(0)
-    left = (left.any(dim=others) if others else left).cpu()
-    found = torch.zeros(groups.size + 1, dtype=torch.bool)
-    found[member.group_of[left]] = True
-    return found[:-1]  # what is in no group was noted behind the last one
+    return groups.left(member, tensor.detach().ne(0))
 
 
 def _owners(model: nn.Module) -> dict[int, dict[int, str]]:

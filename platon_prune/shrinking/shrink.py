@@ -12,6 +12,7 @@ from torch.nn.utils import prune
 
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.find import find_groups
+from platon_prune.groups.noted import forget_groups_, noted_groups
 from platon_prune.masks.masked import pruned_tensors, refuse_other_masks
 from platon_prune.masks.targets import bare
 from platon_prune.shrinking import head_bias
@@ -121,7 +122,7 @@ def shrink(
     head_bias.share_bias_(model, heads, also)
     if config is not None:
         adopt_(model, config)
-    model.__dict__.pop("_platon_groups", None)
+    forget_groups_(model)
     rows = tuple(_row(place) for place in places)
     return ShrinkReport(rows, before, _num_parameters(model), in_config)
 
@@ -144,8 +145,8 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _groups_of(model: nn.Module, example_inputs: Any) -> Sequence[CoupledGroups]:
-    known: Sequence[CoupledGroups] | None = getattr(model, "_platon_groups", None)
-    groups = find_groups(model, example_inputs) if known is None else known
+    # Those of the run first: a traced model needs no example inputs again.
+    groups = noted_groups(model) or find_groups(model, example_inputs)
     if not groups:
         raise ValueError(
             f"model must have coupled groups, such as heads or neurons, got a "
