@@ -14,7 +14,7 @@ from torch import Tensor
 
 from platon_prune.export.tensor_files import StoredTensor, open_tensors
 from platon_prune.groups.coupled import CoupledGroups, Member
-from platon_prune.groups.places import find_places, transposed_weights
+from platon_prune.groups.places import find_places, input_dims
 from platon_prune.tables import table
 from platon_prune.tensors.blocks import count_true
 
@@ -155,18 +155,20 @@ def inspect_path(path: str | Path) -> Inspection:
     source = open_tensors(Path(path))
     shapes = {tensor.name: tensor.shape for tensor in source.tensors}
     places = find_places(shapes, source.config)
-    wanted: dict[str, list[Member]] = defaultdict(list)
+    wanted: dict[str, list[tuple[CoupledGroups, Member]]] = defaultdict(list)
     for place in places:
         for member in place.members:
-            wanted[member.name].append(member)
-    transposed = transposed_weights(shapes)
-    rows, alive = [], {}
+            wanted[member.name].append((place, member))
+    left = {id(place): torch.zeros(place.size, dtype=torch.bool) for place in places}
+    dims = input_dims(shapes, source.config)
+    rows = []
     for stored in source.tensors:
         kept = _kept(stored.read())
-        rows.append(_row(stored, kept, stored.name in transposed))
-        for member in wanted[stored.name]:
-            alive[id(member)] = _alive(member, kept.value)
-    return Inspection(source.kind, tuple(rows), tuple(_place_row(p, alive) for p in places))
+        rows.append(_row(stored, kept, dims[stored.name]))
+        for place, member in wanted[stored.name]:
+            left[id(place)] |= place.left(member, kept.value)
+    found = tuple(_place_row(place, left[id(place)]) for place in places)
+    return Inspection(source.kind, tuple(rows), found)
 
 
 # --- one tensor ---------------------------------------------------------------------------------
@@ -186,11 +188,11 @@ def _kept(tensor: Tensor) -> _Kept:
     return _Kept(dtype, tensor.ne(0))
 
 
-def _row(stored: StoredTensor, kept: _Kept, transposed: bool) -> TensorRow:
+def _row(stored: StoredTensor, kept: _Kept, input_dim: int) -> TensorRow:
     zeros = kept.value.numel() - count_true(kept.value)
     most_kept = {}
     if len(stored.shape) in (2, 3, 4) and kept.value.numel():
-        matrix = kept.value.movedim(0 if transposed else 1, -1)
+        matrix = kept.value.movedim(input_dim, -1)
         most_kept = {
             m: n for m in _LENGTHS if matrix.shape[-1] % m == 0 and (n := _most_of(matrix, m)) < m
         }
@@ -205,16 +207,6 @@ def _most_of(kept: Tensor, m: int) -> int:
 # --- groups -------------------------------------------------------------------------------------
 
 
-def _alive(member: Member, kept: Tensor) -> Tensor:
-    """By index of the member's dimension whether anything is not zero."""
-    others = [dim for dim in range(kept.dim()) if dim != member.dim]
-    return kept.any(dim=others) if others else kept
-
-
-def _place_row(place: CoupledGroups, alive: Mapping[int, Tensor]) -> PlaceRow:
-    left = torch.zeros(place.size, dtype=torch.bool)
-    for member in place.members:
-        groups = member.group_of[alive[id(member)]]
-        left[groups[groups >= 0]] = True
+def _place_row(place: CoupledGroups, left: Tensor) -> PlaceRow:
     removable = tuple((~left).nonzero()[:, 0].tolist())
     return PlaceRow(place.name, place.kind, place.size, removable)

@@ -32,6 +32,7 @@ class Prices:
 
 def parameter_prices(groups: Sequence[CoupledGroups]) -> Prices:
     """Each entry counts one."""
+    # By tensor and not by place: an entry that two places hold must have one price.
     names = [member.name for place in groups for member in place.members]
     return Prices(dict.fromkeys(names, 1), (0,) * len(groups))
 
@@ -80,6 +81,7 @@ def _products(place: CoupledGroups, uses: Mapping[str, _Use]) -> int:
         return 0
     layers = list(dict.fromkeys(member.name.rpartition(".")[0] for member in place.members))
     query, key = layers[0], layers[min(1, len(layers) - 2)]  # the last one is the output
+    # With grouped queries this is the width of all query heads of the group.
     width = int((place.members[-1].group_of == 0).sum())
     return uses[query].rows * uses[key].length * 2 * width
 
@@ -108,6 +110,7 @@ def _counter(use: _Use) -> Any:
         elif isinstance(module, nn.modules.conv._ConvNd):
             use.rows += output.numel() // module.out_channels
         else:
+            # Added up: a layer may be called several times in one forward, as ALBERT's are.
             use.rows += math.prod(output.shape[:-1])
             use.length = output.shape[-2] if output.ndim > 1 else 1
         weight = getattr(module, "weight", None)
@@ -159,6 +162,7 @@ class Savings:
         for name, cuts in self._cuts.items():
             shape = self._shapes[name]
             left = list(shape)
+            # A rectangle is left, so an entry that a row and a column lose is counted once.
             for dim, counted in cuts.items():
                 left[dim] -= sum(int(counts[places[place]].sum()) for place, counts in counted)
             saved += self._prices.of_entry[name] * (shape.numel() - math.prod(left))

@@ -116,6 +116,8 @@ class Structured(Granularity):
 
     def kept(self, masks: Mapping[str, Tensor]) -> list[Tensor]:
         """For each place, which of its groups the masks of all tensors leave; bool, on the CPU."""
+        # One tensor tells: a choice writes all members of a group alike, and a group whose rows are
+        # left is left, though another place may have taken some of their entries.
         first = [(place, place.members[0]) for place in self.groups]
         return [place.left(member, masks[member.name]) for place, member in first]
 
@@ -136,6 +138,7 @@ class Structured(Granularity):
     def _num_due(self, candidates: Tensor, amount: float) -> int:
         """The least number of candidates that saves the amount; all if none does."""
         due = round(amount * self._savings.total)
+        # By halves: what is saved grows with each group, but not by sums, since groups overlap.
         low, high = 0, len(candidates)
         while low < high:
             middle = (low + high) // 2
@@ -150,6 +153,7 @@ class Structured(Granularity):
 
     def _write_(self, tensor: ScoredTensor, pruned: Tensor) -> None:
         """An entry is kept if all groups that hold it are."""
+        # In place: the module and the scheduler hold this very tensor.
         mask = tensor.mask.fill_(True)
         places = list(self.per_place(pruned))
         for i, member in self._members[tensor.name]:
@@ -158,7 +162,7 @@ class Structured(Granularity):
 
 
 def whole_only(name: str) -> str:
-    """What to say of a sharded tensor."""
+    """The error's sentence about a tensor that is sharded."""
     return (
         f"{name} must be whole in every process for structured pruning, got a sharded tensor: "
         "train with DistributedDataParallel, or finish pruning before sharding"
@@ -167,6 +171,7 @@ def whole_only(name: str) -> str:
 
 def _in_order(scores: Tensor, kept: Tensor) -> Tensor:
     """Numbers of the groups in the order in which they go."""
+    # From the least to the most important key, each sort stable: ties, what is gone, scores.
     order = tie_keys(torch.arange(len(scores))).argsort()
     order = order[kept[order].to(torch.int8).argsort(stable=True)]
     return order[scores[order].argsort(stable=True)]

@@ -53,7 +53,7 @@ def dependent_groups(model: nn.Module, inputs: Any, time_limit: float) -> list[C
         ValueError: If the model can't be traced.
         TimeoutError: If it took longer.
     """
-    twin = _plain_copy(model)
+    twin = _plain_copy(model)  # masks and hooks would hide layers from torch-pruning
     places = within(time_limit, lambda: list(_places(twin, inputs)))
     order = {name: i for i, (name, _) in enumerate(twin.named_parameters())}
     places.sort(key=lambda place: order[place.groups.members[0].name])
@@ -135,6 +135,7 @@ def _place_of(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> _Place 
         if cut is None or None in item.root_idxs:
             return None
         for tensor_name, dim in cut:
+            # What the graph does not list of a tensor, a part of a concatenation, is in no group.
             group_of = torch.full((getattr(module, tensor_name).shape[dim],), -1)
             if max(item.idxs) >= len(group_of):  # torch-pruning lost count (of a GLU's halves)
                 return None
@@ -207,6 +208,7 @@ def _cut(module: nn.Module, is_computed: bool) -> list[tuple[str, int]] | None:
 @torch.no_grad()
 def _is_independent(model: nn.Module, inputs: Any, place: _Place) -> bool:
     """Whether a masked half of the groups is seen nowhere, whatever computes it."""
+    # A generator of its own: finding groups must not move the user's random numbers.
     generator = torch.Generator().manual_seed(0)
     masked = torch.randperm(place.groups.size, generator=generator)[: -(-place.groups.size // 2)]
     outputs = []
@@ -261,7 +263,10 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        # It loops in Python, where this is noticed at the next instruction.
+        # A thread can't be ended otherwise, and one that went on would take a core from the user
+        # for ever. The plain ways do not do: a process of its own would have to be sent the model,
+        # an alarm works in the main thread only, and a trace function slows all of it many times.
+        # torch-pruning loops in Python, where this is noticed at the next instruction.
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TimedOut)
         )

@@ -60,6 +60,7 @@ def find_groups(
         refuse_other_masks(model)  # the copy that is traced can't be made with them
         found = dependent_groups(model, example_inputs, time_limit)
     refuse_other_masks(model, {member.name for groups in found for member in groups.members})
+    # Groups must come out alike in every process and run: choices break ties by their numbers.
     order = {name: i for i, name in enumerate(_names(model))}
     found.sort(key=lambda groups: min(order[member.name] for member in groups.members))
     return [groups for groups in found if groups.kind in wanted]

@@ -68,6 +68,8 @@ class _Sums:
     def along(self, tensor: ScoredTensor, dims: Sequence[int]) -> tuple[dict[int, Tensor], int]:
         """One number per index of each dimension; and the digest that copies are compared by."""
         shape, device = tensor.mask.shape, tensor.mask.device
+        # On the tensor's device: one read of the scores serves all dimensions, and only the sums
+        # go to the CPU.
         results = {
             dim: torch.full((shape[dim],), self._nothing, dtype=torch.float64, device=device)
             for dim in dims
@@ -82,16 +84,17 @@ class _Sums:
                 digested += (flat.start + 1) * digest(scores, tensor.flat_mask[flat], scratch)
             block = scores.view(-1, *shape[1:])
             for dim, result in results.items():
-                self._take_in(block, dim, result[rows] if dim == 0 else result)
+                self._accumulate(block, dim, result[rows] if dim == 0 else result)
         return {dim: result.cpu() for dim, result in results.items()}, digested
 
-    def _take_in(self, block: Tensor, dim: int, result: Tensor) -> None:
+    def _accumulate(self, block: Tensor, dim: int, result: Tensor) -> None:
         others = [i for i in range(block.ndim) if i != dim]
         if self.aggregate == "max":
             largest = block.amax(others) if others else block
             torch.maximum(result, largest.double(), out=result)
             return
         if self.aggregate == "l2":
+            # In float64 before the square: those of small float32 scores would vanish.
             block = block.double().square()
         result += block.sum(others, dtype=torch.float64) if others else block
 
@@ -123,6 +126,7 @@ class _Sums:
 
 def _of_first(scores: Tensor, processes: Processes) -> Tensor:
     """The scores of the first process: sums may be rounded otherwise in another."""
+    # As integers, which add up exactly: the others send zeros.
     bits = scores.view(torch.int64)
     if processes.rank:
         bits = torch.zeros_like(bits)

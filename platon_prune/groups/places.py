@@ -1,47 +1,33 @@
-"""Where transformers models keep heads and neurons, by the names and shapes of their tensors.
+"""Coupled groups of a model that lies in a file, by the names and shapes of its tensors.
 
-Only names: the model is not built. What follows no pattern here is not found, and no harm done.
+The model is not built. What the table of spellings does not know is not found, and no harm done.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from platon_prune.groups.coupled import CoupledGroups, Member
+from platon_prune.groups.spelled import Linear, spelled_groups
+from platon_prune.spellings import (
+    ATTENTION,
+    BUFFERS,
+    CONFIG_NUM_HEADS,
+    CONFIG_NUM_HEADS_BELOW,
+    CONV1D_LAYERS,
+    ENTANGLED,
+    EXPERTS_PATH,
+    FEED_FORWARD,
+    TRANSPOSED_EXPERTS_TYPES,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-# Names of modules beside each other: query, key, value and the output matrix (which may also be
-# one part of the name up); what feeds a neuron, one or two matrices, and what it feeds.
-_HEADS = (
-    ("self.query", "self.key", "self.value", "output.dense"),
-    ("attention.query", "attention.key", "attention.value", "output.dense"),
-    ("self.query_proj", "self.key_proj", "self.value_proj", "output.dense"),
-    ("q_proj", "k_proj", "v_proj", "o_proj"),
-    ("q_proj", "k_proj", "v_proj", "out_proj"),
-    ("q_lin", "k_lin", "v_lin", "out_lin"),
-    ("SelfAttention.q", "SelfAttention.k", "SelfAttention.v", "SelfAttention.o"),
-    ("EncDecAttention.q", "EncDecAttention.k", "EncDecAttention.v", "EncDecAttention.o"),
-)
-_FUSED = ("attn.c_attn", "attn.c_proj")
-_NEURONS = (
-    (("intermediate.dense",), "output.dense"),
-    (("gate_proj", "up_proj"), "down_proj"),
-    (("fc1",), "fc2"),
-    (("lin1",), "lin2"),
-    (("linear1",), "linear2"),
-    (("c_fc",), "c_proj"),
-    (("DenseReluDense.wi",), "DenseReluDense.wo"),
-    (("DenseReluDense.wi_0", "DenseReluDense.wi_1"), "DenseReluDense.wo"),
-)
-_NUM_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
-_ENCODER_DECODER = {"encoder": "encoder_attention_heads", "decoder": "decoder_attention_heads"}
-_NUM_KEY_VALUE_HEADS = "num_key_value_heads"
 
 
 def find_places(shapes: Shapes, config: Mapping[str, Any]) -> list[CoupledGroups]:
@@ -52,158 +38,149 @@ def find_places(shapes: Shapes, config: Mapping[str, Any]) -> list[CoupledGroups
         config: Of the model, for the number of heads; without it no heads are found.
 
     Returns:
-        Coupled groups by name. Of a channel only its filter and bias are known: which norm and
-        which next layer belong to it, names do not tell.
+        Coupled groups, called by the innermost module that holds all of their tensors. Of a channel
+        only its filter and bias are known: which norm and which next layer belong to it, names do
+        not tell.
     """
-    transposed = transposed_weights(shapes)
-    found = [
-        *_separate_heads(shapes, config),
-        *_fused_heads(shapes, config, transposed),
-        *_neurons(shapes, transposed),
-        *_channels(shapes),
-    ]
+    layers = _FileLayers(shapes, config)
+    found = [replace(groups, name=_common_holder(groups)) for groups in spelled_groups(layers)]
+    found += _channels(shapes)
     return sorted(found, key=lambda place: (_natural(place.name), place.kind))
 
 
-def transposed_weights(shapes: Shapes) -> set[str]:
+def input_dims(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, int]:
+    """For each tensor, the dimension along which the inputs lie if it is a weight.
+
+    Args:
+        shapes: Of the tensors by name.
+        config: Of the model, for experts that are stored inputs by outputs.
+    """
+    transposed = _transposed_weights(shapes)
+    types = {part.get("model_type") for part in _parts_of(config, "")}
+    of_experts = 1 if types.intersection(TRANSPOSED_EXPERTS_TYPES) else 2
+    return {
+        name: of_experts if _is_of_experts(name, shape) else 0 if name in transposed else 1
+        for name, shape in shapes.items()
+    }
+
+
+def _transposed_weights(shapes: Shapes) -> set[str]:
     """Weights stored inputs by outputs: those of transformers' Conv1D, as in GPT-2."""
-    fused = [name for name in shapes if name.endswith("c_attn.weight")]
     # The bias tells: one entry for each output.
     is_conv1d = any(
-        shapes.get(_bias(name)) == shapes[name][1:] != shapes[name][:1] for name in fused
+        shapes.get(_bias(name)) == shape[1:] != shape[:1]
+        for name, shape in shapes.items()
+        if _is_weight_of(name, CONV1D_LAYERS[:1])
     )
-    layers = ("c_attn", "q_attn", "c_proj", "c_fc")
-    return {
-        name for name in shapes if is_conv1d and name.split(".")[-2:-1] and
-        name.split(".")[-2] in layers and name.endswith(".weight")
-    }  # fmt: skip
+    return {name for name in shapes if is_conv1d and _is_weight_of(name, CONV1D_LAYERS)}
 
 
-# --- kinds --------------------------------------------------------------------------------------
+class _FileLayers:
+    """What a file tells of its layers; see :class:`platon_prune.groups.spelled.Layers`."""
+
+    def __init__(self, shapes: Shapes, config: Mapping[str, Any]) -> None:
+        self._shapes = shapes
+        self._config = config
+        self._transposed = _transposed_weights(shapes)
+        self._names = sorted(name for name in shapes if not _is_buffer(name, shapes))
+
+    def holders(self) -> Iterable[str]:
+        # Only those where a spelling begins: a name in a hostile file may have a million dots.
+        firsts = {spelling.reads[0].name for spelling in (*ATTENTION, *FEED_FORWARD)}
+        ends = tuple(f".{first}.weight" for first in firsts)
+        found = (
+            f".{name}".removesuffix(end) for name in self._names for end in ends
+            if f".{name}".endswith(end)
+        )  # fmt: skip
+        return dict.fromkeys(path.removeprefix(".") for path in found)
+
+    def linear(self, path: str) -> Linear | None:
+        weight = f"{path}.weight"
+        shape = self._shapes.get(weight, ())
+        if len(shape) != 2:
+            return None
+        out_dim = int(weight in self._transposed)
+        num_out = shape[out_dim]
+        has_bias = self._shapes.get(_bias(weight)) == (num_out,)
+        return Linear(path, num_out, shape[1 - out_dim], out_dim, has_bias)
+
+    def parameters(self, holder: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        prefix = f"{holder}." if holder else ""
+        start = bisect_left(self._names, prefix)  # sorted, what is below a holder is one run
+        for name in takewhile(lambda name: name.startswith(prefix), self._names[start:]):
+            yield name.removeprefix(prefix), self._shapes[name]
+
+    def head_size(self, holder: str, num_queries: int) -> int | None:
+        parts = _parts_of(self._config, holder)
+        if any(p.get(e.config_key) == e.config_value for e in ENTANGLED for p in parts):
+            return None
+        num_heads = _num_heads(parts, holder)
+        return num_queries // num_heads if num_heads and num_queries % num_heads == 0 else None
 
 
-def _separate_heads(shapes: Shapes, config: Mapping[str, Any]) -> Iterator[CoupledGroups]:
-    for query, key, value, output in _HEADS:
-        for prefix in _prefixes(shapes, value):
-            inner = [f"{prefix}{part}.weight" for part in (query, key, value)]
-            out = _beside(shapes, prefix, output)
-            if out is None or not all(len(shapes.get(name, ())) == 2 for name in inner):
-                continue
-            num_heads = _count(config, _NUM_HEADS, prefix)
-            # Where several query heads share one of keys and values, they go together.
-            size = _count(config, (_NUM_KEY_VALUE_HEADS,), prefix) or num_heads
-            lengths = [shapes[name][0] for name in inner]
-            if not size or num_heads % size or any(n % size for n in (*lengths, shapes[out][1])):
-                continue
-            positions = [f"{prefix}{part}" for part in ("self.pos_query_proj", "self.pos_key_proj")]
-            inner += [f"{name}.weight" for name in positions if f"{name}.weight" in shapes]
-            members = [
-                member
-                for name in inner
-                for member in _members(shapes, name, 0, _runs(size, shapes[name][0]))
-            ]
-            members.append(Member(out, 1, _runs(size, shapes[out][1])))
-            yield CoupledGroups(_place(prefix), "heads", size, tuple(members))
+def _num_heads(parts: Sequence[Mapping[str, Any]], holder: str) -> int:
+    """A number of the config, or of the first part of it that has it; 0 if there is none."""
+    sides = holder.split(".")
+    below = [keys for side, keys in CONFIG_NUM_HEADS_BELOW.items() if side in sides]
+    keys = [key for keys in (*below, CONFIG_NUM_HEADS) for key in keys]
+    counts = (part.get(key) for part in parts for key in keys)
+    return next((count for count in counts if type(count) is int and count > 0), 0)
 
 
-def _fused_heads(
-    shapes: Shapes, config: Mapping[str, Any], transposed: set[str]
-) -> Iterator[CoupledGroups]:
-    fused, output = _FUSED
-    for prefix in _prefixes(shapes, fused):
-        weight, out = f"{prefix}{fused}.weight", f"{prefix}{output}.weight"
-        size = _count(config, _NUM_HEADS, prefix)
-        if out not in shapes or weight not in transposed or not size:
-            continue
-        width = shapes[out][0]
-        if shapes[weight][1] != 3 * width or width % size:
-            continue
-        inner = _members(shapes, weight, 1, _runs(size, width).repeat(3))
-        members = (*inner, Member(out, 0, _runs(size, width)))
-        yield CoupledGroups(_place(f"{prefix}attn."), "heads", size, members)
-
-
-def _neurons(shapes: Shapes, transposed: set[str]) -> Iterator[CoupledGroups]:
-    for inner, output in _NEURONS:
-        for prefix in _prefixes(shapes, inner[0]):
-            weights = [f"{prefix}{part}.weight" for part in inner]
-            out = f"{prefix}{output}.weight"
-            if not all(len(shapes.get(name, ())) == 2 for name in (*weights, out)):
-                continue
-            flipped = int(out in transposed)
-            size = shapes[out][1 - flipped]
-            if any(shapes[name][flipped] != size for name in weights):
-                continue
-            each = torch.arange(size)
-            members = [m for name in weights for m in _members(shapes, name, flipped, each)]
-            members.append(Member(out, 1 - flipped, each))
-            yield CoupledGroups(_place(prefix), "neurons", size, tuple(members))
+def _parts_of(config: Mapping[str, Any], path: str) -> list[Mapping[str, Any]]:
+    """The config and the configs in it, first the one whose name stands in the path."""
+    inner = [(key, value) for key, value in config.items() if isinstance(value, dict)]
+    words = path.replace("_", ".").split(".")
+    named = {key: key.removesuffix("_config") for key, _ in inner}
+    ours = [(words.index(named[key]), key) for key, _ in inner if named[key] in words]
+    first = [config[min(ours)[1]]] if ours else []
+    return [*first, config, *(value for _, value in inner)]
 
 
 def _channels(shapes: Shapes) -> Iterator[CoupledGroups]:
     for name, shape in shapes.items():
         if len(shape) == 4 and name.endswith("weight"):
-            members = _members(shapes, name, 0, torch.arange(shape[0]))
-            yield CoupledGroups(name.removesuffix(".weight"), "channels", shape[0], members)
+            each = torch.arange(shape[0])
+            members = [Member(name, 0, each)]
+            if shapes.get(_bias(name)) == shape[:1]:
+                members.append(Member(_bias(name), 0, each))
+            place = name.removesuffix(".weight")
+            yield CoupledGroups(place, "channels", shape[0], tuple(members))
 
 
-# --- parts --------------------------------------------------------------------------------------
+# --- names --------------------------------------------------------------------------------------
 
 
-def _prefixes(shapes: Shapes, part: str) -> Iterator[str]:
-    """What stands before a module's name, ending in a dot or empty."""
-    pattern = re.compile(rf"(|.*\.){re.escape(part)}\.weight")
-    for name in shapes:
-        match = pattern.fullmatch(name)
-        if match:
-            yield match.group(1)
+def _common_holder(groups: CoupledGroups) -> str:
+    paths = [member.name.split(".")[:-2] for member in groups.members]
+    common = []
+    for words in zip(*paths, strict=False):
+        if len(set(words)) > 1:
+            break
+        common.append(words[0])
+    return ".".join(common) or "(the model)"
 
 
-def _beside(shapes: Shapes, prefix: str, output: str) -> str | None:
-    """The output matrix: next to the others, or one part of the name up."""
-    parent = prefix.removesuffix(".").rpartition(".")[0]
-    for start in (prefix, f"{parent}." if parent else ""):
-        name = f"{start}{output}.weight"
-        if len(shapes.get(name, ())) == 2:
-            return name
-    return None
+def _is_weight_of(name: str, layers: Sequence[str]) -> bool:
+    path, _, key = name.rpartition(".")
+    return key == "weight" and path.rpartition(".")[2] in layers
 
 
-def _members(shapes: Shapes, weight: str, dim: int, group_of: Tensor) -> tuple[Member, ...]:
-    """A weight and, if there is one, its bias."""
-    bias = _bias(weight)
-    members = [Member(weight, dim, group_of)]
-    if shapes.get(bias) == (group_of.numel(),):
-        members.append(Member(bias, 0, group_of))
-    return tuple(members)
+def _is_buffer(name: str, shapes: Shapes) -> bool:
+    # A layer that is itself called "attention" has a weight beside its bias.
+    is_bias = f"{name.removesuffix('bias')}weight" in shapes
+    return f".{name}".endswith(BUFFERS) and not is_bias
+
+
+def _is_of_experts(name: str, shape: tuple[int, ...]) -> bool:
+    # Convolutions over time have three dimensions too, but do not lie there.
+    return len(shape) == 3 and name.split(".")[-2:-1] == [EXPERTS_PATH]
 
 
 def _bias(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias"
 
 
-def _runs(num_groups: int, length: int) -> Tensor:
-    return torch.arange(num_groups).repeat_interleave(length // num_groups)
-
-
-def _count(config: Mapping[str, Any], keys: Sequence[str], prefix: str) -> int:
-    """A number of the config, or of the one part of it that has it; 0 if there is none."""
-    if keys == _NUM_HEADS:
-        keys = [name for side, name in _ENCODER_DECODER.items() if side in prefix.split(".")] + [
-            *keys
-        ]
-    parts = [config, *(value for value in config.values() if isinstance(value, dict))]
-    for key in keys:
-        for part in parts:
-            if type(part.get(key)) is int and part[key] > 0:
-                return int(part[key])
-    return 0
-
-
-def _place(prefix: str) -> str:
-    return prefix.removesuffix(".") or "(the model)"
-
-
-def _natural(name: str) -> list[Any]:
+def _natural(name: str) -> list[tuple[int, str]]:
     """Numbers by value: layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
+from platon_prune.spellings import CONV1D, EXPERTS, POOLER
+
 Candidate = tuple[str, nn.Module, str]  # name in the model, module, tensor name
 
 _WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -99,9 +101,9 @@ def computed_from(name: str, module: nn.Module, tensor_name: str) -> tuple[str, 
 def _is_default(module: nn.Module, tensor_name: str, parameter: Tensor | None) -> bool:
     if isinstance(module, nn.MultiheadAttention):
         return tensor_name in _ATTENTION_WEIGHTS
-    if isinstance(module, _WEIGHT_LAYERS) or is_named(module, "transformers", "Conv1D"):
+    if isinstance(module, _WEIGHT_LAYERS) or is_conv1d(module):
         return tensor_name == "weight"
-    return is_named(module, "", "Experts") and parameter is not None and parameter.ndim == 3
+    return is_named(module, "", EXPERTS) and parameter is not None and parameter.ndim == 3
 
 
 def is_named(module: nn.Module, package: str, suffix: str) -> bool:
@@ -110,6 +112,14 @@ def is_named(module: nn.Module, package: str, suffix: str) -> bool:
         cls.__module__.split(".")[0] == package if package else True
         for cls in type(module).__mro__
         if cls.__name__.endswith(suffix)
+    )
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is a Conv1D of transformers: a linear layer that stores inputs by outputs."""
+    return any(
+        cls.__name__ == CONV1D and cls.__module__.split(".")[0] == "transformers"
+        for cls in type(module).__mro__
     )
 
 
@@ -136,6 +146,6 @@ def _heads_and_poolers(model: nn.Module) -> set[int]:
         outside |= {
             id(module)
             for name, module in root.named_modules()
-            if id(module) not in body or "pooler" in name
+            if id(module) not in body or POOLER in name
         }
     return outside

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from platon_prune.masks.default_selection import is_named
+from platon_prune.masks.default_selection import is_conv1d, is_named
+from platon_prune.spellings import DECLARES_TRANSPOSED, TRANSPOSED_EXPERTS
 
 
 def input_dim(module: nn.Module, weight: Tensor) -> int:
@@ -21,7 +22,7 @@ def input_dim(module: nn.Module, weight: Tensor) -> int:
         return 0
     if isinstance(module, nn.modules.conv._ConvNd):
         return 1
-    if is_named(module, "transformers", "Conv1D"):
+    if is_conv1d(module):
         return 0
     if weight.ndim == 3 and _multiplies_from_the_right(module):
         return 1
@@ -31,8 +32,8 @@ def input_dim(module: nn.Module, weight: Tensor) -> int:
 def _multiplies_from_the_right(module: nn.Module) -> bool:
     """Whether experts are (experts, in, out), as those of GPT-OSS and Llama 4."""
     # What transformers notes on the experts that its own kernels may run.
-    declared = getattr(module, "is_transposed", False) is True
-    return declared or is_named(module, "transformers", "Llama4TextExperts")
+    declared = getattr(module, DECLARES_TRANSPOSED, False) is True
+    return declared or is_named(module, "transformers", TRANSPOSED_EXPERTS)
 
 
 def reason_against_groups(module: nn.Module, weight: Tensor, m: int) -> str | None:

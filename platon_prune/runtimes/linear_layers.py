@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from platon_prune.masks.default_selection import is_conv1d
+from platon_prune.spellings import CONV1D
+
 # From here on CSR with 32-bit indices takes as much memory as the dense weight.
 _LARGEST_DENSITY = 0.5
 _LARGEST_COUNT = torch.iinfo(torch.int32).max
@@ -74,11 +77,7 @@ def find_layers(model: nn.Module) -> list[Layer]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or any(map(_is_conv1d, type(module).__mro__))
-
-
-def _is_conv1d(cls: type) -> bool:
-    return cls.__name__ == "Conv1D" and cls.__module__.split(".")[0] == "transformers"
+    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
 def count_tokens(
@@ -145,8 +144,9 @@ def reason_against_replacing(layer: Layer, holders: Mapping[int, int]) -> str | 
         holders: What :func:`count_holders` says of the model.
     """
     module = layer.module
-    if type(module) is not nn.Linear and not _is_conv1d(type(module)):
-        return f"of the subclass {type(module).__name__}"
+    cls = type(module)
+    if cls is not nn.Linear and not (is_conv1d(module) and cls.__name__ == CONV1D):
+        return f"of the subclass {cls.__name__}"
     if "forward" in module.__dict__:
         return "with a forward of its own"
     if any(isinstance(parent, _READERS) for parent, _ in layer.sites):

@@ -8,15 +8,7 @@ from typing import Any
 
 import torch
 
-# By kind of place: the entries of configs that count its groups.
-_COUNTS = {
-    "neurons": ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim")
-    + ("encoder_ffn_dim", "decoder_ffn_dim"),
-    "heads": ("num_attention_heads", "num_key_value_heads")
-    + ("encoder_attention_heads", "decoder_attention_heads"),
-}
-# Where the size of a head can stand by itself; elsewhere it is the hidden size by the heads.
-_HEAD_SIZES = (None, "head_dim", "attention_head_size")
+from platon_prune.spellings import CONFIG_HEAD_SIZE, COUNTS, KEY_VALUE_HEADS, QUERY_HEADS
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -34,6 +26,7 @@ def config_for(model: Any, config: Any, kind: str, count: int, shapes: Shapes) -
     Returns:
         A new config; None if no config can say it.
     """
+    # Built and compared, since what an entry means to a model is in its code alone.
     for changed in _candidates(config, kind, count):
         built = _shapes_from(model, changed)
         if built is not None and all(built.get(name) == shape for name, shape in shapes.items()):
@@ -42,18 +35,21 @@ def config_for(model: Any, config: Any, kind: str, count: int, shapes: Shapes) -
 
 
 def _candidates(config: Any, kind: str, count: int) -> Iterator[Any]:
-    keys = [key for key in _COUNTS.get(kind, ()) if hasattr(config, key)]
-    heads = getattr(config, "num_attention_heads", None) or 1
+    names = COUNTS[kind].in_configs if kind in COUNTS else ()
+    keys = [key for key in names if hasattr(config, key)]
+    heads = getattr(config, QUERY_HEADS, None) or 1
     # A group is a key-value head with all of its query heads.
-    queries = heads // (getattr(config, "num_key_value_heads", None) or heads)
-    for head_size in (_HEAD_SIZES if kind == "heads" else (None,)) if keys else ():
+    queries = heads // (getattr(config, KEY_VALUE_HEADS, None) or heads)
+    # First as it is: elsewhere the size of a head is the hidden size by the heads.
+    head_sizes = (None, *CONFIG_HEAD_SIZE) if kind == "heads" else (None,)
+    for head_size in head_sizes if keys else ():
         changed = copy.deepcopy(config)
         if head_size is not None:
             if getattr(config, head_size, None) is not None:
                 continue
             setattr(changed, head_size, getattr(config, "hidden_size", 0) // heads)
         for key in keys:
-            setattr(changed, key, count * queries if key == "num_attention_heads" else count)
+            setattr(changed, key, count * queries if key == QUERY_HEADS else count)
         yield changed
 
 
@@ -64,7 +60,7 @@ def _shapes_from(model: Any, config: Any) -> dict[str, tuple[int, ...]] | None:
         config = type(config).from_dict(config.to_dict())
         with torch.device("meta"):
             built = type(model)(config)
-    except Exception:
+    except Exception:  # configs check themselves in many ways
         return None
     return {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
 
@@ -73,6 +69,7 @@ def adopt_(model: Any, new: Any) -> None:
     """Change the model's config, and the copies of it that its parts have, to another's entries."""
     before, after = model.config.to_dict(), new.to_dict()
     changes = {key: value for key, value in after.items() if before.get(key) != value}
+    # A part has a copy of the config, or the same object: each is changed once.
     configs = {id(config): config for module in model.modules() if (config := config_of(module))}
     for config in configs.values():
         for key, value in changes.items():

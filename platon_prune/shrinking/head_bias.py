@@ -17,12 +17,10 @@ from torch import Tensor, nn
 
 from platon_prune.shrinking.removable import Place
 from platon_prune.shrinking.resize import cut_, refresh_sizes_
+from platon_prune.spellings import ANY_SHARED_BIAS, SHARED_BIAS
 
-_SHARING = ("T5Attention", "MT5Attention")
-_CLASSES = (*_SHARING, "UMT5Attention")  # in which each layer has a table of its own
-TABLE = "relative_attention_bias"
-# How other models call tables that may be shared; what they do with them is not known.
-_ANY_TABLE = re.compile(r"rel\w*bias|position_bias")
+_CLASSES = (*SHARED_BIAS.sharing, *SHARED_BIAS.owning)
+TABLE = SHARED_BIAS.table
 
 
 class _OwnHeads(nn.Module):
@@ -100,8 +98,8 @@ def stacks(model: nn.Module) -> list[list[str]]:
     """
     found: dict[str, list[str]] = {}
     for path, module in model.named_modules():
-        if type(module).__name__ in _CLASSES and path.endswith("SelfAttention"):
-            key = _stack_of(path) if type(module).__name__ in _SHARING else path
+        if type(module).__name__ in _CLASSES and path.endswith(SHARED_BIAS.self_attention):
+            key = _stack_of(path) if type(module).__name__ in SHARED_BIAS.sharing else path
             found.setdefault(key, []).append(path)
     return [sorted(paths, key=lambda path: not _has_table(model, path)) for paths in found.values()]
 
@@ -110,12 +108,17 @@ def _cross_attentions(model: nn.Module) -> list[str]:
     return [
         path
         for path, module in model.named_modules()
-        if type(module).__name__ in _CLASSES and path.endswith("EncDecAttention")
+        if type(module).__name__ in _CLASSES and path.endswith(SHARED_BIAS.cross_attention)
     ]
 
 
 def _stack_of(path: str) -> str:
-    return re.split(r"(?:^|\.)block\.", path)[0]
+    return re.split(rf"(?:^|\.){SHARED_BIAS.blocks}\.", path)[0]
+
+
+def query_of(path: str) -> str:
+    """The weight whose rows tell the heads of a module; of T5's, none is fused."""
+    return f"{path}.{SHARED_BIAS.query}.weight"
 
 
 def _has_table(model: nn.Module, path: str) -> bool:
@@ -154,10 +157,10 @@ def heads_of_bias(model: nn.Module, path: str) -> Tensor:
 
 def without_unknown(model: nn.Module, places: Sequence[Place]) -> list[Place]:
     """The places, but with all heads kept that may have a column in a table that is not known."""
-    if not any(_ANY_TABLE.search(name) for name, _ in model.named_parameters()):
+    if not any(re.search(ANY_SHARED_BIAS, name) for name, _ in model.named_parameters()):
         return list(places)
     paths = [path for paths in stacks(model) for path in paths] + _cross_attentions(model)
-    known = {f"{path}.q.weight" for path in paths}
+    known = {query_of(path) for path in paths}
     return [
         place.keeping_all("its heads may share a position bias in a way that is not known")
         if place.groups.kind == "heads"
@@ -178,7 +181,7 @@ def left_heads(model: nn.Module, places: Sequence[Place]) -> dict[str, Tensor]:
     of_query = {member.name: place for place in places for member in place.groups.members}
     left = {}
     for path in (path for paths in stacks(model) for path in paths):
-        place = of_query.get(f"{path}.q.weight")
+        place = of_query.get(query_of(path))
         heads = heads_of_bias(model, path)
         left[path] = heads if place is None else heads[place.kept]
     return left
@@ -195,6 +198,7 @@ def have_same_heads(model: nn.Module, heads: dict[str, Tensor]) -> bool:
 def set_own_heads_(module: Any, heads: Sequence[int] | Tensor | None) -> None:
     """Note which columns of the table are the module's heads; see :class:`_OwnHeads`."""
     if not isinstance(module, _OwnHeads):
+        # The class is swapped, and not the module, which others may hold already.
         cls: Any = type(module)
         module.__class__ = _class_for(cls)
         module.register_buffer("bias_heads", None, persistent=False)
@@ -230,15 +234,17 @@ def share_bias_(model: nn.Module, heads: dict[str, Tensor], also: Any) -> None:
             cut_(table.weight, {1: union})
             refresh_sizes_(table)
         for path in paths:
+            # Where the columns lie now that the table is cut.
             own = torch.searchsorted(union, heads[path])
             if own.numel() == union.numel():
                 clear_own_heads_(model.get_submodule(path))
             else:
                 set_own_heads_(model.get_submodule(path), own)
+    # The first layer makes zeros for its own number of heads; layers with another can't take them.
     cross = [model.get_submodule(path) for path in _cross_attentions(model)]
     differ = len({module.n_heads for module in cross}) > 1
     for module in cross:
-        if differ and type(module).__name__ in _SHARING:
+        if differ and type(module).__name__ in SHARED_BIAS.sharing:
             set_own_heads_(module, None)
         else:
             clear_own_heads_(module)

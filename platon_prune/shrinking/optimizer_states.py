@@ -27,6 +27,7 @@ def check_states(
                     f"optimizer must keep tensors and numbers of each parameter, got {key} of a "
                     f"{type(optimizer).__name__}: shrink without optimizer and make a new one"
                 )
+    # Tried in full before anything is changed: half a cut could not be taken back.
     for parameter, kept in cut.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             _cut(key, value, parameter.shape, kept, names[parameter])
@@ -58,6 +59,7 @@ def _dims_of(key: str, have: torch.Size, shape: torch.Size) -> dict[int, int] | 
     which is left out or has size 1 (Adafactor): by rows over the last one, by columns over the
     other.
     """
+    # Before the means: those of a square matrix are told from it by their dimensions.
     if have == shape:
         return {dim: dim for dim in range(len(shape))}
     last = len(shape) - 1

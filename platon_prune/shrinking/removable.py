@@ -61,6 +61,7 @@ def find_places(model: nn.Module, every: Iterable[CoupledGroups]) -> list[Place]
         for member in groups.members:
             kept |= _groups_left(model, groups, member)
         place = Place(groups, kept)
+        # Asked only where something could go: elsewhere a reason would be no news.
         if not kept.all() and (reason := _refusal(model, groups, owners)):
             place = place.keeping_all(reason)
         elif not kept.any():
@@ -91,6 +92,7 @@ def kept_indices(places: Sequence[Place]) -> dict[str, dict[int, Tensor]]:
 def _groups_left(model: nn.Module, groups: CoupledGroups, member: Member) -> Tensor:
     """For each group, whether something is left of it in one tensor."""
     module, key = find(model, member.name)
+    # A mask decides where there is one: in masking "window" its weights are refilled meanwhile.
     masked = any(form.name == key for form in forms_of(module))
     tensor = mask_of(module, key) if masked else tensor_at(module, key)
     if tensor.is_meta or is_sharded(tensor):
@@ -125,6 +127,7 @@ def _refusal(
     attention: Any = type(model.get_submodule(holder))
     if groups.kind == "heads" and has_fixed_width(attention):
         return f"{holder} can't run with fewer heads"
+    # Shared within the place is well: its layers are cut alike, and the tensor once.
     modules = {id(find(model, member.name)[0]) for member in groups.members}
     for member in groups.members:
         module, key = find(model, member.name)

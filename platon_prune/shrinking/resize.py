@@ -16,16 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from platon_prune.masks.default_selection import is_conv1d
+from platon_prune.spellings import COUNTS, HIDDEN_SIZE
+
 # What is kept of a tensor: for each dimension that is cut, the indices that stay; int64, sorted.
 Kept = Mapping[int, Tensor]
 
-# Sizes that attention and feed-forward modules keep of the projections in them.
-_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head") + (
-    ("num_key_value_heads", "num_kv_heads", "all_head_size", "inner_dim", "split_size")
-)
-_WIDTHS = ("intermediate_size", "intermediate_dim", "ffn_dim")
-
-_TO_HIDDEN_SIZE = re.compile(r"(?:reshape|view)\([^()]*\b(?:embed_dim|hidden_size|d_model)\)")
+# It shows where a forward puts its heads together; see :func:`has_fixed_width`.
+_TO_HIDDEN_SIZE = re.compile(rf"(?:reshape|view)\([^()]*\b(?:{'|'.join(HIDDEN_SIZE)})\)")
 
 
 def find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -46,7 +44,7 @@ def find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def tensor_at(module: nn.Module, key: str) -> Tensor:
-    """The parameter or buffer called ``key``."""
+    """Return the parameter or buffer called ``key``."""
     tensor = module._parameters.get(key)
     return tensor if tensor is not None else module._buffers[key]  # type: ignore[return-value]
 
@@ -110,19 +108,14 @@ def has_fixed_width(cls: Any) -> bool:
 
     Some of transformers' do, so they can't run with fewer heads. It shows in the forward alone.
     """
+    # The source is read because nothing else tells: no attribute does, to try it takes arguments
+    # that only the model knows, and a list of such classes (35 in transformers 5) would age. Where
+    # there is no source, the heads are taken for free ones.
     try:
         source = inspect.getsource(cls.forward)
     except (OSError, TypeError):
         return False
     return _TO_HIDDEN_SIZE.search(source) is not None
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether it is a Conv1D of transformers: a linear layer that stores inputs by outputs."""
-    return any(
-        cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers.")
-        for cls in type(module).__mro__
-    )
 
 
 def is_depthwise(module: nn.modules.conv._ConvNd) -> bool:
@@ -179,9 +172,11 @@ def scaled_sizes(parent: nn.Module, before: int, after: int) -> dict[str, int] |
     Returns:
         New values of its attributes; None if one of them would not be a whole number.
     """
-    names = [name for name in _HEADS if _is_count(parent, name)]
-    names = names or [name for name in _WIDTHS if _is_count(parent, name)]
+    # Heads first: an attention may keep the width of a feed-forward layer that it does not have.
+    names = [name for name in COUNTS["heads"].in_modules if _is_count(parent, name)]
+    names = names or [name for name in COUNTS["neurons"].in_modules if _is_count(parent, name)]
     sizes = {}
+    # Together: a forward multiplies and divides these numbers by each other.
     for name in names:
         scaled, rest = divmod(getattr(parent, name) * after, before)
         if rest or not scaled:
@@ -206,7 +201,7 @@ def resize_(
         kept: What stays, by names of tensors; checked with :func:`check_sizes`.
         also: Called with each tensor just before it is cut, and with what stays of it.
     """
-    attributes = list(_attributes(model, kept))
+    attributes = list(_attributes(model, kept))  # while weights still have their sizes
     done: set[int] = set()
     for name, indices in kept.items():
         module, key = find(model, name)

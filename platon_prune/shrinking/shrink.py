@@ -103,6 +103,7 @@ def shrink(
     kept = kept_indices(places)
     if not kept:
         raise _nothing_to_remove(places)
+    # Before the cut: afterwards the layers no longer tell which heads they had.
     heads = head_bias.left_heads(model, places)
     for name in head_bias.tables(model):
         kept.pop(name, None)  # cut to the heads that any of its layers keeps
@@ -110,6 +111,7 @@ def shrink(
     if optimizer is not None:
         check_states(optimizer, *_by_parameter(model, kept))
     config, in_config = config_as_left(model, places)
+    # Nothing was changed up to here, and nothing is refused from here on.
 
     for _, module, key in list(pruned_tensors(model)):
         prune.remove(module, key)  # type: ignore[no-untyped-call]
@@ -122,7 +124,7 @@ def shrink(
     head_bias.share_bias_(model, heads, also)
     if config is not None:
         adopt_(model, config)
-    forget_groups_(model)
+    forget_groups_(model)  # they count what is no longer there
     rows = tuple(_row(place) for place in places)
     return ShrinkReport(rows, before, _num_parameters(model), in_config)
 

@@ -38,7 +38,7 @@ def with_same_counts(model: nn.Module, places: Sequence[Place]) -> list[Place]:
         chosen = [i for i, place in enumerate(places) if place.groups.kind == kind]
         ours = _sharing_heads(model, [places[i] for i in chosen])
         found, changed = _smallest(model, config, kind, ours)
-        config = changed or config
+        config = changed or config  # the next kind must fit beside this one
         for i, place in zip(chosen, found, strict=True):
             result[i] = place
     return result
@@ -60,6 +60,7 @@ def config_as_left(model: nn.Module, places: Sequence[Place]) -> tuple[Any | Non
     for kind in _kinds(places):
         ours = [place for place in places if place.groups.kind == kind]
         counts = {place.after for place in ours}
+        # A config has one number for all layers, and T5's heads must also be the same columns.
         if len(counts) == 1 and _agree_on_heads(model, ours):
             changed = config_for(model, config, kind, counts.pop(), _shapes(model, ours))
             if changed is not None:
@@ -78,6 +79,7 @@ def _smallest(
 ) -> tuple[list[Place], Any | None]:
     sizes = {place.groups.size for place in places}
     first = max(place.after for place in places)
+    # Upwards: the first count that a config can tell is the smallest model.
     for count in range(first, max(sizes)) if len(sizes) == 1 else ():
         filled = [place.keeping(_filled(place.kept, count)) for place in places]
         changed = config_for(model, config, kind, count, _shapes(model, filled))
@@ -91,6 +93,7 @@ def _smallest(
 
 def _filled(kept: Tensor, count: int) -> Tensor:
     """As many groups kept as ``count``, the first ones of the others added."""
+    # Any would do, all being zero; the first ones make it the same in every run.
     more = (~kept).nonzero().flatten()[: count - int(kept.sum())]
     filled = kept.clone()
     filled[more] = True
@@ -113,7 +116,7 @@ def _shapes(model: nn.Module, places: Sequence[Place]) -> dict[str, tuple[int, .
 def _sharing_heads(model: nn.Module, places: list[Place]) -> list[Place]:
     """Places whose layers share a bias of heads keep what any of them keeps."""
     for paths in head_bias.stacks(model):
-        queries = {f"{path}.q.weight" for path in paths}
+        queries = {head_bias.query_of(path) for path in paths}
         sharing = [
             i
             for i, place in enumerate(places)
