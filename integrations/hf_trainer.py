@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-import warnings
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -224,11 +223,9 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self._follow_best_model(args, state)
         sparsity, target = self.scheduler.sparsity(), self.scheduler.target_sparsity
         if self.scheduler.last_step < self.scheduler.schedule.ramp_end or sparsity < target - 0.01:
-            warnings.warn(
+            PruningWarning.warn(
                 f"the model is {sparsity:.1%} sparse, less than the {target:.1%} asked "
-                "for: training ended, or the best model was saved, before the schedule did",
-                PruningWarning,
-                stacklevel=2,
+                "for: training ended, or the best model was saved, before the schedule did"
             )
         self._describe()
         if self.finalize:

@@ -255,9 +255,10 @@ def test_a_run_that_is_stopped_early_is_warned_about(tmp_path):
     losses = iter(range(100))
     trainer.compute_metrics = lambda _: {"worse": float(next(losses))}
     trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=1))
-    with pytest.warns(platon_prune.PruningWarning, match="before the schedule did"):
+    with pytest.warns(platon_prune.PruningWarning, match="before the schedule did") as caught:
         trainer.train()
     assert trainer.state.global_step == 4
+    assert {each.filename for each in caught} == {__file__}  # not the trainer's
 
 
 def test_a_second_run_prunes_again(tmp_path):
