@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from platon_prune.deploy.inputs import Example
+from platon_prune.example_inputs import call_model
 from platon_prune.export.files import save
 from platon_prune.masks.method import PlatonUnstructured
 from platon_prune.masks.targets import find_tensors
-from platon_prune.runtimes.onnx_file import as_call, onnx_runner, write_onnx
+from platon_prune.runtimes.onnx_file import onnx_runner, write_onnx
 from platon_prune.runtimes.openvino_file import (
     openvino_runner,
     reason_without_sparse_weights,
@@ -217,11 +218,7 @@ def _of_torch(source: Source, model: nn.Module, name: str) -> Form:
 
 
 def _call_of(model: nn.Module) -> Callable[[Any], Callable[[], Any]]:
-    def prepare(inputs: Any) -> Callable[[], Any]:
-        args, kwargs = as_call(inputs)
-        return lambda: model(*args, **kwargs)
-
-    return prepare
+    return lambda inputs: lambda: call_model(model, inputs)
 
 
 def dense_files(model: nn.Module, folder: Path) -> tuple[Path, ...]:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from platon_prune.example_inputs import call_model
+
 # From here on CSR with 32-bit indices takes as much memory as the dense weight.
 _LARGEST_DENSITY = 0.5
 _LARGEST_COUNT = torch.iinfo(torch.int32).max
@@ -94,12 +96,7 @@ def count_tokens(
 
     handles = [layer.module.register_forward_hook(count) for layer in layers]
     try:
-        if isinstance(example_inputs, Mapping):
-            model(**example_inputs)
-        elif isinstance(example_inputs, (tuple, list)):
-            model(*example_inputs)
-        else:
-            model(example_inputs)
+        call_model(model, example_inputs)
     finally:
         for handle in handles:
             handle.remove()
