@@ -137,7 +137,10 @@ class PlatonCallback(TrainerCallback, ExportableState):
         refuse_flattened(model)
         replaced = _CALLBACKS.get(model)
         if replaced not in (None, self) and replaced.has_masks and self._model is None:
-            # The trainer restored callbacks from the checkpoint: be the one that it replaced.
+            # The trainer restored callbacks from the checkpoint: it made this object in place of
+            # the user's, and tells neither of the other. The user reads scheduler and history from
+            # the one, the trainer's events reach the other, so the two must share all they hold,
+            # later assignments too; a copy of the attributes would go its own way.
             self.__dict__ = replaced.__dict__
             if self._trainer is not None:
                 self.install(self._trainer)

@@ -23,11 +23,7 @@ from platon_prune.export.files import save
 from platon_prune.masks.method import PlatonUnstructured
 from platon_prune.masks.targets import find_tensors
 from platon_prune.runtimes.onnx_file import onnx_runner, write_onnx
-from platon_prune.runtimes.openvino_file import (
-    openvino_runner,
-    reason_without_sparse_weights,
-    write_openvino,
-)
+from platon_prune.runtimes.openvino_file import openvino_runner, write_openvino
 from platon_prune.runtimes.semi_structured_inference import to_semi_structured
 from platon_prune.runtimes.sparse_inference import to_sparse_inference
 from platon_prune.shrinking.shrink import shrink
@@ -191,12 +187,6 @@ def openvino(source: Source) -> Form:
     return Form(prepare, "openvino", files, names=tuple(names), note=_sizes_note(takes_all))
 
 
-def openvino_sparse(source: Source) -> Form:
-    """OpenVINO that keeps weights packed."""
-    source.require_cpu()
-    raise UnavailableError(reason_without_sparse_weights())
-
-
 # In the order of the table.
 FORMS: Mapping[str, Callable[[Source], Form]] = {
     "dense": dense,
@@ -206,7 +196,6 @@ FORMS: Mapping[str, Callable[[Source], Form]] = {
     "2:4": semi_structured,
     "ONNX Runtime": onnx,
     "OpenVINO": openvino,
-    "OpenVINO sparse": openvino_sparse,
 }
 
 

@@ -56,8 +56,8 @@ class Layer:
         """Put another module in every place of this one, with its mode and its forward hooks."""
         replacement.train(self.module.training)
         for hooks in _HOOKS:
-            # The same dicts, so that handles can still remove hooks from them.
-            replacement.__dict__[hooks] = self.module.__dict__[hooks]
+            # The same dict, not a copy: a user's handle removes its hook from the one it knows.
+            setattr(replacement, hooks, getattr(self.module, hooks))
         for parent, key in self.sites:
             parent._modules[key] = replacement
 
