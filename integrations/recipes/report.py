@@ -58,7 +58,7 @@ def settings_of(arguments: Arguments[Any]) -> dict[str, Any]:
         "data": vars(arguments.data),
         "pruning": vars(arguments.pruning),
         "distillation": vars(arguments.distillation),
-        "training": arguments.training.to_dict(),
+        "training": arguments.training.to_dict(),  # type: ignore[no-untyped-call]
     }
 
 
