@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-import warnings
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -138,7 +137,10 @@ class PlatonCallback(TrainerCallback, ExportableState):
         refuse_flattened(model)
         replaced = _CALLBACKS.get(model)
         if replaced not in (None, self) and replaced.has_masks and self._model is None:
-            # The trainer restored callbacks from the checkpoint: be the one that it replaced.
+            # The trainer restored callbacks from the checkpoint: it made this object in place of
+            # the user's, and tells neither of the other. The user reads scheduler and history from
+            # the one, the trainer's events reach the other, so the two must share all they hold,
+            # later assignments too; a copy of the attributes would go its own way.
             self.__dict__ = replaced.__dict__
             if self._trainer is not None:
                 self.install(self._trainer)
@@ -224,11 +226,9 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self._follow_best_model(args, state)
         sparsity, target = self.scheduler.sparsity(), self.scheduler.target_sparsity
         if self.scheduler.last_step < self.scheduler.schedule.ramp_end or sparsity < target - 0.01:
-            warnings.warn(
+            PruningWarning.warn(
                 f"the model is {sparsity:.1%} sparse, less than the {target:.1%} asked "
-                "for: training ended, or the best model was saved, before the schedule did",
-                PruningWarning,
-                stacklevel=2,
+                "for: training ended, or the best model was saved, before the schedule did"
             )
         self._describe()
         if self.finalize:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -117,12 +116,10 @@ class PlatonLightningCallback(Callback):
         assert self.scheduler is not None
         schedule = self.scheduler.schedule
         if self.scheduler.last_step < schedule.ramp_end:
-            warnings.warn(
+            PruningWarning.warn(
                 f"the model is {self.scheduler.sparsity():.1%} sparse, less than the "
                 f"{self.scheduler.target_sparsity:.1%} asked for: training ended before the "
-                "schedule did",
-                PruningWarning,
-                stacklevel=2,
+                "schedule did"
             )
         self._let_go()
 

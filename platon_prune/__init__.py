@@ -43,10 +43,10 @@ from platon_prune.schedule import (
     ScheduleName,
 )
 from platon_prune.scheduling.memory import Memory
-from platon_prune.scheduling.notices import PruningWarning
 from platon_prune.scheduling.scheduler import PlatonScheduler
 from platon_prune.shrinking.shrink import PlaceReport, ShrinkReport, shrink
 from platon_prune.version import __version__
+from platon_prune.warning import PruningWarning
 
 __all__ = [
     "Choice",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from platon_prune.criteria import Criterion, Magnitude, Platon, Sensitivity
+from platon_prune.name_patterns import NamePatterns
 from platon_prune.tensors.blocks import Scratch, blocks, zero_pruned_
 from platon_prune.tensors.ranking import kth_smallest
 
@@ -170,10 +171,11 @@ class Pruner:
         self._kept = {name: ~(score < self._threshold) for name, score in scores.items()}
 
     def _selected(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        patterns = NamePatterns("mask_param_name", self.patterns)
         return {
             name: parameter
             for name, parameter in model.named_parameters()
-            if any(pattern in name for pattern in self.patterns) != self.use_no_mask
+            if patterns.matches(name) != self.use_no_mask
         }
 
 

@@ -10,7 +10,10 @@ from pages import ROOT
 
 import platon_prune
 
-GROUND = ("criteria", "schedule", "spellings", "tables", "timing", "version")
+GROUND = (
+    "criteria", "example_inputs", "name_patterns", "schedule", "spellings", "tables", "timing",
+    "version", "warning",
+)  # fmt: skip
 # A wing imports from steps before its own; docs/contributing.md says what lives in each.
 STEPS = [
     ("amounts",), GROUND, ("tensors",), ("choice",), ("masks", "history"), ("scheduling", "groups"),

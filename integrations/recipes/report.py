@@ -30,14 +30,7 @@ def selected_names(model: nn.Module, pruning: Any) -> list[str]:
     Returns:
         Names of parameters, a shared one once.
     """
-    if pruning.pruning_include is None:
-        names = [row.name for row in platon_prune.summary(model)]
-    else:
-        names = [
-            name
-            for name, _ in model.named_parameters()
-            if any(pattern in name for pattern in pruning.pruning_include)
-        ]
+    names = [row.name for row in platon_prune.summary(model, pruning.pruning_include)]
     left_out = pruning.pruning_exclude or ()
     return [name for name in names if not any(pattern in name for pattern in left_out)]
 
@@ -65,7 +58,7 @@ def settings_of(arguments: Arguments[Any]) -> dict[str, Any]:
         "data": vars(arguments.data),
         "pruning": vars(arguments.pruning),
         "distillation": vars(arguments.distillation),
-        "training": arguments.training.to_dict(),
+        "training": arguments.training.to_dict(),  # type: ignore[no-untyped-call]
     }
 
 

@@ -9,6 +9,7 @@ import torch
 
 from platon_prune.amounts import fraction
 from platon_prune.choice.selection import Cut, ScoredTensor, find_cut, prune_smallest_, write_masks_
+from platon_prune.name_patterns import NamePatterns
 from platon_prune.tensors.collectives import ALONE, Processes
 
 MaxAmount = float | Mapping[str, float]
@@ -50,16 +51,14 @@ def caps_of(max_amount: MaxAmount, sizes: Sequence[tuple[str, int]]) -> list[int
         ValueError: If a pattern matches no name.
     """
     limits = max_amount if isinstance(max_amount, Mapping) else {"": max_amount}
-    for pattern in limits:
-        if not any(pattern in name for name, _ in sizes):
-            raise ValueError(
-                f"max_amount must match names of pruned tensors, but {pattern!r} matches none; "
-                f"they look like {sizes[0][0]}"
-            )
+    patterns = NamePatterns("max_amount", tuple(limits))
+    patterns.require_matches([name for name, _ in sizes], "pruned tensors")
     # As the decimal fractions that were typed: 0.29 of 100 is 29, and not 28.999...
     exact = {pattern: Fraction(repr(float(limit))) for pattern, limit in limits.items()}
     return [
-        int(size * min((exact[p] for p in limits if p in name), default=Fraction(1)))
+        int(
+            size * min((exact[pattern] for pattern in patterns.matching(name)), default=Fraction(1))
+        )
         for name, size in sizes
     ]
 
@@ -68,7 +67,8 @@ def is_limited(max_amount: MaxAmount, name: str) -> bool:
     """Whether one of the limits makes a tensor keep something."""
     # One limit for all is a pattern that every name has.
     limits = max_amount if isinstance(max_amount, Mapping) else {"": max_amount}
-    return any(limit < 1 and pattern in name for pattern, limit in limits.items())
+    limiting = tuple(pattern for pattern, limit in limits.items() if limit < 1)
+    return NamePatterns("max_amount", limiting).matches(name)
 
 
 def require_room(max_amount: MaxAmount, sizes: Sequence[tuple[str, int]], amount: float) -> None:

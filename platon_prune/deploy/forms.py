@@ -18,15 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from platon_prune.deploy.inputs import Example
+from platon_prune.example_inputs import call_model
 from platon_prune.export.files import save
 from platon_prune.masks.method import PlatonUnstructured
 from platon_prune.masks.targets import find_tensors
-from platon_prune.runtimes.onnx_file import as_call, onnx_runner, write_onnx
-from platon_prune.runtimes.openvino_file import (
-    openvino_runner,
-    reason_without_sparse_weights,
-    write_openvino,
-)
+from platon_prune.runtimes.onnx_file import onnx_runner, write_onnx
+from platon_prune.runtimes.openvino_file import openvino_runner, write_openvino
 from platon_prune.runtimes.semi_structured_inference import to_semi_structured
 from platon_prune.runtimes.sparse_inference import to_sparse_inference
 from platon_prune.shrinking.shrink import shrink
@@ -190,12 +187,6 @@ def openvino(source: Source) -> Form:
     return Form(prepare, "openvino", files, names=tuple(names), note=_sizes_note(takes_all))
 
 
-def openvino_sparse(source: Source) -> Form:
-    """OpenVINO that keeps weights packed."""
-    source.require_cpu()
-    raise UnavailableError(reason_without_sparse_weights())
-
-
 # In the order of the table.
 FORMS: Mapping[str, Callable[[Source], Form]] = {
     "dense": dense,
@@ -205,7 +196,6 @@ FORMS: Mapping[str, Callable[[Source], Form]] = {
     "2:4": semi_structured,
     "ONNX Runtime": onnx,
     "OpenVINO": openvino,
-    "OpenVINO sparse": openvino_sparse,
 }
 
 
@@ -217,11 +207,7 @@ def _of_torch(source: Source, model: nn.Module, name: str) -> Form:
 
 
 def _call_of(model: nn.Module) -> Callable[[Any], Callable[[], Any]]:
-    def prepare(inputs: Any) -> Callable[[], Any]:
-        args, kwargs = as_call(inputs)
-        return lambda: model(*args, **kwargs)
-
-    return prepare
+    return lambda inputs: lambda: call_model(model, inputs)
 
 
 def dense_files(model: nn.Module, folder: Path) -> tuple[Path, ...]:

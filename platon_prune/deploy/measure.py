@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from platon_prune.deploy.forms import FORMS, Form, Source, dense_files, finalized
 from platon_prune.deploy.inputs import Example, make_examples
 from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times
+from platon_prune.example_inputs import as_call
 from platon_prune.export.codec import require_zstd
 from platon_prune.export.files import save
 from platon_prune.export.sparse_file import SparseStateDict
 from platon_prune.masks.targets import find_tensors
 from platon_prune.reports.summary import summary
 from platon_prune.runtimes.onnx_file import (
-    as_call,
     named_inputs,
     one_line,
     tensors_in,

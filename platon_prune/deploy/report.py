@@ -21,7 +21,7 @@ HOW = {
 # Where a form's median is so many times its shortest time, something else ran, too.
 _BUSY = 2.0
 # Forms that need another runtime than torch.
-ELSEWHERE = ("ONNX Runtime", "OpenVINO", "OpenVINO sparse")
+ELSEWHERE = ("ONNX Runtime", "OpenVINO")
 
 
 @dataclass(frozen=True)

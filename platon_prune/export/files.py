@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from torch import nn
 
@@ -30,6 +30,8 @@ from platon_prune.export.size_record import (
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
 from platon_prune.masks.masked import pruned_tensors
 from platon_prune.shrinking.head_bias import own_heads
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, compression: str | None = None) -> None:
@@ -82,7 +84,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, compression: str | N
         write_tensors(file, tensors, compression, versions_of(model), sizes)
 
 
-def load(path: str | os.PathLike[str]) -> SparseStateDict | nn.Module:
+def load(path: str | os.PathLike[str]) -> Any:
     """Load what :func:`save` wrote, bit by bit the same.
 
     Args:
@@ -91,7 +93,8 @@ def load(path: str | os.PathLike[str]) -> SparseStateDict | nn.Module:
     Returns:
         For a folder, the transformers model, in evaluation mode, built without initialising
         weights. For a file, its state dict: a mapping that reads a tensor when it is asked for
-        and goes into ``model.load_state_dict``.
+        and goes into ``model.load_state_dict``. It is typed ``Any``, as that of ``torch.load`` is:
+        what comes back depends on what lies at the path.
 
     Raises:
         ValueError: If it is something else, or damaged; a damaged tensor raises it when it is
@@ -102,7 +105,7 @@ def load(path: str | os.PathLike[str]) -> SparseStateDict | nn.Module:
     return SparseStateDict(path)
 
 
-def load_into(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+def load_into(model: M, path: str | os.PathLike[str]) -> M:
     """Load a file that :func:`save` wrote of a shrunk model, into one of the original size.
 
     Layers that are smaller in the file are cut to its sizes; parameters stay the same objects. It

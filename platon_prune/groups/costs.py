@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from platon_prune.example_inputs import call_model
 from platon_prune.groups.coupled import CoupledGroups, Member
-from platon_prune.groups.dependencies import call
 
 Budget = Literal["parameters", "macs"]
 BUDGETS: tuple[Budget, ...] = ("parameters", "macs")
@@ -94,7 +94,7 @@ def _measured(model: nn.Module, names: set[str], inputs: Any) -> dict[str, _Use]
     hooks = [module.register_forward_hook(_counter(uses[name])) for name, module in modules.items()]
     try:
         model.eval()  # no batch norm may learn from the example
-        call(model, inputs)
+        call_model(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()

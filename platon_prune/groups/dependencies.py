@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
+from platon_prune.example_inputs import as_call, call_model
 from platon_prune.groups.coupled import CoupledGroups, Member
 from platon_prune.masks.masked import pruned_tensors
 
@@ -60,15 +61,6 @@ def dependent_groups(model: nn.Module, inputs: Any, time_limit: float) -> list[C
     return [place.groups for place in places if _is_independent(twin, inputs, place)]
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output for example inputs."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
-
-
 def _plain_copy(model: nn.Module) -> nn.Module:
     """The model without masks and hooks, all of it trainable, in evaluation."""
     twin = copy.deepcopy(model)
@@ -97,7 +89,7 @@ def _places(model: nn.Module, inputs: Any) -> Iterator[_Place]:
     with torch.enable_grad():
         try:
             graph = DependencyGraph().build_dependency(
-                model, inputs, call, output_transform=_with_gradient, verbose=False
+                model, inputs, call_model, output_transform=_with_gradient, verbose=False
             )
         except Exception as error:
             raise ValueError(
@@ -223,18 +215,12 @@ def _is_independent(model: nn.Module, inputs: Any, place: _Place) -> bool:
             if is_noisy and i < len(place.computing):
                 noise = torch.randn(noise.shape, generator=generator).to(noise)
             tensor.index_copy_(member.dim, index, noise)
-        outputs.append(_tensors(functional_call(model, changed, *_arguments(inputs))))
+        outputs.append(_tensors(functional_call(model, changed, *as_call(inputs))))
     return all(
         torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max()), equal_nan=True)
         for one, other in zip(*outputs, strict=True)
         if one.is_floating_point() and one.numel()
     )
-
-
-def _arguments(inputs: Any) -> tuple[Any, dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
 # --- the time limit -----------------------------------------------------------------------------

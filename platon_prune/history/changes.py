@@ -16,10 +16,11 @@ from platon_prune.tensors.bits import count_ones, pack_bits
 from platon_prune.tensors.blocks import count_true
 from platon_prune.tensors.collectives import Processes
 
-# A tensor is nearly empty if it keeps no more than this share of its weights, and no more than a
-# tenth of the share that the whole model keeps.
+# A tensor counts as nearly empty if its density is at most this, and at most a tenth of the density
+# of the whole model: at a target of 99.9 % sparsity, one in a thousand is what every tensor keeps.
 NEARLY_EMPTY = 1 / 1000
-# Of those that lose quickly, it is about to be empty if it keeps no more than this of the share.
+# A tensor counts as soon empty if its density is at most this fraction of the whole model's, and
+# another choice that takes as much from it as the last one did would leave nothing.
 BEHIND = 1 / 2
 
 
@@ -43,14 +44,17 @@ class Change:
 
 
 def bits_before(tensors: Sequence[ScoredTensor]) -> list[Tensor]:
-    """What this process counts of each mask, packed: an eighth of a byte for a weight."""
+    """Pack the masks before a choice, one bit for a weight, to compare them with those after it.
+
+    Of a sharded tensor each process packs its owned slice, so that no weight is counted twice.
+    """
     return [pack_bits(tensor.flat_mask[tensor.own]) for tensor in tensors]
 
 
 def changes(
     tensors: Sequence[ScoredTensor], before: Sequence[Tensor] | None, processes: Processes
 ) -> list[Change]:
-    """Count what is kept now, and what changed; collective.
+    """Count for each tensor how many weights are kept, left and came back; collective.
 
     Args:
         tensors: Those of a choice that has just been made.
@@ -63,12 +67,14 @@ def changes(
     rows = []
     for i, tensor in enumerate(tensors):
         own = tensor.flat_mask[tensor.own]
+        # Without a comparison one sum is enough, and the mask need not be packed.
         if before is None:
             rows.append((count_true(own), 0, 0))
             continue
         bits = pack_bits(own)
         kept, stayed = count_ones(bits), count_ones(bits & before[i])
         rows.append((kept, count_ones(before[i]) - stayed, kept - stayed))
+    # All tensors in one exchange: a collective costs a round trip whatever its size.
     counts = processes.sum(torch.tensor(rows, dtype=torch.int64)).tolist()
     return [
         Change(t.name, t.whole_numel, kept, *((None, None) if before is None else (left, back)))
@@ -77,7 +83,10 @@ def changes(
 
 
 def nearly_empty(changed: Sequence[Change]) -> list[Change]:
-    """The tensors that a choice emptied, or nearly so, while others keep something."""
+    """The tensors of which a choice left nothing or next to nothing, while others keep something.
+
+    See :data:`NEARLY_EMPTY` for the limit.
+    """
     kept = sum(change.kept for change in changed)
     if not kept:
         return []  # all of the model was asked for
@@ -86,7 +95,11 @@ def nearly_empty(changed: Sequence[Change]) -> list[Change]:
 
 
 def soon_empty(changed: Sequence[Change]) -> list[Change]:
-    """The tensors of which a choice like the last would leave nothing, unlike of all together."""
+    """The tensors that will be empty if the next choice takes as much from them as this one did.
+
+    They keep something yet, and far less than the model as a whole; see :data:`BEHIND`.
+    """
+    # Where the whole model is about to be emptied, or regrew, no tensor stands out.
     lost, kept = sum(map(_lost, changed)), sum(change.kept for change in changed)
     if not 0 < lost < kept:
         return []

@@ -51,6 +51,8 @@ class History(Sequence[Choice]):
         self._names = [name for name, _ in sizes]
         self._sizes = [size for _, size in sizes]
         self._rows: list[tuple[int, float, float | None, int, int]] = []
+        # Counts, not shares: they add up exactly, and 8 bytes a tensor and choice stay small in
+        # every checkpoint of a long run.
         self._pruned: list[array[int]] = []  # of each tensor, beside each row
 
     def __len__(self) -> int:
@@ -98,12 +100,12 @@ class History(Sequence[Choice]):
     def record(
         self, step: int, amount: float, threshold: float | None, changed: Sequence[Change]
     ) -> None:
-        """Add a choice.
+        """Append one choice to the history.
 
         Args:
-            step: At which step it was made.
-            amount: What was due.
-            threshold: What it returned.
+            step: The step at which it was made.
+            amount: The fraction that was due by the schedule.
+            threshold: The largest score that it pruned; None if it pruned nothing.
             changed: What it did to each tensor, in the order of the sizes.
         """
         left = sum(change.left or 0 for change in changed)
@@ -114,19 +116,22 @@ class History(Sequence[Choice]):
     # --- saving -----------------------------------------------------------------------------
 
     def state(self) -> list[list[Any]]:
-        """Plain numbers: of each choice the step, amount, threshold and counts."""
+        """What a checkpoint keeps of the history: for each choice one list of plain numbers.
+
+        Step, amount, threshold, weights that left and came back, then the pruned of each tensor.
+        """
         # Lists in a list: torch.distributed.checkpoint takes it as one value, of any length.
         return [[*row, *pruned] for row, pruned in zip(self._rows, self._pruned, strict=True)]
 
     def load_state(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Take over what :meth:`state` returned; see :func:`check_rows`."""
+        """Replace the history by one that :meth:`state` returned and :func:`check_rows` passed."""
         first = len(_COLUMNS)
         self._rows = [tuple(row[:first]) for row in rows]  # type: ignore[misc]
         self._pruned = [array("q", row[first:]) for row in rows]
 
 
 def check_rows(rows: Any, num_tensors: int) -> None:
-    """Raise a ValueError unless they are what a history of so many tensors saved."""
+    """Raise a ValueError unless ``rows`` is a saved history of a model with so many tensors."""
     num_columns = len(_COLUMNS) + num_tensors
     for row in rows if isinstance(rows, list) else [rows]:
         if not (isinstance(row, list) and len(row) == num_columns and _are_numbers(row)):
@@ -139,6 +144,8 @@ def check_rows(rows: Any, num_tensors: int) -> None:
 
 def _are_numbers(row: list[Any]) -> bool:
     step, amount, threshold, *counts = row
+    # They go into signed 64-bit arrays; a larger one would fail half-way through loading.
     is_count = [isinstance(count, int) and 0 <= count < 1 << 63 for count in (step, *counts)]
+    # An infinite threshold is a score like any other; a NaN compares with none.
     reals = (amount, 0.0 if threshold is None else threshold)
     return all(is_count) and all(isinstance(r, Real) and not math.isnan(r) for r in reals)

@@ -1,9 +1,9 @@
 """`MaskHistory`: a file of the masks of every choice, as bits.
 
 A header with the names and shapes of the tensors, then one record for each choice: the bits of all
-masks, or what of them changed since the record before, compressed. A record is only ever appended,
-and has a checksum: a file that was cut off in the middle of one holds all those before, and who has
-read or written one knows it again, whatever became of the file.
+masks, or those that changed since the record before, compressed. Records are only ever appended,
+and each has a checksum. So a file that was cut off in the middle of a record still holds all those
+before it, and a record can be told from another that a later run put in its place.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ _MAGIC = b"PLATONM1"
 _SIZE = struct.Struct("<II")  # of the header, and its checksum
 _RECORD = struct.Struct("<cQQI")  # kind, step, size of what follows, checksum of it all
 _WHOLE, _CHANGES = b"W", b"C"
-_WHOLE_EVERY = 16  # so that a record is read from few others
+# Changes compress better than whole masks, but are read only on top of all since the last whole
+# one: a whole record now and then bounds how many that are.
+_WHOLE_EVERY = 16
+# A damaged size must not make a reader ask for gigabytes.
 _MAX_HEADER = 1 << 26
 
 
 @dataclass(frozen=True)
 class Record:
-    """Where the masks of one choice are in the file, and how to know them again."""
+    """The index of one record: where its masks are in the file, and the checksum they must have."""
 
     kind: bytes
     step: int
@@ -43,7 +46,7 @@ class Record:
 
     @property
     def head(self) -> bytes:
-        """What the file has before its payload."""
+        """The bytes before the payload, as they are in the file."""
         return _RECORD.pack(self.kind, self.step, self.size, self.checksum)
 
     @property
@@ -95,6 +98,7 @@ class MaskHistory:
         if index < 0:
             first = f"step {self.steps[0]} on" if self.records else "no step yet"
             raise ValueError(f"masks must have been recorded by step {step}, but are from {first}")
+        # From the last whole record on, every later one flips the bits that changed.
         begin = max(i for i in range(index + 1) if self.records[i].kind == _WHOLE)
         bits = torch.zeros(self._packed_size, dtype=torch.uint8)
         with self.path.open("rb") as file:
@@ -123,6 +127,7 @@ class MaskHistory:
             return None
         old = next(path for path in _names_beside(self.path) if not path.exists())
         os.replace(self.path, old)
+        # The index is emptied with the file: records of the new one start at its beginning.
         last, self.records, self._end = self.records[-1].step, [], 0
         return (
             f"{self.path} held masks of another run until step {last}, which are in {old} now: "
@@ -152,13 +157,14 @@ class MaskHistory:
         Raises:
             RuntimeError: If another run has written the file since.
         """
+        # In the order of the header, whatever the order of the dict.
         bits = torch.cat([pack_bits(masks[name]).cpu() for name in self.shapes])
         since = next((i for i, r in enumerate(self.records[::-1]) if r.kind == _WHOLE), 0)
         if self._last is None or since >= _WHOLE_EVERY - 1:
             kind, written = _WHOLE, bits
         else:
             kind, written = _CHANGES, bits ^ self._last
-        payload = zlib.compress(to_bytes(written), 1)
+        payload = zlib.compress(to_bytes(written), 1)  # the fastest level: it runs in a step
         start = self._end + _RECORD.size
         record = Record(kind, step, start, len(payload), _checksum(kind, step, payload))
         with self.path.open("r+b") as file:
@@ -170,7 +176,10 @@ class MaskHistory:
         self._last = bits
 
     def follow(self, records: Sequence[Record]) -> None:
-        """Learn what has been recorded, here or by another process, in place of what was there."""
+        """Take over the index of new records, which this process or another has written.
+
+        They replace those of the same step and later, which belong to a run that was given up.
+        """
         kept = [record for record in self.records if record.step < records[0].step]
         self.records = [*kept, *records]
         self._end = self.records[-1].end
@@ -185,7 +194,7 @@ class MaskHistory:
         self._end = self.records[-1].end if self.records else self._end
 
     def _require_own(self, file: BinaryIO) -> None:
-        """Raise a RuntimeError unless the last record is where it was: no byte is written then."""
+        """Raise a RuntimeError, before anything is written, if the last record has moved."""
         if not self.records:
             return
         last = self.records[-1]
@@ -197,6 +206,7 @@ class MaskHistory:
             )
 
     def _what_became_of(self, record: Record) -> str:
+        """Say where the masks of a record are now, if its file is not this run's any more."""
         beside = itertools.takewhile(Path.exists, _names_beside(self.path))
         for old in filter(Path.is_file, beside):
             with old.open("rb") as file:
@@ -227,7 +237,7 @@ class MaskHistory:
 
 
 def _names_beside(path: Path) -> Iterator[Path]:
-    """Where the files of runs before are put: ``.old``, ``.old2`` and so on."""
+    """Names under which the files of earlier runs are kept: ``.old``, ``.old2`` and so on."""
     for number in itertools.count(1):
         yield path.with_name(f"{path.name}.old{number if number > 1 else ''}")
 
@@ -245,7 +255,7 @@ def _write_header(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
     content = _MAGIC + _SIZE.pack(len(header), zlib.crc32(header)) + header
     new = path.with_name(path.name + ".new")
     new.write_bytes(content)
-    os.replace(new, path)  # so that there is no file without one
+    os.replace(new, path)  # whole or not at all: a file without its header could not be read
     return len(content)
 
 
@@ -266,7 +276,7 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _scan(file: BinaryIO, packed_size: int) -> list[Record]:
-    """All complete records from where the file is."""
+    """Read the index of all complete records from the file's position on, up to a damaged one."""
     records: list[Record] = []
     most = packed_size + packed_size // 1000 + 1024  # what zlib makes of bits at the worst
     while len(head := file.read(_RECORD.size)) == _RECORD.size:
@@ -274,6 +284,7 @@ def _scan(file: BinaryIO, packed_size: int) -> list[Record]:
         start = file.tell()
         if size > most or kind not in (_WHOLE, _CHANGES) or (not records and kind != _WHOLE):
             break
+        # Read for its checksum: a size that fits may still be followed by garbage.
         payload = file.read(size)
         if len(payload) != size or _checksum(kind, step, payload) != checksum:
             break
@@ -282,12 +293,13 @@ def _scan(file: BinaryIO, packed_size: int) -> list[Record]:
 
 
 def _payload(file: BinaryIO, record: Record, packed_size: int) -> Tensor | None:
-    """The bits of a record; None if they are not in the file any more."""
+    """Read the bits of a record; None if other bytes are in their place by now."""
     file.seek(record.start)
     payload = file.read(record.size)
     if _checksum(record.kind, record.step, payload) != record.checksum:
         return None
     try:
+        # No more than fits: a few bytes of a foreign file may unpack to gigabytes.
         data = zlib.decompressobj().decompress(payload, packed_size + 1)
     except zlib.error:
         return None

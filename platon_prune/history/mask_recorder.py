@@ -1,7 +1,7 @@
-"""`MaskRecorder`: writes a scheduler's masks into its file, and what a user may ask of that.
+"""`MaskRecorder`: writes the masks of each choice into a file, from one of several processes.
 
-The first of the processes that prune together writes. The others learn what it wrote: all can read
-it then, and none takes for its own what another run wrote.
+The process of rank 0 writes. The others are sent the index of what it wrote, so that each of them
+can read the file, and recognises a record that another run has put there since.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class MaskRecorder:
 
     Attributes:
         has_begun: Whether the masks that the run goes on from have been recorded.
-        note: What to tell who trains, once.
+        note: A sentence to warn the user with once, or None.
     """
 
     def __init__(self, history: MaskHistory, processes: Processes) -> None:
@@ -43,9 +43,10 @@ class MaskRecorder:
         return None  # a copy of a run does not write into its file
 
     def begin(self, step: int, masks: Mapping[str, Tensor]) -> None:
-        """Record what a run begins or goes on from; collective."""
+        """Record the masks with which a run begins, or from which it resumes; collective."""
 
         def write() -> tuple[str | None, list[Record]]:
+            # Another run may have written the file since this one was set up.
             self._history.refresh()
             is_new = step == 0 and not self._is_resumed
             note = self._history.set_aside() if is_new else None
@@ -57,31 +58,35 @@ class MaskRecorder:
         self.has_begun = True
 
     def restart(self) -> None:
-        """The run goes on from a state of its own that was loaded."""
+        """Note that a state was loaded: the run goes on with its file instead of a new one."""
         self.has_begun = False
         self._is_resumed = True
 
     def add(self, step: int, masks: Mapping[str, Tensor]) -> None:
-        """Record what a choice made; collective."""
+        """Record the masks that a choice made; collective."""
 
         def write() -> list[Record]:
             self._history.add(step, masks)
+            # Its index alone is sent: where the masks are in the file, not the masks.
             return self._history.records[-1:]
 
         self._history.follow(self._of_first(write))
 
     def masks(self, step: int) -> dict[str, Tensor]:
-        """What was recorded, by whichever process."""
+        """The recorded masks that held after a step; any process may read them."""
         return self._history.masks(step)
 
     def _of_first(self, write: Callable[[], T]) -> T:
-        """What the first process returns, in all; if it fails, none waits for it."""
+        """Write in the process of rank 0, and return in all of them what it made.
+
+        If it fails there, all raise an error, so that none waits in a later collective.
+        """
         writes = self._processes.rank == 0
         made = self._processes.all_or_none(
             "recording masks", write if writes else lambda: None, lambda _: None
         )
         of_first = self._processes.gather(made)[0]
-        assert of_first is not None
+        assert of_first is not None  # rank 0 always writes something
         return of_first
 
 
@@ -96,6 +101,7 @@ def require_place(path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"the file of masks must be a path, got {path!r}")
+    # Now, at set-up: the first record may be hours away.
     whole = Path(path).absolute()
     if whole.is_dir():
         raise IsADirectoryError(
@@ -114,7 +120,7 @@ def require_place(path: str | os.PathLike[str]) -> None:
 
 
 def checked_step(step: int, last_step: int) -> int:
-    """The step whose masks are asked for, if it is one of those taken.
+    """Check a step whose masks a user asks for, and return it as a plain int.
 
     Raises:
         TypeError: If it is no whole number.

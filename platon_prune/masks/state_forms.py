@@ -34,10 +34,12 @@ class TensorForm:
 def asked_by_save_pretrained() -> bool:
     """Whether a ``save_pretrained`` is what asks for the state dict.
 
-    ``from_pretrained`` initialises anew, without an error, what it does not find under a model's
-    own keys. A module can't see the model that it is a part of, and may have become a part of it
-    after it was pruned; only the callers tell.
+    A state dict under other keys would be a silent loss: ``from_pretrained`` initialises anew,
+    without an error, what it does not find under the model's own keys.
     """
+    # Nothing but the stack tells. A module can't see the model that it is a part of, and may have
+    # become a part of it after it was pruned; save_pretrained passes nothing that a module's
+    # state_dict receives, and a hook could be put on the whole model only where we were given it.
     frame = sys._getframe(1)
     while frame.f_back is not None:
         frame = frame.f_back

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from platon_prune.masks.default_selection import (
     is_pruned,
     passed_over,
 )
+from platon_prune.name_patterns import NamePatterns
 from platon_prune.tensors.shards import is_sharded, registered
 
 Pairs = Iterable[tuple[nn.Module, str]]
@@ -68,7 +68,10 @@ def select(
     if isinstance(model, nn.Module):
         _refuse_flat_gradients(model)
         candidates, saved_whole = _from_model(
-            model, as_patterns("include", include), as_patterns("exclude", exclude), names
+            model,
+            None if include is None else NamePatterns.of("include", include),
+            NamePatterns.of("exclude", exclude),
+            names,
         )
     else:
         if include is not None or exclude is not None:
@@ -106,17 +109,17 @@ def doubts(
     Returns:
         Sentences for a warning, without a full stop.
     """
-    wanted, unwanted = as_patterns("include", include), as_patterns("exclude", exclude) or ()
-    if wanted is None:
+    wanted, unwanted = NamePatterns.of("include", include), NamePatterns.of("exclude", exclude)
+    if include is None:
         found = passed_over(model)
-        left = {n: why for n, why in found.items() if not any(p in n for p in unwanted)}
+        left = {name: why for name, why in found.items() if not unwanted.matches(name)}
         return [f"not pruned: {_listed(left)}, or name it with exclude=[...]"] if left else []
     computed: dict[str, list[str]] = {}
     for entry in all_tensors(model):
-        found_from, matching = computed_from(*entry), [p for p in wanted if p in entry[0]]
-        if matching and found_from and not any(p in entry[0] for p in unwanted):
+        found_from, matching = computed_from(*entry), wanted.matching(entry[0])
+        if matching and found_from and not unwanted.matches(entry[0]):
             result, tells = found_from
-            if not any(tells in pattern for pattern in matching):
+            if not any(tells in substring for substring in matching):
                 computed.setdefault(result, []).append(entry[0])
     return [
         f"{', '.join(names)} will get zeros, which are not zeros of {result} that is computed from "
@@ -211,46 +214,15 @@ def _strides(tensor: Tensor) -> Iterable[tuple[int, int]]:
     return zip(tensor.stride(), tensor.shape, strict=True)
 
 
-def as_patterns(argument: str, patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Patterns as a tuple; a lone string is one pattern, not a sequence of letters."""
-    if patterns is None:
-        return None
-    is_one = isinstance(patterns, str) or not isinstance(patterns, Iterable)
-    listed: tuple[object, ...] = (patterns,) if is_one else tuple(patterns)
-    if not all(isinstance(pattern, str) for pattern in listed):
-        raise TypeError(f"{argument} must hold substrings of parameter names, got {patterns!r}")
-    if argument == "include" and not listed:
-        raise ValueError(
-            "include must name at least one substring, got none: leave it out for the default "
-            "selection"
-        )
-    return cast(tuple[str, ...], listed)
-
-
 def _from_model(
     model: nn.Module,
-    include: tuple[str, ...] | None,
-    exclude: tuple[str, ...] | None,
+    include: NamePatterns | None,
+    exclude: NamePatterns,
     names: Collection[str] | None,
 ) -> tuple[list[Candidate], set[int]]:
     everything = list(all_tensors(model))
-    for argument, patterns in (("include", include), ("exclude", exclude)):
-        for pattern in patterns or ():
-            if any(pattern in name for name, _, _ in everything):
-                continue
-            named = {name: why for name, why in passed_over(model).items() if pattern in name}
-            if named and argument == "include":
-                name, why = next(iter(named.items()))
-                raise ValueError(
-                    f"{name} must be an ordinary parameter, got one that is {why}: "
-                    f"{_remedy(named)} first"
-                )
-            if not named:
-                example = everything[0][0] if everything else "nothing: it has no parameters"
-                raise ValueError(
-                    f"{argument} must match parameter names, but {pattern!r} matches none; this "
-                    f"model's names look like {example}"
-                )
+    for patterns in filter(None, (include, exclude)):
+        _require_matches(model, patterns, [name for name, _, _ in everything])
     if include is None:
         _refuse_wrapped_models(model)
     if names is not None:
@@ -260,12 +232,12 @@ def _from_model(
         chosen = [entry for entry in everything if isinstance(entry[1], torch.jit.ScriptModule)]
         chosen += default_selection(model, everything)
     else:
-        chosen = [entry for entry in everything if any(p in entry[0] for p in include)]
-    kept = [entry for entry in chosen if not any(p in entry[0] for p in exclude or ())]
+        chosen = [entry for entry in everything if include.matches(entry[0])]
+    kept = [entry for entry in chosen if not exclude.matches(entry[0])]
     if chosen and not kept:
         raise ValueError(
-            f"exclude must leave something to prune, but {list(exclude or ())} leaves none of "
-            f"{len(chosen)} tensors"
+            f"exclude must leave something to prune, but {list(exclude.substrings)} leaves none "
+            f"of {len(chosen)} tensors"
         )
     saved_whole = {
         id(module)
@@ -274,6 +246,24 @@ def _from_model(
         for module in root.modules()
     }
     return kept, saved_whole
+
+
+def _require_matches(model: nn.Module, patterns: NamePatterns, names: Sequence[str]) -> None:
+    """Refuse patterns that match no parameter, nor anything that is computed from some."""
+    for substring in patterns.unmatched(names):
+        named = {name: why for name, why in passed_over(model).items() if substring in name}
+        if named and patterns.argument == "include":
+            name, why = next(iter(named.items()))
+            raise ValueError(
+                f"{name} must be an ordinary parameter, got one that is {why}: "
+                f"{_remedy(named)} first"
+            )
+        if not named:
+            example = names[0] if names else "nothing: it has no parameters"
+            raise ValueError(
+                f"{patterns.argument} must match parameter names, but {substring!r} matches none; "
+                f"this model's names look like {example}"
+            )
 
 
 _REMEDIES = {
@@ -349,12 +339,12 @@ def find_tensors(
 ) -> list[tuple[str, nn.Module, str]]:
     """(name, module, tensor name) of what would be pruned, whether or not it can be."""
     found = list(all_tensors(model))
-    patterns, unwanted = as_patterns("include", include), as_patterns("exclude", exclude) or ()
-    if patterns is None:
+    wanted, unwanted = NamePatterns.of("include", include), NamePatterns.of("exclude", exclude)
+    if include is None:
         found = list(default_selection(model, found))
     else:
-        found = [entry for entry in found if any(pattern in entry[0] for pattern in patterns)]
-    return [entry for entry in found if not any(pattern in entry[0] for pattern in unwanted)]
+        found = [entry for entry in found if wanted.matches(entry[0])]
+    return [entry for entry in found if not unwanted.matches(entry[0])]
 
 
 _FLATTENING = {"FullyShardedDataParallel": "FSDP1", "DeepSpeedEngine": "DeepSpeed"}

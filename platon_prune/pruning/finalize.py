@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import nn
 from torch.nn.utils import prune
 
 from platon_prune.masks.masked import apply_mask_, pruned_tensors
 from platon_prune.tensors.blocks import Scratch
 
+# The same model comes back, so its class does: remove(model).generate(...) passes a type checker.
+M = TypeVar("M", bound=nn.Module)
 
-def remove(model: nn.Module) -> nn.Module:
+
+def remove(model: M) -> M:
     """Finalize: every pruned tensor keeps its zeros and becomes an ordinary parameter again.
 
     Args:
@@ -27,7 +32,7 @@ def remove(model: nn.Module) -> nn.Module:
     return model
 
 
-def apply_masks(model: nn.Module) -> nn.Module:
+def apply_masks(model: M) -> M:
     """Zero again, in the parameters, what the masks prune; for weights that came from elsewhere.
 
     A copy that averages weights over training (``torch.optim.swa_utils.AveragedModel``) fills the

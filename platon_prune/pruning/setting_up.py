@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,13 +12,14 @@ from torch import nn
 
 from platon_prune.choice.granularity import Granularity
 from platon_prune.masks.masked import pruned_tensors
-from platon_prune.masks.targets import Pairs, Target, as_patterns, bare, doubts
+from platon_prune.masks.targets import Pairs, Target, bare, doubts
+from platon_prune.name_patterns import NamePatterns
 from platon_prune.pruning.settings import Settings
-from platon_prune.scheduling.notices import PruningWarning
 from platon_prune.scheduling.scheduler import PlatonScheduler
 from platon_prune.tensors.blocks import count_kept
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.shards import is_sharded, registered
+from platon_prune.warning import PruningWarning
 
 # Of a tensor that is not selected, the share of zeros from which on it seems to have been pruned.
 _SEEMS_PRUNED = 0.1
@@ -158,7 +157,7 @@ def put_on(
             messages += [] if is_found else doubts(model, include, exclude)
             messages += _doubtful_zeros(model, zeros, exclude) if zeros else []
         if messages:  # which may be an error
-            _warn("; ".join(messages))
+            PruningWarning.warn("; ".join(messages))
     except Exception:
         scheduler.remove()
         raise
@@ -190,7 +189,7 @@ def _doubtful_zeros(
     model: nn.Module, zeros: Mapping[str, int], exclude: str | Sequence[str] | None
 ) -> list[str]:
     """Name tensors whose zeros may not be what they seem."""
-    excluded = as_patterns("exclude", exclude) or ()
+    excluded = NamePatterns.of("exclude", exclude)
     messages = [
         f"{name} has nothing but zeros and stays so: exclude it if it was initialised to zero"
         for name, mask in ((n, getattr(m, f"{t}_mask")) for n, m, t in pruned_tensors(model))
@@ -199,7 +198,7 @@ def _doubtful_zeros(
     for name, parameter in model.named_parameters():
         if name.endswith("_orig") or parameter.ndim < 2 or parameter.is_meta:
             continue
-        if any(pattern in name for pattern in excluded):
+        if excluded.matches(name):
             continue
         if not is_sharded(parameter):
             share = 1 - count_kept(parameter, None) / max(1, parameter.numel())
@@ -209,11 +208,3 @@ def _doubtful_zeros(
                     "name it with include=[...] if it was pruned"
                 )
     return messages
-
-
-def _warn(message: str) -> None:
-    """Warn where the first caller outside of the package is."""
-    package, level, frame = __name__.partition(".")[0], 1, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(f"{package}."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, PruningWarning, stacklevel=level)

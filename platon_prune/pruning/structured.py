@@ -20,7 +20,8 @@ from platon_prune.groups.find import KINDS, find_groups
 from platon_prune.groups.group_scores import AGGREGATES, Aggregate
 from platon_prune.groups.noted import note_groups_
 from platon_prune.masks.method import Masking
-from platon_prune.masks.targets import Pairs, as_patterns, bare, select
+from platon_prune.masks.targets import Pairs, bare, select
+from platon_prune.name_patterns import NamePatterns
 from platon_prune.pruning.setting_up import Plan, parameter_of, set_up
 from platon_prune.pruning.settings import Settings
 from platon_prune.schedule import RampSchedule, ScheduleName
@@ -178,18 +179,13 @@ def _selected(
 ) -> list[CoupledGroups]:
     """Those that the patterns leave."""
     kept = list(groups)
-    for argument, patterns, wanted in (("include", include, True), ("exclude", exclude, False)):
-        if patterns is None:
+    for argument, given, wanted in (("include", include, True), ("exclude", exclude, False)):
+        if given is None:
             continue
-        listed = as_patterns(argument, patterns) or ()
-        for pattern in listed:
-            if not any(_matches(place, pattern) for place in groups):
-                raise ValueError(
-                    f"{argument} must match names of tensors in groups, but {pattern!r} matches "
-                    "none; they look like "
-                    + (groups[0].members[0].name if groups else "nothing: there are no groups")
-                )
-        kept = [p for p in kept if any(_matches(p, pattern) for pattern in listed) == wanted]
+        patterns = NamePatterns.of(argument, given)
+        names = [name for place in groups for name in _names(place)]
+        patterns.require_matches(names, "tensors in groups")
+        kept = [place for place in kept if patterns.matches(*_names(place)) == wanted]
     if not kept:
         raise ValueError(
             "model must have heads, neurons or channels that can be removed, got "
@@ -200,8 +196,8 @@ def _selected(
     return kept
 
 
-def _matches(place: CoupledGroups, pattern: str) -> bool:
-    return any(pattern in member.name for member in place.members)
+def _names(place: CoupledGroups) -> list[str]:
+    return [member.name for member in place.members]
 
 
 def _floor(place: CoupledGroups, min_heads: int, min_neurons: float, min_channels: float) -> int:

@@ -19,7 +19,7 @@ from platon_prune.tensors.shards import is_sharded
 
 @dataclass(frozen=True)
 class TensorPattern:
-    """One row: how many groups of a tensor have more than n entries that are not zero.
+    """One row of a report: how many groups of a tensor break the pattern n:m.
 
     Args:
         name: The tensor's name.
@@ -45,7 +45,7 @@ class TensorPattern:
 
 @dataclass(frozen=True)
 class PatternReport:
-    """Rows for the tensors of a model; prints as a table.
+    """Whether the tensors of a model hold n:m, one row for each; prints as a table.
 
     Args:
         n: Entries that a group may have.
@@ -134,6 +134,7 @@ def pattern_of(
         dim: The dimension along which groups lie, from 0.
         mask: Bool, the same shape: what is False there counts as zero.
     """
+    # In pieces, so that the flags never take as much memory as the weight does.
     layout = Layout(m, weight.shape[dim + 1 :].numel())
     flat = weight.detach().reshape(-1)
     num_broken, first = 0, None
@@ -141,6 +142,7 @@ def pattern_of(
         kept = flat[piece].ne(0)
         if mask is not None:
             kept.logical_and_(mask.reshape(-1)[piece])
+        # Neighbours along ``dim`` lie ``layout.inner`` entries apart in the flat tensor.
         broken = (kept.view(-1, m, layout.inner).sum(1) > n).view(-1).nonzero().view(-1)
         num_broken += broken.numel()
         if first is None and broken.numel():
@@ -182,6 +184,7 @@ def _tensors_of(
     seen: set[int] = set()
     for name, module, key in masked or find_tensors(model, include):
         weight = weight_of(module, key) if masked else getattr(module, key)
+        # A shard may end within a group, whose entries no process has all of then.
         if is_sharded(weight):
             raise ValueError(
                 f"{name} must be whole to be checked, got a sharded tensor: load the saved model "

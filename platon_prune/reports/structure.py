@@ -16,7 +16,7 @@ from platon_prune.tables import table
 
 @dataclass(frozen=True)
 class PlaceSummary:
-    """One row: a place, and how many of its groups are not zero."""
+    """One row: a layer's set of heads, neurons or channels, and how many of them are left."""
 
     name: str
     kind: str
@@ -26,7 +26,7 @@ class PlaceSummary:
 
 @dataclass(frozen=True)
 class Structure:
-    """Rows for the places of a model; prints as a table."""
+    """The heads, neurons and channels that a model has left; prints as a table."""
 
     rows: tuple[PlaceSummary, ...]
 
@@ -61,13 +61,14 @@ def structure(model: nn.Module) -> Structure:
     for place in noted_groups(model) or find_groups(model):
         kept = torch.zeros(place.size, dtype=torch.bool)
         for member in place.members:
+            # A group is gone only if none of its tensors, weights and biases, has an entry left.
             kept |= place.left(member, _left(model, member.name))
         rows.append(PlaceSummary(place.name, place.kind, place.size, int(kept.sum())))
     return Structure(tuple(rows))
 
 
 def _left(model: nn.Module, name: str) -> Tensor:
-    """Which entries of a tensor are not pruned; bool."""
+    """Flag the entries of a tensor that are left, by its mask or, without one, by its zeros."""
     path, _, tensor_name = name.rpartition(".")
     module = model.get_submodule(path)
     if method_of(module, tensor_name) is not None:

@@ -18,7 +18,7 @@ from platon_prune.tensors.shards import is_sharded
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """One row: a tensor, its shape, and how many of its entries are not zero."""
+    """One row of a summary: a tensor, its shape, and how many of its entries are not zero."""
 
     name: str
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class TensorSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows for the tensors of a model; prints as a table."""
+    """The sparsity of a model, one row for each tensor; prints as a table."""
 
     rows: tuple[TensorSummary, ...]
 
@@ -49,7 +49,7 @@ class Summary:
 
     @property
     def total(self) -> TensorSummary:
-        """All rows together, as one of shape ``(numel,)``."""
+        """The sums of all rows, as one tensor of shape ``(numel,)``."""
         return TensorSummary(
             "total", (sum(row.numel for row in self.rows),), sum(row.kept for row in self.rows)
         )
@@ -80,6 +80,7 @@ def summary(model: nn.Module, include: str | Sequence[str] | None = None) -> Sum
     """
     rows, seen = [], set()
     for name, weight, mask in _tensors_of(model, include):
+        # A tensor shared by several modules is pruned, saved and counted once.
         if id(weight) not in seen and weight.numel():
             seen.add(id(weight))
             rows.append(TensorSummary(name, tuple(weight.shape), _count_kept(weight, mask)))
@@ -91,6 +92,7 @@ def summary(model: nn.Module, include: str | Sequence[str] | None = None) -> Sum
 def _count_kept(weight: Tensor, mask: Tensor | None) -> int:
     if not is_sharded(weight):
         return count_kept(weight, mask)
+    # DTensor operations count over all processes without gathering the weight.
     kept = weight.ne(0) if mask is None else weight.ne(0).logical_and_(mask)
     return int(kept.sum().full_tensor())  # type: ignore[attr-defined]
 
@@ -98,6 +100,7 @@ def _count_kept(weight: Tensor, mask: Tensor | None) -> int:
 def _tensors_of(
     model: nn.Module, include: str | Sequence[str] | None
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    # Masks win over ``include``: what is being pruned is known, and need not be named again.
     masked = list(pruned_tensors(model))
     for name, module, tensor_name in masked:
         yield name, weight_of(module, tensor_name), mask_of(module, tensor_name)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from platon_prune.example_inputs import call_model
 from platon_prune.masks.default_selection import is_conv1d
 from platon_prune.spellings import CONV1D
 
@@ -57,8 +58,8 @@ class Layer:
         """Put another module in every place of this one, with its mode and its forward hooks."""
         replacement.train(self.module.training)
         for hooks in _HOOKS:
-            # The same dicts, so that handles can still remove hooks from them.
-            replacement.__dict__[hooks] = self.module.__dict__[hooks]
+            # The same dict, not a copy: a user's handle removes its hook from the one it knows.
+            setattr(replacement, hooks, getattr(self.module, hooks))
         for parent, key in self.sites:
             parent._modules[key] = replacement
 
@@ -93,12 +94,7 @@ def count_tokens(
 
     handles = [layer.module.register_forward_hook(count) for layer in layers]
     try:
-        if isinstance(example_inputs, Mapping):
-            model(**example_inputs)
-        elif isinstance(example_inputs, (tuple, list)):
-            model(*example_inputs)
-        else:
-            model(example_inputs)
+        call_model(model, example_inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from platon_prune.example_inputs import as_call, call_model
+
 # A file of one piece can hold no more than 2 GB; weights of larger models go into a second file.
 _LARGEST_FILE = 1_500_000_000
 
@@ -90,9 +92,8 @@ def _gives_the_same(path: Path, model: nn.Module, example: Any) -> bool:
         outputs = tensors_in(onnx_runner(path, torch.get_num_threads()).prepare(example)())
     except ModuleNotFoundError:
         return True
-    args, kwargs = as_call(example)
     with torch.no_grad(), without_caches(model):
-        expected = tensors_in(model(*args, **kwargs))
+        expected = tensors_in(call_model(model, example))
     return len(outputs) == len(expected) and all(
         output.shape == other.shape and torch.allclose(output, other, rtol=1e-2, atol=1e-3)
         for output, other in zip(outputs, expected, strict=True)
@@ -152,13 +153,6 @@ def onnx_runner(path: Path, num_threads: int) -> Runner:
 
 
 # --- inputs and outputs -------------------------------------------------------------------------
-
-
-def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments and keyword arguments: of a mapping, a tuple or list, or one argument alone."""
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example), {}) if isinstance(example, (tuple, list)) else ((example,), {})
 
 
 def tensors_in(outputs: Any) -> list[Tensor]:

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from platon_prune.runtimes.onnx_file import Runner, named_inputs
 
-# OpenVINO's name for the least share of zeros from which a weight is kept packed.
-SPARSE_RATE = "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE"
-
 
 def write_openvino(onnx_path: Path, path: Path) -> None:
     """Convert an ONNX file.
@@ -29,14 +26,12 @@ def write_openvino(onnx_path: Path, path: Path) -> None:
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def openvino_runner(path: Path, num_threads: int, sparse_rate: float | None = None) -> Runner:
+def openvino_runner(path: Path, num_threads: int) -> Runner:
     """Compile a file for OpenVINO on the CPU.
 
     Args:
         path: OpenVINO's ".xml" or an ONNX file.
         num_threads: Of OpenVINO.
-        sparse_rate: Share of zeros in [0, 1] from which weights are kept packed; None to keep all
-            of them dense. See :func:`reason_without_sparse_weights`.
     """
     import openvino
 
@@ -46,8 +41,6 @@ def openvino_runner(path: Path, num_threads: int, sparse_rate: float | None = No
         # Where the CPU has bfloat16, OpenVINO rounds to it unless it is told not to.
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    if sparse_rate is not None:
-        settings[SPARSE_RATE] = sparse_rate
     compiled = openvino.Core().compile_model(path, "CPU", settings)
     names = [entry.get_any_name() for entry in compiled.inputs]
 
@@ -62,17 +55,3 @@ def openvino_runner(path: Path, num_threads: int, sparse_rate: float | None = No
         return run
 
     return Runner(names, prepare)
-
-
-def reason_without_sparse_weights(cpu_flags: str | None = None) -> str | None:
-    """Why OpenVINO's packed sparse weights can't help on this machine; None if they may.
-
-    Args:
-        cpu_flags: What the CPU can, as Linux lists it; read from the system by default.
-    """
-    if cpu_flags is None:
-        info = Path("/proc/cpuinfo")
-        cpu_flags = info.read_text() if info.exists() else ""
-    if "amx_int8" not in cpu_flags:
-        return "OpenVINO packs sparse weights only for 8-bit models on CPUs with AMX: this has none"
-    return "OpenVINO packs sparse weights only of 8-bit models: quantise the exported one with NNCF"

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 from platon_prune.history.changes import Change, nearly_empty, soon_empty
-
-_CALLER = 4  # who called the scheduler's step, through what torch puts around that
-
-
-class PruningWarning(UserWarning):
-    """Something that pruning can live with but its user should know."""
+from platon_prune.warning import PruningWarning
 
 
 class Notices:
@@ -29,11 +23,9 @@ class Notices:
         """Name the tensors that had no gradient in the window that ended."""
         new = [name for name in names if self._is_first("gradient", name)]
         if new:
-            warnings.warn(
+            PruningWarning.warn(
                 f"{', '.join(new)} had no gradient for a whole window, which counts as no "
-                "importance: if the model does not use it, exclude it from pruning",
-                PruningWarning,
-                stacklevel=_CALLER,
+                "importance: if the model does not use it, exclude it from pruning"
             )
 
     def of_choice(self, step: int, changed: Sequence[Change], skipped: int) -> None:
@@ -53,11 +45,9 @@ class Notices:
         self._of_little("empty", f"nearly empty since step {step}", empty)
         self._of_little("soon", f"empty soon if pruning goes on as at step {step}", soon)
         if skipped:
-            warnings.warn(
+            PruningWarning.warn(
                 f"no mask is chosen at step {step}: {skipped} steps were skipped or had gradients "
-                "that were not finite, so no window of scores has ended",
-                PruningWarning,
-                stacklevel=_CALLER,
+                "that were not finite, so no window of scores has ended"
             )
 
     def _of_little(self, kind: str, what: str, changed: Sequence[Change]) -> None:
@@ -68,12 +58,10 @@ class Notices:
             if ("gradient", change.name) not in self._named and self._is_first(kind, change.name)
         ]
         if named:
-            warnings.warn(
+            PruningWarning.warn(
                 f"{what}: {', '.join(named)}; where nothing leads around such a layer, limit what "
                 "it may lose (max_amount; of groups min_heads, min_neurons, min_channels), or "
-                "exclude it from pruning",
-                PruningWarning,
-                stacklevel=_CALLER + 1,
+                "exclude it from pruning"
             )
 
     def _is_first(self, kind: str, name: str) -> bool:

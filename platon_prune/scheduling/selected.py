@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,12 +18,12 @@ from platon_prune.history.mask_recorder import MaskRecorder, checked_step, requi
 from platon_prune.masks.targets import Target
 from platon_prune.scheduling import agreement
 from platon_prune.scheduling.gradients import all_finite
-from platon_prune.scheduling.notices import PruningWarning
 from platon_prune.scheduling.states import check_state
 from platon_prune.scheduling.tracked import Storage, TrackedTensor
 from platon_prune.tensors.blocks import Scratch
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.shards import is_sharded
+from platon_prune.warning import PruningWarning
 
 Settings = Mapping[str, Any]
 
@@ -351,7 +350,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         note = None if self._recorder is None else self._recorder.note
         if self._recorder is not None and note is not None:
             self._recorder.note = None
-            warnings.warn(note, PruningWarning, stacklevel=4)
+            PruningWarning.warn(note)
 
     def masks(self, step: int | None, last_step: int) -> dict[str, Tensor]:
         """The masks of a step, of the last by default: copies, or as they were recorded.

@@ -105,7 +105,8 @@ class Processes:
         # Such as "cpu:gloo,cuda:nccl". An accelerator first: it need not be waited for then.
         config = str(dist.get_backend_config(self._group))
         kinds = [entry.split(":")[0] for entry in config.split(",")]
-        device = torch.accelerator.current_accelerator()
+        # A build for CUDA names that device without a driver too; only one that is there will do.
+        device = torch.accelerator.current_accelerator(check_available=True)
         if device is not None and device.type in kinds:
             return torch.device(device.type, torch.accelerator.current_device_index())
         return torch.device("cpu")

@@ -28,10 +28,15 @@ SCORES = {
     "huge": lambda n: torch.randn(n) * 1e38,
     "two far apart": lambda n: torch.where(torch.rand(n) < 0.5, 1e-38, 1e38),
 }
-# (MAX_CANDIDATES, SAMPLE_SIZE, _BRACKET_SIGMAS): small enough for brackets that are wrong, that
-# hold too much and that are narrowed, and tie keys that are bracketed too.
+# What is limited: small enough for brackets that are wrong, that hold too much and that are
+# narrowed, and tie keys that are bracketed too.
+LIMITED = (
+    (ranking, "MAX_CANDIDATES"),
+    (selection, "SAMPLE_SIZE"),
+    (selection, "_BRACKET_SIGMAS"),
+)
 LIMITS = {
-    "as shipped": (1 << 21, 1 << 18, 5.0),
+    "as shipped": tuple(getattr(module, name) for module, name in LIMITED),
     "few candidates": (40, 300, 5.0),
     "poor sample": (40, 5, 0.0),
     "no sample": (10, 0, 5.0),
@@ -39,12 +44,7 @@ LIMITS = {
 
 
 def _limit(monkeypatch, limits):
-    for module, name, value in zip(
-        (ranking, selection, selection),
-        ("MAX_CANDIDATES", "SAMPLE_SIZE", "_BRACKET_SIGMAS"),
-        LIMITS[limits],
-        strict=True,
-    ):
+    for (module, name), value in zip(LIMITED, LIMITS[limits], strict=True):
         monkeypatch.setattr(module, name, value)
 
 
@@ -89,6 +89,47 @@ def test_the_choice_equals_a_sort_by_score_then_pruned_first_then_tie_key(
         expected[order[:count]] = False
         assert torch.equal(mask, expected), count
         assert threshold == (scores[order[count - 1]].item() if count else None)
+
+
+def _sorted_positions_of_many(scores, mask):
+    """As `_sorted_positions`; its tie keys are those that a test below computes in integers."""
+    order = torch.argsort(tie_keys(torch.arange(len(scores))))
+    for values in (mask, scores):
+        order = order[torch.argsort(values[order], stable=True)]
+    return order
+
+
+@pytest.mark.parametrize("kind", SCORES)
+def test_with_the_limits_as_shipped_a_choice_that_samples_its_bracket_equals_a_sort(
+    kind, monkeypatch
+):
+    torch.manual_seed(0)
+    sizes = (40_000, 3, 30_000, 771)
+    total = sum(sizes)
+    scores, before = SCORES[kind](total), torch.rand(total) < 0.7
+    order = _sorted_positions_of_many(scores, before)
+    sampled = []
+    samples = selection._samples
+
+    def watched(*arguments):
+        for sample in samples(*arguments):
+            sampled.append(sample.numel())
+            yield sample
+
+    monkeypatch.setattr(selection, "_samples", watched)
+    for count in (1, 17, total // 2, total - 400, total):
+        sampled.clear()
+        mask = before.clone()
+        threshold = prune_smallest_(_scored(scores, mask, sizes), count)
+        assert sum(sampled) == total // 8
+        expected = torch.ones(total, dtype=torch.bool)
+        expected[order[:count]] = False
+        assert torch.equal(mask, expected), count
+        assert threshold == scores[order[count - 1]].item()
+
+
+def test_a_choice_of_few_scores_samples_nothing():
+    assert selection.sample_size(N) == 0
 
 
 def test_a_single_entry_is_kept_or_pruned():

@@ -197,10 +197,3 @@ def test_a_model_that_torch_cannot_export_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="a Branching, of which it says") as error:
         write_onnx(Branching().eval(), [torch.ones(2)], tmp_path / "never.onnx")
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(("flags", "said"), [("avx2", "with AMX"), ("amx_int8", "quantise")])
-def test_why_openvino_cannot_pack_sparse_weights_depends_on_the_cpu(flags, said):
-    from platon_prune.runtimes.openvino_file import reason_without_sparse_weights
-
-    assert said in reason_without_sparse_weights(flags)

@@ -255,9 +255,10 @@ def test_a_run_that_is_stopped_early_is_warned_about(tmp_path):
     losses = iter(range(100))
     trainer.compute_metrics = lambda _: {"worse": float(next(losses))}
     trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=1))
-    with pytest.warns(platon_prune.PruningWarning, match="before the schedule did"):
+    with pytest.warns(platon_prune.PruningWarning, match="before the schedule did") as caught:
         trainer.train()
     assert trainer.state.global_step == 4
+    assert {each.filename for each in caught} == {__file__}  # not the trainer's
 
 
 def test_a_second_run_prunes_again(tmp_path):
@@ -357,6 +358,18 @@ def test_restoring_callback_states_from_the_checkpoint_resumes_too(tmp_path):
     resumed = _trainer(tmp_path, pruning_callback(), restore_callback_states_from_checkpoint=True)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
     _assert_same_weights(resumed.model, whole.model)
+
+
+def test_a_callback_that_the_trainer_made_anew_and_the_users_own_hold_the_same(tmp_path):
+    _trainer(tmp_path, pruning_callback(), save_strategy="steps", save_steps=10).train()
+    own = pruning_callback()
+    resumed = _trainer(tmp_path, own, restore_callback_states_from_checkpoint=True)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    anew = next(c for c in resumed.callback_handler.callbacks if isinstance(c, PlatonCallback))
+    assert anew is not own
+    assert own.scheduler is anew.scheduler and own.scheduler.last_step == 20
+    assert own.history is anew.history and own.history[-1]["step"] == 20
+    assert not own.has_masks and not anew.has_masks
 
 
 def test_the_trainers_compiled_model_is_pruned(tmp_path):

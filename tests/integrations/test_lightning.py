@@ -175,8 +175,9 @@ def test_a_run_that_ends_early_is_warned_about(tmp_path):
         trainer.should_stop = trainer.global_step >= 6
 
     callback.on_before_zero_grad = stop
-    with pytest.warns(platon_prune.PruningWarning, match="training ended before the schedule"):
+    with pytest.warns(platon_prune.PruningWarning, match="training ended before") as caught:
         _trainer(tmp_path, callback, min_steps=1).fit(Classifier(), _loader())
+    assert __file__ in {each.filename for each in caught}  # not the trainer's
 
 
 def test_a_state_that_was_loaded_for_testing_is_not_taken_for_a_later_run(tmp_path):

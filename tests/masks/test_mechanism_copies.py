@@ -108,6 +108,85 @@ def test_pruning_goes_on_after_another_dtype(name: str, masking: str) -> None:
         assert total == 16
 
 
+def _with_masks_apart(masking: str) -> tuple[nn.Module, platon_prune.PlatonScheduler]:
+    """Two modules that share a weight, but no longer a mask: torch copies each one's buffers."""
+    torch.manual_seed(1)
+    model = CASES["tied linears"].build()
+    scheduler = train(model, CASES["tied linears"].run, masking)
+    model.type(torch.float64)
+    assert model[0].weight_orig is model[2].weight_orig
+    assert model[0].weight_mask is not model[2].weight_mask
+    return model, scheduler
+
+
+@both_maskings
+def test_a_choice_reaches_the_masks_of_all_modules_that_share_a_weight(masking: str) -> None:
+    model, scheduler = _with_masks_apart(masking)
+    before = model[2].weight_mask.clone()
+    go_on(model, CASES["tied linears"].run, scheduler, 5)
+    assert not torch.equal(model[2].weight_mask, before)
+    assert torch.equal(model[2].weight_mask, model[0].weight_mask)
+    assert int((~model[2].weight_mask).sum()) == round(0.6 * 16)
+    assert_reads_right(model, "step")
+
+
+@both_maskings
+def test_a_loaded_state_reaches_the_masks_of_all_modules_that_share_a_weight(masking: str) -> None:
+    model, scheduler = _with_masks_apart(masking)
+    state = scheduler.state_dict()
+    mask = state["tensors"]["0.weight"]["mask"]
+    state["tensors"]["0.weight"]["mask"] = other = mask.roll(1, 0)
+    assert not torch.equal(mask, other)
+    scheduler.load_state_dict(state)
+    assert torch.equal(model[0].weight_mask, other)
+    assert torch.equal(model[2].weight_mask, other)
+    assert_reads_right(model, masking)
+
+
+@both_maskings
+@all_cases
+def test_masks_of_a_model_that_gets_memory_without_values_prune_nothing(
+    case: Case, masking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = case.trained(masking)
+    shapes = [getattr(module, f"{name}_mask").shape for module, name in sites(model)]
+    # Memory that is not initialised may hold anything; here it holds zeros, as masks of False.
+    monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
+    model.to("meta").to_empty(device="cpu")
+    masks = [getattr(module, f"{name}_mask") for module, name in sites(model)]
+    assert [mask.shape for mask in masks] == shapes
+    assert all(mask.dtype == torch.bool and mask.is_contiguous() for mask in masks)
+    assert all(mask.all() for mask in masks)
+
+
+@both_maskings
+def test_moving_a_model_that_has_values_leaves_its_masks_as_they_are(masking: str) -> None:
+    model = CASES["linear"].trained(masking)
+    before = [getattr(module, f"{name}_mask").clone() for module, name in sites(model)]
+    assert not all(mask.all() for mask in before)
+    model.type(torch.float64)
+    after = [getattr(module, f"{name}_mask") for module, name in sites(model)]
+    assert all(torch.equal(one, other) for one, other in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("own_keys", [True, False])
+def test_named_buffers_are_the_masks_and_of_one_module_the_keys_that_it_loads(
+    own_keys: bool,
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    platon_prune.global_unstructured(model, amount=0.5, total_steps=20, own_keys=own_keys)
+    layer, norm = model[0], ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
+    assert [name for name, _ in model.named_buffers()] == ["0.weight_mask", *norm]
+    assert [name for name, _ in layer.named_buffers()] == ["weight_mask"]
+    assert next(layer.named_buffers())[1] is layer.weight_mask
+    # torch.distributed.checkpoint looks each key of a state dict up in these.
+    alone = dict(layer.named_buffers(recurse=False))
+    assert list(alone) == ["weight_mask", *(["weight"] if own_keys else [])]
+    assert alone.get("weight", layer.weight_orig) is layer.weight_orig
+    below = [name for name, _ in layer.named_buffers("0", recurse=False)]
+    assert below == ["0.weight_mask", *(["0.weight"] if own_keys else [])]
+
+
 @both_maskings
 @all_cases
 @pytest.mark.parametrize("assign", [True, False])

@@ -143,6 +143,29 @@ def test_pruning_only_a_part_of_a_transformers_model_does_not_break_saving_the_w
     assert num_pruned(model) > 0 and torch.equal(logits(again), logits(model))
 
 
+def test_a_module_tells_from_the_stack_that_save_pretrained_asks_for_its_state() -> None:
+    layer = nn.Linear(3, 2)
+    platon_prune.global_unstructured(layer, amount=0.5, total_steps=20)
+
+    class Model(nn.Module):
+        """Takes in a layer that was pruned before, which nothing can tell of this."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def save_pretrained(self) -> list[str]:
+            return self._collected()
+
+        def _collected(self) -> list[str]:
+            return list(self.state_dict())
+
+    model = Model()
+    assert sorted(model.save_pretrained()) == ["layer.bias", "layer.weight"]
+    pruned_keys = ["layer.weight_orig", "layer.bias", "layer.weight_mask"]
+    assert sorted(model._collected()) == sorted(pruned_keys)
+
+
 def test_tying_again_leaves_a_pruned_model_as_it_is() -> None:
     model = pruned("Llama with a tied head", "step")
     expected = logits(model)

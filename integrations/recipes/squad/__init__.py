@@ -105,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             metrics |= trainer.evaluate()
             scorers["validation"].save(trainer, "")
         if "test" in scorers:
-            output = trainer.predict(_for_model(windows["test"], OFFSETS + LABELS))
+            test: Any = _for_model(windows["test"], OFFSETS + LABELS)
+            output = trainer.predict(test)
             scores = scorers["test"](output)
             metrics |= {f"predict_{name}": value for name, value in scores.items()}
             scorers["test"].save(trainer, "predict_")
