@@ -16,6 +16,8 @@ from torch import Tensor
 
 from platon_prune.amounts import fraction
 
+Formula = Literal["abs_product", "negative_product", "squared_gradient"]
+
 
 def weight_times_grad(weight: Tensor, grad: Tensor, out: Tensor) -> Tensor:
     """``weight * grad`` in float32, written to ``out``.
@@ -25,6 +27,14 @@ def weight_times_grad(weight: Tensor, grad: Tensor, out: Tensor) -> Tensor:
     if weight.dtype == grad.dtype == torch.float32:
         return torch.mul(weight, grad, out=out)
     return out.copy_(weight).mul_(grad.to(torch.float32))
+
+
+# Attributes, the methods that they speak of, and what holds of any such methods.
+_SAFE: tuple[tuple[str, frozenset[str], Any], ...] = (
+    ("formula", frozenset({"sample", "sample_"}), None),
+    ("reads_weight", frozenset({"score", "score_with"}), True),
+    ("signed", frozenset({"sample", "sample_", "update_averages_", "score", "score_with"}), True),
+)
 
 
 class Criterion:
@@ -41,15 +51,27 @@ class Criterion:
         windowed: Whether it learns from gradients over windows; if not, ``score`` reads the
             weight as it is at the moment of the choice.
         num_statistics: How many numbers about a whole tensor :meth:`score_with` needs.
+        formula: What a step adds to the window, where one kernel does it for all tensors:
+            "abs_product", ``|w g|``; "negative_product", ``−w g``; "squared_gradient", ``g²``. None
+            where :meth:`sample` says it, tensor by tensor.
+        reads_weight: Whether ``score`` reads the weight; it is handed something else if not.
+        signed: Whether a score can be negative, or -0.
     """
 
     name: ClassVar[str]
     averages: ClassVar[tuple[str, ...]] = ()
     windowed: ClassVar[bool] = True
     num_statistics: ClassVar[int] = 0
+    formula: ClassVar[Formula | None] = None
+    reads_weight: ClassVar[bool] = True
+    signed: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        # What a base class says of its own methods need not be true of those that replace them.
+        for attribute, methods, safe in _SAFE:
+            if attribute not in vars(cls) and not methods.isdisjoint(vars(cls)):
+                setattr(cls, attribute, safe)
         # The old name would never be called, and the averages would stay zero without a word.
         if "fold_" in vars(cls):
             raise TypeError(
@@ -127,6 +149,9 @@ class Sensitivity(Criterion):
 
     name: ClassVar[str] = "sensitivity"
     averages: ClassVar[tuple[str, ...]] = ("sensitivity",)
+    formula: ClassVar[Formula | None] = "abs_product"
+    reads_weight: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
     beta1: float = 0.85
 
     def sample_(self, product: Tensor) -> Tensor:
@@ -154,6 +179,8 @@ class Platon(Sensitivity):
 
     name: ClassVar[str] = "platon"
     averages: ClassVar[tuple[str, ...]] = ("sensitivity", "uncertainty")
+    reads_weight: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
     beta2: float = 0.95
 
     def update_averages_(self, mean: Tensor, averages: Sequence[Tensor]) -> None:
@@ -177,6 +204,8 @@ class Movement(Criterion):
 
     name: ClassVar[str] = "movement"
     averages: ClassVar[tuple[str, ...]] = ("movement",)
+    formula: ClassVar[Formula | None] = "negative_product"
+    reads_weight: ClassVar[bool] = False
 
     def sample_(self, product: Tensor) -> Tensor:
         """``-w * dL/dw``."""
@@ -200,6 +229,7 @@ class Magnitude(Criterion):
 
     name: ClassVar[str] = "magnitude"
     windowed: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
 
     def score(self, weight: Tensor, averages: Sequence[Tensor], out: Tensor) -> Tensor:
         """``|w|``; a weight that is NaN is kept, so that the model's failure stays visible."""
@@ -212,6 +242,8 @@ class Random(Criterion):
 
     name: ClassVar[str] = "random"
     windowed: ClassVar[bool] = False
+    reads_weight: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
 
     def score(self, weight: Tensor, averages: Sequence[Tensor], out: Tensor) -> Tensor:
         """Zero for every weight."""
@@ -232,6 +264,9 @@ class Fisher(Sensitivity):
 
     name: ClassVar[str] = "fisher"
     averages: ClassVar[tuple[str, ...]] = ("fisher",)
+    formula: ClassVar[Formula | None] = "squared_gradient"
+    reads_weight: ClassVar[bool] = True
+    signed: ClassVar[bool] = False
 
     def sample(self, weight: Tensor, grad: Tensor, out: Tensor) -> Tensor:
         """``g²``."""

@@ -6,12 +6,16 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 # Large enough that starting an operation costs little, small enough that a piece of each operand
 # is still in the last-level cache when the next operation reads it. A GPU only wants few launches,
 # but each temporary is of this size. Counting in float32 is exact up to 2^24.
 CPU_BLOCK = 1 << 20
 GPU_BLOCK = 1 << 22
+
+# From so many entries on, looking whether anything is pruned costs less than writing a weight.
+COUNTING_PAYS = 1 << 16
 
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -36,18 +40,19 @@ def _num_pieces(numel: int, device: torch.device) -> int:
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield matching views of tensors that have one shape, block by block.
 
-    Contiguous tensors are walked flat; where one is not (a transposed or channels-last weight),
-    all are walked by rows, which any strides allow.
+    Tensors that are no longer than a block are yielded as they are. Longer ones are walked flat if
+    all are contiguous; where one is not (a transposed or channels-last weight), all are walked by
+    rows, which any strides allow.
     """
     first = tensors[0]
     num_pieces = _num_pieces(first.numel(), first.device)
-    if all(tensor.is_contiguous() for tensor in tensors):
-        tensors = tuple(_flat(tensor) for tensor in tensors)
-    if num_pieces > 1:
+    if num_pieces == 1:  # a view costs as much as an operation on a small tensor
+        yield tensors
+    elif num_pieces:
+        if all(tensor.is_contiguous() for tensor in tensors):
+            tensors = tuple(_flat(tensor) for tensor in tensors)
         # chunk, not split: pieces of equal length, and no detour through Python.
         yield from zip(*(tensor.chunk(num_pieces) for tensor in tensors), strict=True)
-    elif num_pieces:
-        yield tensors
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -66,8 +71,16 @@ class Scratch:
 
     def like(self, block: Tensor, dtype: torch.dtype, role: str = "") -> Tensor:
         """Uninitialised contiguous tensor with the shape and device of ``block``."""
+        if isinstance(block, FakeTensor):  # kept, it would meet real ones, or those of another mode
+            return block.new_empty(block.shape, dtype=dtype)
         # Making a view costs as much as an operation on a small tensor, so views are kept too.
-        key = (role, block.device, dtype, block.shape)
+        return self._of((role, block.device, dtype, block.shape))
+
+    def flat(self, numel: int, dtype: torch.dtype, device: torch.device, role: str = "") -> Tensor:
+        """Uninitialised one-dimensional tensor of so many entries."""
+        return self._of((role, device, dtype, torch.Size((numel,))))
+
+    def _of(self, key: tuple[str, torch.device, torch.dtype, torch.Size]) -> Tensor:
         view = self._views.get(key)
         if view is None:
             view = self._views[key] = self._view(*key)
@@ -82,7 +95,7 @@ class Scratch:
             self._views.clear()  # they would keep the smaller buffer alive
             buffer = torch.empty(num_bytes, dtype=torch.uint8, device=device)
             self._buffers[role, device] = buffer
-        return buffer[:num_bytes].view(dtype).view(shape)
+        return buffer.narrow(0, 0, num_bytes).view(dtype).view(shape)
 
 
 def zero_pruned_(block: Tensor, mask: Tensor, scratch: Scratch) -> None:
@@ -94,11 +107,18 @@ def zero_pruned_(block: Tensor, mask: Tensor, scratch: Scratch) -> None:
     if block.device.type != "cpu":
         block.masked_fill_(torch.logical_not(mask, out=scratch.like(mask, torch.bool)), 0)
         return
-    if count_true(mask) == mask.numel():
-        return  # as in all of the warm-up: a look at the mask is cheaper than writing the weight
     integer = _INTEGER_OF_SIZE[block.dtype.itemsize]
-    keep = scratch.like(mask, integer).copy_(mask)
-    block.view(integer).mul_(keep)
+    if mask.numel() < COUNTING_PAYS:
+        block.view(integer).mul_(mask)
+    elif _prunes(mask):
+        block.view(integer).mul_(scratch.like(mask, integer).copy_(mask))
+
+
+def _prunes(mask: Tensor) -> bool:
+    """Whether an entry of a large mask on the CPU is False."""
+    # Once there is a choice, nearly every stretch has one: then the rest needs no look.
+    beginning = mask[0] if mask.dim() > 1 else mask[:1024]
+    return not bool(beginning.all()) or count_true(mask) < mask.numel()
 
 
 def count_true(flags: Tensor) -> int:

@@ -1,0 +1,68 @@
+"""What a step does to weights, gradients and windows, whoever carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+from platon_prune.criteria import Formula
+
+BackendName = Literal["plain", "foreach", "triton"]
+
+
+class Operands(NamedTuple):
+    """What a step reads and writes of one tensor; all on one device.
+
+    Args:
+        weight: float32, float64, float16 or bfloat16; any shape and strides.
+        gradient: Of the same shape, dense, of any of these dtypes; None adds nothing to the window.
+        mask: Bool, of the same shape, contiguous; False is pruned.
+        window: Sum of the samples so far: float32 or bfloat16, of the same shape, contiguous; None
+            where the criterion keeps none.
+    """
+
+    weight: Tensor
+    gradient: Tensor | None
+    mask: Tensor
+    window: Tensor | None
+
+
+class Backend(Protocol):
+    """Carries out a step over many tensors of one device; never waits for the device."""
+
+    name: BackendName
+
+    def flag_non_finite_(self, gradients: Sequence[Tensor], flag: Tensor) -> None:
+        """Set ``flag`` to 1 if an entry of a gradient is not finite; leave it as it is otherwise.
+
+        Args:
+            gradients: Dense, on the flag's device.
+            flag: float32, one entry; 0 before the first call of a step.
+        """
+
+    def accumulate_(
+        self, tensors: Sequence[Operands], formula: Formula, flag: Tensor | None, masking: bool
+    ) -> None:
+        """Add this step's samples to the windows, then zero what the masks prune.
+
+        The product is in float32 whatever the dtypes, and so is the sum, rounded to the window's
+        dtype once. The weight is read before it is zeroed, and zeroed to +0 whatever it was.
+
+        Args:
+            tensors: All tensors of a device.
+            formula: The sample.
+            flag: Where its entry is not 0, no window is changed; None if all is known to be finite.
+            masking: Whether to zero.
+        """
+
+    def count_digits_(self, keys: Tensor, counts: Tensor, high: Tensor | None) -> None:
+        """Count 16-bit digits of integers, for a histogram.
+
+        Args:
+            keys: int32 of any values, one-dimensional and contiguous.
+            counts: int64 of 65,536 entries, to which is added.
+            high: None to count the high digit, ``(key >> 16) + 32768``; else an int64 tensor of one
+                entry on the device: of the keys with this high digit, count ``key & 0xFFFF``.
+        """

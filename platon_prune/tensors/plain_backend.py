@@ -1,0 +1,127 @@
+"""A step by torch operations, one tensor after another, in blocks that stay in cache."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from platon_prune.criteria import Formula
+from platon_prune.tensors.blocks import Scratch, block_size, blocks, zero_pruned_
+from platon_prune.tensors.interface import BackendName, Operands
+
+NUM_DIGITS = 1 << 16
+# Added where nothing is to be added: x + -0 is x for every x, and -0 + 0 would be +0.
+NOTHING = -0.0
+
+
+class PlainBackend:
+    """Does what :class:`~platon_prune.tensors.interface.Backend` says, for any strides and dtypes.
+
+    It is the twin that the other backends equal, and what they give the tensors to that they
+    can't take.
+    """
+
+    name: BackendName = "plain"
+
+    def __init__(self) -> None:
+        self._local = _OfThread()
+
+    def __reduce__(self) -> str:
+        return "PLAIN"  # a copy of a scheduler goes on with the one that is there
+
+    def flag_non_finite_(self, gradients: Sequence[Tensor], flag: Tensor) -> None:
+        """See :meth:`Backend.flag_non_finite_`."""
+        # A NaN is both extremes. Unlike a sum, they can't overflow.
+        raise_flag_(
+            [x for gradient in gradients if gradient.numel() for x in torch.aminmax(gradient)], flag
+        )
+
+    def accumulate_(
+        self, tensors: Sequence[Operands], formula: Formula, flag: Tensor | None, masking: bool
+    ) -> None:
+        """See :meth:`Backend.accumulate_`."""
+        is_skipped: bool | Tensor = False
+        if flag is not None:
+            # On a CPU there is nothing to wait for, and a look spares one walk through the sample.
+            is_skipped = bool(flag) if flag.device.type == "cpu" else guard_of(flag)
+        for operands in tensors:
+            self._accumulate(operands, formula, is_skipped, masking)
+
+    def _accumulate(
+        self, operands: Operands, formula: Formula, is_skipped: bool | Tensor, masking: bool
+    ) -> None:
+        weight, gradient, mask, window = operands
+        scratch = self._local.scratch
+        if gradient is None or window is None or is_skipped is True:
+            if masking:
+                for block, kept in blocks(weight, mask):
+                    zero_pruned_(block, kept, scratch)
+            return
+        for block, kept, grad, total in blocks(weight, mask, gradient, window):
+            sample = _sample(block, grad, formula, scratch)
+            if isinstance(is_skipped, Tensor):
+                sample.masked_fill_(is_skipped, NOTHING)
+            # With a bfloat16 window torch adds in float32 too, and rounds once.
+            total.add_(sample)
+            if masking:
+                zero_pruned_(block, kept, scratch)
+
+    def count_digits_(self, keys: Tensor, counts: Tensor, high: Tensor | None) -> None:
+        """See :meth:`Backend.count_digits_`."""
+        for piece in keys.split(block_size(keys.device)):  # type: ignore[no-untyped-call]
+            digits = (piece >> 16).add_(NUM_DIGITS // 2)
+            if keys.device.type == "cpu":
+                if high is not None:
+                    digits = piece[digits == high] & (NUM_DIGITS - 1)
+                counts.add_(torch.bincount(digits, minlength=NUM_DIGITS))
+                continue
+            # bincount would wait there for the largest value.
+            counted = counts.new_ones(1).expand(digits.numel())
+            if high is not None:
+                counted = digits.eq(high).to(counts.dtype)
+                digits = piece & (NUM_DIGITS - 1)
+            counts.scatter_add_(0, digits.to(torch.int64), counted)
+
+
+class _OfThread(threading.local):
+    """Temporaries of one thread: torch lets another one run inside an operation."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+
+
+def guard_of(flag: Tensor) -> Tensor:
+    """Whether no window may change: a bool tensor without dimensions, on the device."""
+    return flag.reshape(()).ne(0)
+
+
+def raise_flag_(values: list[Tensor] | tuple[Tensor, ...], flag: Tensor) -> None:
+    """Set ``flag`` to 1 if one of some tensors without dimensions is not finite; no wait."""
+    if values:
+        flag.masked_fill_(torch.stack(values).isfinite().all().logical_not_(), 1)
+
+
+def _sample(weight: Tensor, gradient: Tensor, formula: Formula, scratch: Scratch) -> Tensor:
+    """What one step adds, in float32; valid until the next call."""
+    if formula == "squared_gradient":
+        return _product(gradient, gradient, scratch)
+    product = _product(weight, gradient, scratch)
+    return product.abs_() if formula == "abs_product" else product.neg_()
+
+
+def _product(first: Tensor, second: Tensor, scratch: Scratch) -> Tensor:
+    """Both brought to float32, then multiplied: a product in bfloat16 would keep 8 bits."""
+    out = scratch.like(first, torch.float32)
+    dtypes = {first.dtype, second.dtype}
+    # Of two types torch multiplies in the one that holds both: for bfloat16 and float16, float32.
+    if torch.float64 not in dtypes and (len(dtypes) == 2 or torch.float32 in dtypes):
+        return torch.mul(first, second, out=out)
+    if second.dtype == torch.float64:  # else torch would multiply in float64
+        second = scratch.like(second, torch.float32, role="second").copy_(second)
+    return out.copy_(first).mul_(second)
+
+
+PLAIN = PlainBackend()

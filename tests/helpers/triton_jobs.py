@@ -1,0 +1,114 @@
+"""Triton's kernels in its interpreter on the CPU, against the plain twin; a process of its own.
+
+Run with ``TRITON_INTERPRET=1``, which Triton reads when it is imported.
+"""
+
+import itertools
+import sys
+
+import backend_twin as twin
+import torch
+
+from platon_prune.tensors.backends import Operands
+from platon_prune.tensors.plain_backend import PLAIN
+from platon_prune.tensors.triton_backend import TritonBackend
+
+CONVERTED = {torch.float32, torch.bfloat16, torch.float16}
+
+
+def check_steps():
+    """Every pair of dtypes, formula, flag and masking, at addresses that change at each step."""
+    backend = TritonBackend(block=128)
+    settings = list(itertools.product(twin.FORMULAS, (None, 0, 1), (False, True)))
+    for i, kind in enumerate(twin.KINDS):
+        # All settings for the usual dtypes, some of them for each of the others.
+        for formula, flagged, masking in settings if i == 0 else settings[i % 3 :: 3]:
+            twin.compare_steps(
+                backend,
+                lambda step, kind=kind: twin.operands_of(kind, 10 + step, special=True),
+                formula, flagged, masking, steps=2 if i == 0 else 1,
+            )  # fmt: skip
+        fits = set(kind[:2]) <= CONVERTED
+        assert backend.num_plain == (
+            0 if fits else len(twin.SHAPES) + 1 + (kind[0] not in CONVERTED)
+        )
+
+
+def check_masks_and_mixtures():
+    """Masks all True and all False; dtypes mixed in one call; aligned and unaligned addresses."""
+    backend = TritonBackend(block=128)
+    for density in (0.0, 1.1):
+        twin.compare_steps(
+            backend,
+            lambda step, density=density: twin.operands_of(
+                twin.KINDS[0], 30 + step, special=True, density=density
+            ),
+            "abs_product", 0, True,
+        )  # fmt: skip
+    twin.compare_steps(
+        backend,
+        lambda step: [one for kind in twin.KINDS for one in twin.operands_of(kind, step)],
+        "abs_product", 0, True,
+    )  # fmt: skip
+    aligned = [torch.randn(256), torch.randn(256), torch.rand(256) < 0.5, torch.zeros(256)]
+    assert all(tensor.data_ptr() % 16 == 0 for tensor in aligned)
+    twin.compare_steps(
+        backend, lambda step: [Operands(*(x.clone() for x in aligned))], "abs_product", 0, True
+    )
+    transposed = [Operands(torch.randn(9, 5).t(), torch.randn(5, 9), torch.rand(5, 9) < 0.5, None)]
+    twin.compare_steps(backend, lambda step: transposed, "abs_product", None, True)
+    assert backend.num_plain == 1
+
+
+def check_flags():
+    """A value that is not finite is found wherever it is, and nothing else sets the flag."""
+    backend = TritonBackend(block=128)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        largest = torch.finfo(dtype).max
+        finite = [twin.values(shape, dtype, 3) for shape in twin.SHAPES]
+        finite.append(
+            torch.full((200,), largest, dtype=dtype).mul_(torch.tensor([1, -1]).repeat(100))
+        )
+        for flagged in (0.0, 1.0):
+            flag = torch.tensor([flagged])
+            backend.flag_non_finite_(finite, flag)
+            assert flag.item() == flagged
+        for tensor, value in itertools.product((1, 4, 5), (torch.nan, torch.inf, -torch.inf)):
+            broken = [gradient.clone() for gradient in finite]
+            broken[tensor].view(-1)[-1] = value
+            for other in (backend, PLAIN):
+                flag = torch.zeros(1)
+                other.flag_non_finite_(broken, flag)
+                assert flag.item() == 1, (dtype, tensor, value, other.name)
+
+
+def check_digits():
+    """Histograms of both digits, added to what was counted before."""
+    backend = TritonBackend(block=1024)
+    keys = twin.keys_of_all_signs(3001)
+    for high in (None, 32768 + (1_065_353_216 >> 16)):
+        counts = torch.ones(65536, dtype=torch.int64)
+        backend.count_digits_(keys, counts, None if high is None else torch.tensor([high]))
+        assert counts.sub_(1).tolist() == twin.digits(keys, high)
+    backend.count_digits_(keys[:0], counts, None)
+
+
+def check_versions():
+    """Autograd sees that a weight has changed, as after an operation of torch."""
+    weight = torch.ones(5, requires_grad=True)
+    before = weight._version
+    kept = torch.zeros(5, dtype=torch.bool)
+    TritonBackend(block=16).accumulate_(
+        [Operands(weight.detach(), None, kept, None)], "abs_product", None, True
+    )
+    assert weight.tolist() == [0.0] * 5 and weight._version == before + 1
+
+
+CHECKS = [check_steps, check_masks_and_mixtures, check_flags, check_digits, check_versions]
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for check in CHECKS:
+        check()
+        print(check.__name__, flush=True)
+    sys.exit(0)
