@@ -14,10 +14,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from platon_prune.choice.scored import Line, ScoredLine, gather, scatter_
+from platon_prune.choice.selection import rank_scores
 from platon_prune.criteria import Criterion, Magnitude, Platon, Sensitivity
 from platon_prune.name_patterns import NamePatterns
-from platon_prune.tensors.blocks import Scratch, blocks, zero_pruned_
-from platon_prune.tensors.ranking import kth_smallest
+from platon_prune.scheduling.averages import Averages, Storage
+from platon_prune.tensors.backends import Operands, backend_for
+from platon_prune.tensors.blocks import Scratch
 
 
 class PrunerArgs(Protocol):
@@ -70,17 +73,24 @@ class Pruner:
         self.patterns = tuple(non_mask_name if use_no_mask else mask_param_name)
         self.use_no_mask = use_no_mask
         self.criterion = _criterion(pruner_name, args)
-        self.averages: dict[str, tuple[Tensor, ...]] = {}
-        self.windows: dict[str, Tensor] = {}
-        self._kept: dict[str, Tensor] = {}  # the masks of the last choice
+        self._shares: list[_Share] = []
+        self._homes: dict[str, tuple[torch.device, torch.Size]] = {}
         self._threshold: float | None = None
-        self._scratch = Scratch()
         if not self._selected(model):
             raise ValueError(f"some parameter name must match {self.patterns}, got none that does")
 
+    @property
+    def averages(self) -> dict[str, tuple[Tensor, ...]]:
+        """The averages of each parameter, by its name; they share the pruner's memory."""
+        return {
+            name: tuple(kept[each] for each in self.criterion.averages)
+            for share in self._shares
+            for name, kept in share.remembered().items()
+        }
+
     @torch.no_grad()
     def update_and_pruning(self, model: nn.Module, global_step: int) -> tuple[float, float | None]:
-        """Take in the gradients of a step and prune in place; after ``optimizer.step()``.
+        """Learn from the gradients of a step and prune in place; after ``optimizer.step()``.
 
         Args:
             model: The model, with the gradients that produced this step.
@@ -94,38 +104,40 @@ class Pruner:
             RuntimeError: If a selected parameter has no gradient.
         """
         selected = self._selected(model)
-        if self.criterion.windowed:
-            for name, parameter in selected.items():
-                self._take_in(name, parameter, global_step)
+        self._seat(selected)
+        ends_window = global_step % self.args.deltaT == 0
+        for share in self._shares if self.criterion.windowed else ():
+            if ends_window and share.averages is not None:
+                share.averages.end_window_(self.args.deltaT, repairs=False)
+            share.accumulate_(selected, masking=False)
         density, phase = self._schedule(global_step)
-        if phase == "warmup" or (phase == "ramp" and global_step % self.args.deltaT):
+        if phase == "warmup" or (phase == "ramp" and not ends_window):
             return density, None
-        scores_changed = not self.criterion.windowed or global_step % self.args.deltaT == 0
-        if scores_changed or self._threshold is None:
+        # Scores of windows can't have changed within one.
+        if not self.criterion.windowed or ends_window or self._threshold is None:
             self._choose(selected, density)
-        for name, parameter in selected.items() if self._threshold is not None else ():
-            for block, kept in blocks(parameter.detach(), self._kept[name]):
-                zero_pruned_(block, kept, self._scratch)
+        for share in self._shares if self._threshold is not None else ():
+            share.accumulate_(selected, masking=True)
         return density, self._threshold
 
-    def _take_in(self, name: str, parameter: Tensor, step: int) -> None:
-        if parameter.grad is None:
-            raise RuntimeError(
-                f"{name} has no gradient: call update_and_pruning after loss.backward() and "
-                "before optimizer.zero_grad()"
-            )
-        if name not in self.windows:
-            self.windows[name] = torch.zeros_like(parameter, dtype=torch.float32)
-            self.averages[name] = tuple(
-                torch.zeros_like(self.windows[name]) for _ in self.criterion.averages
-            )
-        operands = (parameter.detach(), parameter.grad, self.windows[name], *self.averages[name])
-        for weight, grad, window, *averages in blocks(*operands):
-            if step % self.args.deltaT == 0:
-                self.criterion.update_averages_(window.div_(self.args.deltaT), averages)
-                window.zero_()
-            product = self._scratch.like(weight, torch.float32)
-            window.add_(self.criterion.sample(weight, grad, product))
+    def _seat(self, selected: dict[str, nn.Parameter]) -> None:
+        """Make room for what is remembered, at the first step or once parameters have moved."""
+        homes = {name: (each.device, each.shape) for name, each in selected.items()}
+        if homes == self._homes:
+            return
+        before = {name: kept for share in self._shares for name, kept in share.remembered().items()}
+        by_device: dict[torch.device, list[str]] = {}
+        for name, (device, _) in homes.items():
+            by_device.setdefault(device, []).append(name)
+        self._shares = [
+            _Share(self.criterion, {name: homes[name][1] for name in names}, device)
+            for device, names in by_device.items()
+        ]
+        for share in self._shares:
+            for name, kept in share.remembered().items():
+                for key, values in before.get(name, {}).items():
+                    kept[key].copy_(values)
+        self._homes = homes
 
     def _schedule(self, step: int) -> tuple[float, str]:
         args = self.args
@@ -142,33 +154,17 @@ class Pruner:
         )
 
     def _choose(self, selected: dict[str, nn.Parameter], density: float) -> None:
-        scores = {
-            name: self.criterion.score(
-                parameter.detach(),
-                self.averages.get(name, ()),
-                torch.empty(parameter.shape, device=parameter.device),
-            )
-            for name, parameter in selected.items()
-        }
-        rank = int(sum(score.numel() for score in scores.values()) * (1 - density))
-        if rank == 0:
-            self._threshold = None
-            return
-        # Not-a-number ranks as the largest and compares as not below, as in the reference: a score
-        # that one infinite gradient has spoilt is never pruned.
-        ranked = [
-            score.view(-1).nan_to_num(nan=torch.inf, posinf=torch.inf) for score in scores.values()
-        ]
-        self._threshold = float(
-            kth_smallest(lambda: iter(ranked), rank, (-torch.inf, torch.inf)).value
-        )
-        if math.isinf(self._threshold):
-            self._kept = {
-                name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()
-            }
-            return
-        # As the reference does: strictly below, so the entry that defines the threshold stays.
-        self._kept = {name: ~(score < self._threshold) for name, score in scores.items()}
+        lines = [share.scored(selected) for share in self._shares]
+        rank = int(sum(line.numel for line in lines) * (1 - density))
+        self._threshold = None if rank == 0 else rank_scores(lines, rank).value
+        for line in lines if self._threshold is not None else ():
+            for slab in line.line.slabs:
+                # As the reference does: strictly below goes, so the entry that defines the
+                # threshold stays. An infinite threshold is not-a-number there, and takes nothing.
+                kept = line.new_mask(slab)
+                torch.ge(line.score(slab), self._threshold, out=kept)
+                scatter_(kept.fill_(True) if math.isinf(self._threshold) else kept,
+                         line.masks_in(slab))  # fmt: skip
 
     def _selected(self, model: nn.Module) -> dict[str, nn.Parameter]:
         patterns = NamePatterns("mask_param_name", self.patterns)
@@ -177,6 +173,85 @@ class Pruner:
             for name, parameter in model.named_parameters()
             if patterns.matches(name) != self.use_no_mask
         }
+
+
+class _Share:
+    """The selected parameters of one device, with what is remembered of them and their masks.
+
+    Args:
+        criterion: Says what is remembered.
+        shapes: Of the parameters, by their names.
+        device: Where they are.
+    """
+
+    def __init__(
+        self, criterion: Criterion, shapes: dict[str, torch.Size], device: torch.device
+    ) -> None:
+        self.criterion = criterion
+        self.shapes = shapes
+        self.line = Line([shape.numel() for shape in shapes.values()], device)
+        self.scratch = Scratch()
+        self.averages = None
+        if criterion.windowed:
+            self.averages = Averages(criterion, self.line, Storage(), self.scratch)
+        self.masks = [
+            torch.ones(shape, dtype=torch.bool, device=device) for shape in shapes.values()
+        ]
+
+    def remembered(self) -> dict[str, dict[str, Tensor]]:
+        """Of each parameter the window and the averages, by name; of its shape."""
+        if self.averages is None:
+            return {}
+        return {
+            name: {key: flat.view(shape) for key, flat in self.averages.of(i).items()}
+            for i, (name, shape) in enumerate(self.shapes.items())
+        }
+
+    def accumulate_(self, selected: dict[str, nn.Parameter], masking: bool) -> None:
+        """Add this step's samples to the windows, or zero what the masks prune."""
+        operands = []
+        remembered = self.remembered()
+        for name, mask in zip(self.shapes, self.masks, strict=True):
+            parameter, window = selected[name], None
+            if not masking:
+                window = remembered[name]["window"]
+                if parameter.grad is None:
+                    raise RuntimeError(
+                        f"{name} has no gradient: call update_and_pruning after loss.backward() "
+                        "and before optimizer.zero_grad()"
+                    )
+            gradient = None if masking else parameter.grad
+            operands.append(Operands(parameter.detach(), gradient, mask, window))
+        formula = self.criterion.formula or "abs_product"
+        backend_for(self.line.device).accumulate_(operands, formula, None, masking)
+
+    def scored(self, selected: dict[str, nn.Parameter]) -> ScoredLine:
+        """All of it in a line.
+
+        Not-a-number ranks as the largest and compares as not below, as in the reference: a score
+        that one infinite gradient has spoilt is never pruned.
+        """
+        weights = [selected[name].detach().contiguous() for name in self.shapes]
+        pieces = self.line.cut(weights) if self.criterion.reads_weight else None
+
+        def score(index: slice | Tensor) -> Tensor:
+            if isinstance(index, Tensor):
+                index = index.sort().values
+            size = index.stop - index.start if isinstance(index, slice) else index.numel()
+            out = self.scratch.flat(size, torch.float32, self.line.device, "score")
+            weight = out
+            if pieces is not None:
+                flat = self.scratch.flat(size, torch.float32, self.line.device, "weights")
+                weight = (
+                    gather(pieces[index.start // self.line.slab_size], flat)
+                    if isinstance(index, slice)
+                    else self.line.pick(weights, index, flat)
+                )
+            averages = [] if self.averages is None else self.averages.at(index)
+            scores = self.criterion.score(weight, averages, out)
+            return scores.nan_to_num_(nan=torch.inf, posinf=torch.inf)
+
+        return ScoredLine(self.line, score, self.line.cut(self.masks), self.criterion.signed)
 
 
 def _criterion(pruner_name: str, args: PrunerArgs) -> Criterion:

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from platon_prune.choice import limits
 from platon_prune.choice.limits import MaxAmount
-from platon_prune.choice.selection import ScoredTensor, prune_smallest_
+from platon_prune.choice.scored import ScoredLine, ScoredTensor
+from platon_prune.choice.selection import Chosen, prune_smallest_, prune_smallest_of_line_
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.shards import Part
 
@@ -48,6 +49,20 @@ class Granularity:
             part: The shard that this process holds.
         """
         # Nothing to refuse by default: single weights don't care who holds their neighbours.
+
+    @property
+    def chooses_in_line(self) -> bool:
+        """Whether :meth:`choose_in_line_` is there."""
+        return False
+
+    def choose_in_line_(self, line: ScoredLine, amount: float) -> Chosen:
+        """As :meth:`choose_`, where one process has all tensors in a line of entries.
+
+        Args:
+            line: All tensors of the scheduler.
+            amount: As there.
+        """
+        raise NotImplementedError
 
     def choose_(
         self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes
@@ -93,6 +108,15 @@ class Unstructured(Granularity):
     def may_empty(self, name: str) -> bool:
         """Whether no limit forbids that a choice leaves nothing of a tensor."""
         return self.max_amount is None or not limits.is_limited(self.max_amount, name)
+
+    @property
+    def chooses_in_line(self) -> bool:
+        """Without limits, which are of single tensors."""
+        return self.max_amount is None
+
+    def choose_in_line_(self, line: ScoredLine, amount: float) -> Chosen:
+        """Prune the entries with the smallest scores of all tensors together."""
+        return prune_smallest_of_line_(line, round(amount * line.numel))
 
     def choose_(
         self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes

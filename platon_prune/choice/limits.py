@@ -8,7 +8,8 @@ from fractions import Fraction
 import torch
 
 from platon_prune.amounts import fraction
-from platon_prune.choice.selection import Cut, ScoredTensor, find_cut, prune_smallest_, write_masks_
+from platon_prune.choice.scored import ScoredTensor
+from platon_prune.choice.selection import Cut, find_cut, prune_smallest_, write_masks_
 from platon_prune.name_patterns import NamePatterns
 from platon_prune.tensors.collectives import ALONE, Processes
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from platon_prune.choice.granularity import Granularity
-from platon_prune.choice.selection import ScoredTensor, prune_smallest_, require_same_copies
+from platon_prune.choice.scored import ScoredTensor
+from platon_prune.choice.selection import prune_smallest_, require_same_copies
 from platon_prune.tensors.blocks import Scratch, digest
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.lanes import Layout, keep_largest, keep_largest_of_tied, sorted_lanes

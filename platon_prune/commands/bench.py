@@ -283,7 +283,8 @@ def _selection_figure(scale: float, device: str, repeats: int, timed: Clock) -> 
     """Choosing masks by given scores, against only the threshold by kthvalue of joined ones."""
     import torch
 
-    from platon_prune.choice.selection import ScoredTensor, prune_smallest_
+    from platon_prune.choice.scored import ScoredTensor
+    from platon_prune.choice.selection import prune_smallest_
 
     sizes = tensor_sizes(scale)
     joined = torch.randn(sum(sizes), device=device).square_()

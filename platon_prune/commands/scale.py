@@ -24,7 +24,7 @@ from platon_prune.commands.benchmarks.figures import (
 )
 
 if TYPE_CHECKING:
-    from platon_prune.choice.selection import ScoredTensor
+    from platon_prune.choice.scored import ScoredTensor
     from platon_prune.tensors.collectives import Processes
 
 HELP = "Measure one exact choice over 1 to 8 processes, and compare it with the cost model."
@@ -70,7 +70,7 @@ class CostModel:
     @classmethod
     def fit(cls, choices: Sequence[Choice]) -> CostModel:
         """From the sizes of one process, and from the smallest choice of each number."""
-        from platon_prune.choice.selection import sample_size
+        from platon_prune.choice.bracket import sample_size
 
         smallest = min(choice.weights for choice in choices)
         fixed = {c.processes: c.seconds.median for c in choices if c.weights == smallest}
@@ -91,7 +91,7 @@ class CostModel:
 
     def seconds(self, weights: int, processes: int) -> float:
         """Of one choice."""
-        from platon_prune.choice.selection import sample_size
+        from platon_prune.choice.bracket import sample_size
 
         local = self.per_weight * weights + self.per_sample * sample_size(weights)
         return local / processes + self.fixed[processes]
@@ -204,7 +204,7 @@ def _share(size: int, rank: int, num_processes: int) -> ScoredTensor:
     """This process's rows of one tensor with PLATON scores, log-normal as real ones are."""
     import torch
 
-    from platon_prune.choice.selection import ScoredTensor
+    from platon_prune.choice.scored import ScoredTensor
     from platon_prune.criteria import Platon
     from platon_prune.tensors.shards import Part
 

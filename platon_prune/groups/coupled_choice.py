@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from platon_prune.choice.granularity import Granularity
-from platon_prune.choice.selection import ScoredTensor
+from platon_prune.choice.scored import ScoredTensor
 from platon_prune.groups.costs import Prices, Savings
 from platon_prune.groups.coupled import CoupledGroups, Member
 from platon_prune.groups.group_scores import group_scores

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from platon_prune.choice.selection import ScoredTensor, require_same_copies
+from platon_prune.choice.scored import ScoredTensor
+from platon_prune.choice.selection import require_same_copies
 from platon_prune.groups.costs import indices_per_group
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.tensors.blocks import Scratch, block_size, digest

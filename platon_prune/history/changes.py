@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from platon_prune.choice.selection import ScoredTensor
+from platon_prune.choice.scored import ScoredTensor
 from platon_prune.tensors.bits import count_ones, pack_bits
 from platon_prune.tensors.blocks import count_true
 from platon_prune.tensors.collectives import Processes
@@ -79,6 +79,22 @@ def changes(
     return [
         Change(t.name, t.whole_numel, kept, *((None, None) if before is None else (left, back)))
         for t, (kept, left, back) in zip(tensors, counts, strict=True)
+    ]
+
+
+def changes_of(
+    names: Sequence[tuple[str, int]], counts: Sequence[Sequence[int]], tells: bool
+) -> list[Change]:
+    """What changed, from counts that the choice made on its way.
+
+    Args:
+        names: Name and number of entries of each tensor.
+        counts: Of each, how many are kept, how many of those were kept before, and how many were.
+        tells: Whether what left and came back is wanted.
+    """
+    return [
+        Change(name, numel, kept, *((before - stayed, kept - stayed) if tells else (None, None)))
+        for (name, numel), (kept, stayed, before) in zip(names, counts, strict=True)
     ]
 
 

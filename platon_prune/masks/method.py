@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from platon_prune.choice.selection import ScoredTensor, prune_smallest_
+from platon_prune.choice.scored import ScoredTensor
+from platon_prune.choice.selection import prune_smallest_
 from platon_prune.masks.masked import apply_mask_, form_of, forms_of, mask_of
 from platon_prune.masks.pruned_class import class_with
 from platon_prune.masks.state_forms import TensorForm

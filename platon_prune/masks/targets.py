@@ -20,6 +20,7 @@ from platon_prune.masks.default_selection import (
     passed_over,
 )
 from platon_prune.name_patterns import NamePatterns
+from platon_prune.tensors.backends import is_fake
 from platon_prune.tensors.shards import is_sharded, registered
 
 Pairs = Iterable[tuple[nn.Module, str]]
@@ -193,7 +194,8 @@ def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
             f"{name} must require gradients, got a frozen parameter: unfreeze it before pruning, "
             "or leave it out with exclude=[...]"
         )
-    if type(parameter) is not nn.Parameter and not is_sharded(parameter):
+    is_plain = type(parameter) is nn.Parameter or is_fake(parameter)
+    if not is_plain and not is_sharded(parameter):
         raise ValueError(
             f"{name} must be a plain parameter or a DTensor, got {type(parameter).__name__}: prune "
             "the model before it is quantised or wrapped"

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from platon_prune.criteria import Criterion, make_criterion
 from platon_prune.masks.method import MASKINGS, Masking
 from platon_prune.schedule import RampSchedule, find_schedule
-from platon_prune.scheduling.tracked import Storage
+from platon_prune.scheduling.averages import Storage
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from platon_prune.scheduling.gradients import all_finite
+from platon_prune.scheduling.gradients import StepGradients, all_finite
 from platon_prune.scheduling.states import require_equal_settings
 from platon_prune.scheduling.tracked import TrackedTensor
 from platon_prune.tensors.collectives import Processes
@@ -70,6 +70,27 @@ def vote(
             "equally often in each"
         )
     return Outcome(worst == _SKIPS, bool(any_settle), bool(any_bring))
+
+
+def agree(
+    processes: Processes,
+    step: int,
+    found: StepGradients,
+    *,
+    error: Exception | None,
+    settle: bool,
+) -> tuple[Outcome, StepGradients]:
+    """:func:`vote`, with the gradients of this process; reads its flag.
+
+    Returns:
+        What was decided, and the gradients without a flag; none if any process has to skip.
+    """
+    gradients = found.each
+    if found.flag is not None and float(found.flag):
+        gradients = None
+        found.flag.zero_()  # the next step uses it again
+    outcome = vote(processes, step, error=error, gradients=gradients, settle=settle)
+    return outcome, StepGradients(None if outcome.skip else gradients)
 
 
 def bring_gradients(

@@ -1,133 +1,119 @@
-"""What is remembered of one tensor between steps: the window so far, and the averages."""
+"""What is remembered between steps, of all tensors of a device in one flat buffer each.
+
+So the end of a window and a choice are a few operations over slabs of memory, however many tensors
+there are, and a tensor has views: ``sensitivity[offset : offset + numel]``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from platon_prune.choice.scored import Line
 from platon_prune.criteria import Criterion
 from platon_prune.tensors.blocks import Scratch
 
 _CPU = torch.device("cpu")
 
 
-class Averages:
-    """The sum of the samples since the last window's end, and the criterion's averages.
+@dataclass(frozen=True)
+class Storage:
+    """How what is remembered of the weights is kept.
 
-    Allocated when first needed, so that a model can be set up before it is sharded. Arithmetic is
-    in float32 on the weight's device, whatever they are kept in and wherever.
+    Args:
+        dtype: float32, or bfloat16 for half the memory and less exact scores.
+        offload: Whether the averages, which only a window's end and a choice need, are kept in host
+            memory.
+    """
+
+    dtype: torch.dtype = torch.float32
+    offload: bool = False
+
+    def bytes(self, criterion: Criterion, numel: int) -> dict[str, int]:
+        """Memory of the window and of each average for a number of weights."""
+        names = ("window", *criterion.averages) if criterion.windowed else ()
+        return {name: numel * self.dtype.itemsize for name in names}
+
+
+class Averages:
+    """The sums of the samples since the last window's end, and the criterion's averages.
+
+    Arithmetic is in float32 on the weights' device, whatever they are kept in and wherever.
 
     Args:
         criterion: Says what is remembered.
-        dtype: What is remembered is kept in.
-        offload: Whether the averages, which only a window's end and a choice need, are kept in
-            host memory.
-        scratch: Temporaries, shared by all tensors.
+        line: The tensors, of one device, in a line.
+        storage: How it is kept.
+        scratch: Temporaries, shared with others.
     """
 
     def __init__(
-        self, criterion: Criterion, dtype: torch.dtype, offload: bool, scratch: Scratch
+        self, criterion: Criterion, line: Line, storage: Storage, scratch: Scratch
     ) -> None:
         self.criterion = criterion
-        self.dtype = dtype
-        self.offload = offload
+        self.line = line
+        self.storage = storage
         self._scratch = scratch
-        self._window: Tensor | None = None
-        self._averages: tuple[Tensor, ...] = ()
+        home = _CPU if storage.offload else line.device
+        self.window = self._zeros(line.device)
+        self.averages = tuple(self._zeros(home) for _ in criterion.averages)
 
-    def follow(self, weight: Tensor) -> None:
-        """Be allocated, and be where the weight is if the model has been moved."""
-        if not self.criterion.windowed or weight.is_meta:
-            return
-        home = _CPU if self.offload else weight.device
-        if self._window is None:
-            self._window = torch.zeros(weight.shape, dtype=self.dtype, device=weight.device)
-            self._averages = tuple(self._zeros(weight, home) for _ in self.criterion.averages)
-        if self._window.device != weight.device:
-            self._window = self._window.to(weight.device)
-            self._averages = tuple(average.to(home) for average in self._averages)
+    def of(self, number: int) -> dict[str, Tensor]:
+        """Views of the window and the averages of one tensor, by name; flat."""
+        size, stop = self.line.sizes[number], self.line.ends[number]
+        names = ("window", *self.criterion.averages)
+        return {
+            name: buffer.narrow(0, stop - size, size)
+            for name, buffer in zip(names, (self.window, *self.averages), strict=True)
+        }
 
-    def replace(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Put something else in the place of each tensor, if there are any yet."""
-        if self._window is not None:
-            self._window = change(self._window)
-            self._averages = tuple(change(average) for average in self._averages)
+    def end_window_(self, num_samples: int, repairs: bool = True) -> None:
+        """Update the averages from the mean of the window's samples, and restart the window.
 
-    def forget(self) -> None:
-        """Free the memory; nothing is scored any more."""
-        self._window, self._averages = None, ()
+        Args:
+            num_samples: How many were added up.
+            repairs: Whether a sum that overflowed counts as a large number, and NaN as none.
+        """
+        for slab in self.line.slabs:
+            window = self.window[slab]
+            mean = self._in_float32(window, "window").div_(num_samples)
+            if repairs:  # or it would poison the averages for good
+                mean.nan_to_num_(nan=0.0)
+            kept = [average[slab] for average in self.averages]
+            averages = [self._in_float32(block, f"average {i}") for i, block in enumerate(kept)]
+            self.criterion.update_averages_(mean, averages)
+            for block, updated in zip(kept, averages, strict=True):
+                if updated is not block:
+                    block.copy_(updated)
+        self.window.zero_()
 
-    def named(self) -> Iterable[tuple[str, Tensor]]:
-        """The window and the averages by their names."""
-        if self._window is not None:
-            yield "window", self._window
-        yield from zip(self.criterion.averages, self._averages, strict=bool(self._averages))
+    def restart_window_(self) -> None:
+        """Forget the samples of a window that had none that count."""
+        self.window.zero_()
 
-    def bytes(self, numel: int) -> dict[str, int]:
-        """Memory of each for a number of weights, whether allocated yet or not."""
-        names = ("window", *self.criterion.averages) if self.criterion.windowed else ()
-        return {name: numel * self.dtype.itemsize for name in names}
+    def at(self, index: slice | Tensor) -> list[Tensor]:
+        """The averages at a slice, or at positions, of the line: float32, where the weights are.
 
-    def operands(self, fold: bool) -> tuple[Tensor, ...]:
-        """What :meth:`take_in` needs blocks of."""
-        if self._window is None:
-            return ()
-        return (self._window, *self._averages) if fold else (self._window,)
-
-    def take_in(
-        self,
-        weight: Tensor,
-        grad: Tensor | None,
-        operands: Sequence[Tensor],
-        fold_over: int | None,
-        restart: bool,
-    ) -> None:
-        """Fold the window if it ended, and add a step's sample; all are blocks of one shape."""
-        window, *averages = operands
-        work = self._in_float32(window, weight, "window")
-        if fold_over is not None:
-            # A sum that overflowed must not poison the averages for good.
-            mean = work.div_(fold_over).nan_to_num_(nan=0.0)
-            in_float32 = [
-                self._in_float32(average, weight, f"average {i}")
-                for i, average in enumerate(averages)
-            ]
-            self.criterion.update_averages_(mean, in_float32)
-            for average, updated in zip(averages, in_float32, strict=True):
-                _put_back(average, updated)
-        if restart:
-            work.zero_()
-        if grad is not None:
-            product = self._scratch.like(weight, torch.float32)
-            work.add_(self.criterion.sample(weight, grad, product))
-        _put_back(window, work)
-
-    def score(
-        self, weight: Tensor, index: slice | Tensor, out: Tensor, statistics: Tensor | None
-    ) -> Tensor:
-        """Write to ``out`` the scores at some positions of the flat tensor, where ``weight`` is."""
-        averages = []
-        for i, average in enumerate(self._averages):
+        Valid until the next call.
+        """
+        found = []
+        for i, average in enumerate(self.averages):
             at = index if isinstance(index, slice) else index.to(average.device)
-            averages.append(self._in_float32(average.view(-1)[at], weight, f"average {i}"))
-        if statistics is None:
-            return self.criterion.score(weight, averages, out)
-        return self.criterion.score_with(statistics, weight, averages, out)
+            found.append(self._in_float32(average[at], f"average {i}"))
+        return found
 
-    def _in_float32(self, kept: Tensor, weight: Tensor, role: str) -> Tensor:
-        """A block on the weight's device in float32: itself, or a copy to be put back."""
-        if kept.dtype == torch.float32 and kept.device == weight.device:
+    def _in_float32(self, kept: Tensor, role: str) -> Tensor:
+        """A block on the weights' device in float32: itself, or a copy."""
+        device = self.line.device
+        if kept.dtype == torch.float32 and kept.device == device:
             return kept
-        return self._scratch.like(weight, torch.float32, role=role).copy_(kept)
+        return self._scratch.flat(kept.numel(), torch.float32, device, role).copy_(kept)
 
-    def _zeros(self, weight: Tensor, device: torch.device) -> Tensor:
+    def _zeros(self, device: torch.device) -> Tensor:
         # Pinned, so that a GPU reads and writes it at the speed of the bus.
-        pinned = device.type == "cpu" and weight.device.type == "cuda"
-        return torch.zeros(weight.shape, dtype=self.dtype, device=device, pin_memory=pinned)
-
-
-def _put_back(kept: Tensor, work: Tensor) -> None:
-    if work is not kept:
-        kept.copy_(work)
+        pinned = device.type == "cpu" and self.line.device.type == "cuda"
+        return torch.zeros(
+            self.line.numel, dtype=self.storage.dtype, device=device, pin_memory=pinned
+        )

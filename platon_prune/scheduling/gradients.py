@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,17 +29,22 @@ def all_finite(gradients: Sequence[Tensor | None]) -> bool:
     return all(bool(gradient.isfinite().all()) for gradient in present)
 
 
-def as_skipped(skipped: object) -> bool:
+def as_skipped(skipped: object) -> bool | Tensor:
     """Whether a step was skipped, as a scheduler is told.
 
     Args:
         skipped: True, False, or a numpy or torch scalar of truth.
+
+    Returns:
+        The same as a bool; a tensor of one entry where reading it would wait for its device.
 
     Raises:
         TypeError: If it is anything else, such as the loss that other schedulers take.
     """
     if isinstance(skipped, bool):
         return skipped
+    if isinstance(skipped, Tensor) and skipped.dtype == torch.bool and not skipped.shape:
+        return bool(skipped) if skipped.device.type == "cpu" else skipped.view(1)
     if str(getattr(skipped, "dtype", "")) in ("bool", "torch.bool") and not skipped.shape:  # type: ignore[attr-defined]
         return bool(skipped)
     raise TypeError(
@@ -47,6 +52,18 @@ def as_skipped(skipped: object) -> bool:
         f"{type(skipped).__name__}: call step() without arguments, also where another scheduler "
         "takes the loss"
     )
+
+
+class StepGradients(NamedTuple):
+    """The gradients of one step.
+
+    Args:
+        each: Of each tensor; None instead of the list if the step is known to be skipped.
+        flag: Not 0 on the device if one of them is not finite; None if all are known to be finite.
+    """
+
+    each: list[Tensor | None] | None
+    flag: Tensor | None = None
 
 
 class Following:
@@ -60,7 +77,7 @@ class Following:
         return Following()  # a copy follows nothing
 
     def begin(
-        self, optimizer: torch.optim.Optimizer, step: Callable[[bool], None]
+        self, optimizer: torch.optim.Optimizer, step: Callable[[bool | Tensor], None]
     ) -> RemovableHandle:
         """Call ``step(skipped)`` after every step of an optimizer.
 
@@ -78,7 +95,7 @@ class Following:
                 "twice; call remove() on the first handle"
             )
 
-        def call(skipped: bool) -> None:
+        def call(skipped: bool | Tensor) -> None:
             self._is_calling = True
             try:
                 step(skipped)
@@ -103,7 +120,7 @@ class Following:
 
 
 def _after_each_step(
-    optimizer: torch.optim.Optimizer, step: Callable[[bool], None]
+    optimizer: torch.optim.Optimizer, step: Callable[[bool | Tensor], None]
 ) -> RemovableHandle:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
@@ -130,6 +147,6 @@ def _after_each_step(
                 "scaler.step(optimizer)"
             )
         found_inf = getattr(stepped, "found_inf", None)
-        step(found_inf is not None and bool(found_inf))
+        step(found_inf is not None and as_skipped(found_inf.ne(0).reshape(())))
 
     return optimizer.register_step_post_hook(after_step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,12 +17,14 @@ from platon_prune.history.changes import Change
 from platon_prune.history.history import History
 from platon_prune.masks.targets import Target
 from platon_prune.schedule import Schedule
+from platon_prune.scheduling.averages import Storage
 from platon_prune.scheduling.gradients import Following, as_skipped
 from platon_prune.scheduling.memory import Memory
 from platon_prune.scheduling.notices import Notices
+from platon_prune.scheduling.outcomes import Counters, Outcome
+from platon_prune.scheduling.recording import Recording
 from platon_prune.scheduling.selected import SelectedTensors
 from platon_prune.scheduling.states import STATE_VERSION, settings_of
-from platon_prune.scheduling.tracked import Storage
 from platon_prune.tensors.collectives import Processes
 
 
@@ -51,11 +54,9 @@ class PlatonScheduler:
         adopts_zeros: Whether :meth:`adopt_zeros` will be called, which gives the initial amount.
 
     Attributes:
-        history: What each choice did: its step, the amount due, the measured sparsity of all and
-            of each tensor, the threshold, the shares that left and came back; empty if that is not
+        history: What each choice did, as :class:`~platon_prune.History`; empty if that is not
             recorded.
         last_step: How often :meth:`step` was called.
-        skipped_steps: How many of those had no finite gradients.
         threshold: The largest score that the last choice pruned, of what the granularity compares
             (single weights, or groups); None if it pruned nothing.
 
@@ -80,26 +81,22 @@ class PlatonScheduler:
         self.masking = masking
         self.granularity = granularity or Unstructured()
         self.last_step = 0
-        self.skipped_steps = 0
         self.threshold: float | None = None
-        self._window_steps = 0  # steps whose samples are in the window
-        self._has_scores = False  # whether a window with samples has ended
+        self._counters = Counters()
         self._notices = Notices(self.granularity.may_empty)
         self._following = Following()
         self._tensors = SelectedTensors(
             targets, criterion, masking, storage or Storage(), processes or Processes(),
             self.granularity,
         )  # fmt: skip
+        self._recording = Recording(self._tensors)
         self.history = History([(tensor.name, tensor.whole_numel) for tensor in self._tensors])
         self._records_history = history
         self.adopts_zeros = adopts_zeros
         self._adopted: float | None = None  # the sparsity that the model had
 
     def require_agreement(self) -> None:
-        """Raise a ValueError everywhere if processes differ in a setting or the model; collective.
-
-        Done when pruning is set up, and again when the first step is taken.
-        """
+        """Raise a ValueError in all processes if they differ in a setting or the model."""
         self._tensors.require_agreement(self.settings)
 
     @torch.no_grad()
@@ -122,74 +119,84 @@ class PlatonScheduler:
     # --- one step ---------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, skipped: bool = False) -> None:
-        """Take in the gradients of an optimizer step, and prune by the schedule; collective.
+    def step(self, skipped: bool | Tensor = False) -> None:
+        """Learn from the gradients of an optimizer step, and prune by the schedule; collective.
 
         Call it after ``optimizer.step()`` and before ``optimizer.zero_grad()``. A step whose
         gradients are not finite, in any process, counts as skipped. After the schedule's last
         choice, mostly at ``total_steps``, only the masks are re-applied.
 
+        On an accelerator an ordinary step waits for nothing: whether its gradients were finite is
+        known there at once, and here at the window's end or when somebody asks for it.
+
         Args:
             skipped: Whether the optimizer did not step (a GradScaler found infinities): the
-                schedule advances, and nothing is added to the scores.
+                schedule advances, and nothing is added to the scores. It may be a bool tensor
+                without dimensions on the device, which is not waited for.
 
         Raises:
             RuntimeError: If no pruned tensor has a gradient (unless the criterion needs none), a
                 tensor is not pruned any more, an optimizer is followed (:meth:`step_with`) that
                 calls this by itself, or something is amiss in another process.
-            TypeError: If ``skipped`` is neither True nor False.
+            TypeError: If ``skipped`` is neither True nor False nor such a tensor.
         """
         skipped = as_skipped(skipped)
-        if not skipped:
+        if skipped is not True:
             self._following.refuse_other_calls()
-        step = self.last_step + 1
-        read = not skipped and step <= self.schedule.last_choosing_step
-        gradients = self._tensors.agreed_gradients(step, self.settings, read=read)
-        self._tensors.begin_recording(self.last_step)
-        if step > self.schedule.last_choosing_step:
-            self._tensors.apply_masks()
-            self.last_step = step
-            return
-        choosing = self.schedule.is_choosing_step(step)
-        masking = self.masking == "step" or step > self.schedule.ramp_end
-        without_gradient = self._take_in(step, gradients, apply_masks=masking and not choosing)
-        self.last_step = step
-        self.skipped_steps += gradients is None
-        changed, has_scores = [], self._has_scores or not self.criterion.windowed
-        if choosing:
-            changed = self._choose(self.schedule.amount_at(step)) if has_scores else []
-            self._tensors.apply_masks()
+        t = self.last_step + 1
+        learns = t <= self.schedule.last_choosing_step
+        chooses = self.schedule.is_choosing_step(t)
+        ends_window = learns and self.schedule.ends_window(t)
+        if ends_window or chooses or self._tensors.must_read_outcomes:
+            self._learn(self._tensors.outcomes())
+        # g, the gradient that made the weight w what it is now.
+        gradients = self._tensors.gradients_of_step(
+            t, lambda: self.settings, read=learns and skipped is not True, skipped=skipped
+        )
+        self._recording.begin(self.last_step)
+        # Ī ← β₁ Ī + (1 − β₁) I and Ū ← β₂ Ū + (1 − β₂) |I − Ī|, with I the window's mean.
+        without_gradient: list[str] = []
+        if ends_window and self.criterion.windowed:
+            num_samples = self._counters.end_window(is_first=t <= self.schedule.window)
+            without_gradient = self._tensors.end_window_(num_samples)
+        # The next window's sum of |w · g| begins with this step's. Then w ← w · M.
+        always = self.masking == "step" or not learns or t > self.schedule.ramp_end
+        outcome = self._tensors.accumulate_(gradients, masking=always and not chooses)
+        self.last_step = t
+        if outcome is not None and learns:
+            self._learn([outcome])
+        # M keeps the largest S = Ī · Ū, as many as the schedule's r(t) says. w ← w · M.
+        has_scores = self._counters.has_scores or not self.criterion.windowed
+        changed = self._choose(t) if chooses and has_scores else []
+        if chooses or not learns:
+            self._tensors.apply_new_masks()
         # Once all of the step is done: a warning may be an error.
-        self._tensors.warn_of_other_masks()
+        self._recording.warn()
         self._notices.of_no_gradient(without_gradient)
-        self._notices.of_choice(step, changed, self.skipped_steps * (choosing and not has_scores))
+        skipped_steps = 0 if has_scores or not chooses else self._counters.skipped_steps
+        self._notices.of_choice(t, changed, skipped_steps)
 
-    def _choose(self, amount: float) -> list[Change]:
+    def _choose(self, t: int) -> list[Change]:
         """Write the masks; what changed in each tensor."""
+        amount = self.schedule.amount_at(t)
         self.threshold, changed = self._tensors.choose(amount, tells=self._records_history)
         if self._records_history:
-            self.history.record(self.last_step, amount, self.threshold, changed)
-        self._tensors.record(self.last_step)
+            self.history.record(t, amount, self.threshold, changed)
+        self._recording.add(t)
         return changed
 
-    def _take_in(
-        self, step: int, gradients: list[Tensor | None] | None, apply_masks: bool
-    ) -> list[str]:
-        """Fold the window that ended, add this step's samples, re-apply the masks: one pass.
+    def _learn(self, outcomes: Sequence[Outcome]) -> None:
+        """Count how steps went."""
+        for outcome in outcomes:
+            self._counters.add(outcome, self.criterion.windowed)
+            if not outcome.skipped:
+                self._tensors.had_gradients(outcome.without_gradient)
 
-        Returns the names of the tensors that had no gradient in the whole window that ended.
-        """
-        restart = self.criterion.windowed and self.schedule.ends_window(step)
-        fold_over = None
-        if restart and self._window_steps:
-            # The first window starts from a zero sample, as the reference implementation's does.
-            fold_over = self._window_steps + (step <= self.schedule.window)
-            self._has_scores = True
-        without_gradient = self._tensors.take_in(gradients, fold_over, restart, apply_masks)
-        if self.criterion.windowed:
-            steps_before = 0 if restart else self._window_steps
-            self._window_steps = steps_before + (gradients is not None)
-        return without_gradient
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps had no finite gradients; waits for a device that has not told yet."""
+        self._learn(self._tensors.outcomes())
+        return self._counters.skipped_steps
 
     def reschedule(
         self,
@@ -243,8 +250,7 @@ class PlatonScheduler:
     def amount(self) -> float:
         """Fraction that the schedule prunes at the last step; before the first, what is adopted.
 
-        Of the weights, or of what else the granularity counts: of n:m, the share of the groups that
-        are constrained.
+        Of the weights, or of what else the granularity counts: of n:m, of the groups.
         """
         has_begun = self.last_step or self._adopted is not None
         return self.schedule.amount_at(self.last_step) if has_begun else 0.0
@@ -255,9 +261,7 @@ class PlatonScheduler:
         return self.granularity.sparsity_of(self.schedule.amount)
 
     def sparsity(self) -> float:
-        """Measured fraction of zeros among the selected weights, as evaluation uses them.
-
-        Collective if the model is sharded.
+        """Measured fraction of zeros, as evaluation uses the weights; collective if sharded.
 
         Raises:
             RuntimeError: If the run has ended.
@@ -270,8 +274,7 @@ class PlatonScheduler:
         Raises:
             RuntimeError: If the run has ended.
         """
-        self._tensors.place()
-        return Memory.of([tensor.bytes() for tensor in self._tensors], self._tensors.num_weights)
+        return Memory.of([self._tensors.bytes()], self._tensors.num_weights)
 
     @torch.no_grad()
     def score(self, name: str) -> Tensor:
@@ -305,7 +308,7 @@ class PlatonScheduler:
             ValueError: If that step was not taken, or its masks were not recorded or are replaced.
             TypeError: If it is no whole number.
         """
-        return self._tensors.masks(step, self.last_step)
+        return self._recording.masks(step, self.last_step)
 
     def record_masks(self, path: str | os.PathLike[str]) -> None:
         """Append the masks of every choice from here on to a file, for :meth:`masks`; collective.
@@ -322,7 +325,7 @@ class PlatonScheduler:
             OSError: If no file can be written there.
             RuntimeError: If the run has ended, or something is amiss in another process.
         """
-        self._tensors.record_masks(path)
+        self._recording.start(path)
 
     def remove(self) -> None:
         """Finalize every tensor: its zeros stay, its mask and hook go. Ends the scheduler.
@@ -349,14 +352,13 @@ class PlatonScheduler:
             RuntimeError: If the run has ended.
         """
         self._tensors.place()
+        self._learn(self._tensors.outcomes())
         return {
             "version": STATE_VERSION,
             "settings": self.settings,
             "last_step": self.last_step,
-            "skipped_steps": self.skipped_steps,
             "threshold": self.threshold,
-            "window_steps": self._window_steps,
-            "has_scores": self._has_scores,
+            **dataclasses.asdict(self._counters),
             "adopted": self._adopted,
             "history": self.history.state() if self._records_history else None,
             "tensors": {tensor.name: tensor.state_dict() for tensor in self._tensors},
@@ -376,18 +378,18 @@ class PlatonScheduler:
             RuntimeError: If the run has ended.
         """
         self._tensors.check_state(state, self.settings)
+        self._tensors.outcomes()  # of steps that are given up
         self._adopted = state["adopted"]
         if self._adopted is not None:
             self.schedule = self.schedule.starting_at(self._adopted)
         for tensor in self._tensors:
             tensor.load_state_dict(state["tensors"][tensor.name])
         self.last_step = state["last_step"]
-        self.skipped_steps = state["skipped_steps"]
         self.threshold = state["threshold"]
-        self._window_steps = state["window_steps"]
-        self._has_scores = state["has_scores"]
+        names = (field.name for field in dataclasses.fields(Counters))
+        self._counters = Counters(**{name: state[name] for name in names})
         self.history.load_state((state["history"] if self._records_history else None) or [])
-        self._tensors.restart_recording()
+        self._recording.restart()
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import prune
 
 from platon_prune.choice.granularity import Granularity
 from platon_prune.criteria import Criterion
-from platon_prune.history.changes import Change, bits_before, changes
-from platon_prune.history.mask_history import MaskHistory
-from platon_prune.history.mask_recorder import MaskRecorder, checked_step, require_place
+from platon_prune.history.changes import Change, bits_before, changes, changes_of
 from platon_prune.masks.targets import Target
 from platon_prune.scheduling import agreement
-from platon_prune.scheduling.gradients import all_finite
+from platon_prune.scheduling.averages import Storage
+from platon_prune.scheduling.gradients import StepGradients
+from platon_prune.scheduling.outcomes import Outcome, Outcomes
 from platon_prune.scheduling.states import check_state
-from platon_prune.scheduling.tracked import Storage, TrackedTensor
+from platon_prune.scheduling.store import Store
+from platon_prune.scheduling.tracked import TrackedTensor
 from platon_prune.tensors.blocks import Scratch
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.shards import is_sharded
-from platon_prune.warning import PruningWarning
 
 Settings = Mapping[str, Any]
 
@@ -54,28 +52,24 @@ class SelectedTensors(Sequence[TrackedTensor]):
         self.processes = processes
         self.num_weights = 0  # in all processes, each counted once
         self._is_settled = False  # whether processes know who holds what
+        self._is_checked = False  # whether the granularity can choose over the tensors as they lie
         self._tensors: list[TrackedTensor] = []
-        self._recorder: MaskRecorder | None = None
         self._ended: TrackedTensor | None = None  # the first whose mask is known to be gone
+        self._outcomes = Outcomes()
         scratch = Scratch()
         try:
             with torch.inference_mode(False):
                 for target in targets:
-                    offset = self.num_weights
                     tensor = TrackedTensor(
-                        target,
-                        criterion,
-                        masking,
-                        storage,
-                        offset,
-                        scratch,
-                        puts_back=granularity.puts_back,
+                        target, masking, self.num_weights, scratch, granularity.puts_back
                     )
                     self._tensors.append(tensor)
                     self.num_weights += tensor.whole_numel
         except BaseException:
-            self.detach()  # all or nothing
+            for tensor in self._tensors:
+                tensor.detach()  # all or nothing
             raise
+        self._store = Store(self._tensors, criterion, storage, scratch)
 
     def __len__(self) -> int:
         return len(self._tensors)
@@ -104,7 +98,9 @@ class SelectedTensors(Sequence[TrackedTensor]):
 
     def require_agreement(self, settings: Settings) -> None:
         """Raise a ValueError everywhere if processes differ in a setting or the model."""
-        agreement.require_same_settings(self.processes, settings, self._tensors)
+        storage = self._store.storage
+        kept = {"state_dtype": str(storage.dtype), "offload_averages": storage.offload}
+        agreement.require_same_settings(self.processes, {**settings, **kept}, self._tensors)
 
     def unsettle(self) -> None:
         """Make processes compare their settings again at the next step."""
@@ -112,9 +108,14 @@ class SelectedTensors(Sequence[TrackedTensor]):
 
     def place(self) -> bool:
         """Follow the tensors where they were sharded or moved; whether processes must settle."""
-        self.require_running()
-        moved = [tensor.place() for tensor in self._tensors]
-        self._is_settled = self._is_settled and not any(moved)
+        if not self._store.is_seated():
+            self.require_running()
+            # Whatever mode this is called in: what is made here is used for the rest of the run.
+            with torch.inference_mode(False), torch.no_grad():
+                moved = [tensor.place() for tensor in self._tensors]
+                self._store.seat()
+            if any(moved):
+                self._is_settled = self._is_checked = False
         return not self._is_settled
 
     def settle(self, settings: Settings) -> None:
@@ -123,78 +124,117 @@ class SelectedTensors(Sequence[TrackedTensor]):
         agreement.settle(self.processes, self._tensors)
         self._is_settled = True
 
-    def agreed_gradients(
-        self, step: int, settings: Settings, *, read: bool
-    ) -> list[Tensor | None] | None:
-        """The gradient of each tensor; None instead of the list if any process has to skip.
+    # --- a step -------------------------------------------------------------------------------
+
+    def gradients_of_step(
+        self, step: int, settings: Callable[[], Settings], *, read: bool, skipped: bool | Tensor
+    ) -> StepGradients:
+        """The gradients that all processes agree to learn from.
+
+        Whether they are finite stays on an accelerator where this process is alone.
 
         Args:
             step: Number of the step that this process is about to take.
-            settings: Its settings.
+            settings: Returns its settings.
             read: Whether there are gradients to look at.
+            skipped: Whether the optimizer did not step; one entry on a device if only that knows.
 
         Raises:
             RuntimeError: If no tensor has a gradient, a tensor is not pruned any more, or
                 something is amiss in another process.
             ValueError: If the granularity can't choose over a tensor as it is sharded.
         """
-        error, gradients, moved = None, None, False
+        error, found, moved = None, StepGradients(None), False
         try:
-            self.require_masks()
+            if not self._store.is_seated():
+                self.require_masks()
             moved = self.place()
-            if moved:
+            if not self._is_checked:
                 self._require_parts()
             if read:
-                gradients = self._finite_gradients()
+                found = self._flagged_gradients(skipped)
         except Exception as raised:
             error = raised
-        outcome = agreement.vote(
-            self.processes, step, error=error, gradients=gradients, settle=moved
-        )
+        if error is None and self._may_wait(found.flag):
+            return found
+        outcome, found = agreement.agree(self.processes, step, found, error=error, settle=moved)
         if outcome.settle:
-            self.settle(settings)
-        if gradients is None or outcome.skip:
-            return None
-        if outcome.bring:
-            return agreement.bring_gradients(self.processes, step, self._tensors, gradients)
-        return gradients
+            self.settle(settings())
+        if outcome.bring and found.each is not None:
+            brought = agreement.bring_gradients(self.processes, step, self._tensors, found.each)
+            return StepGradients(brought)
+        return found
+
+    def _may_wait(self, flag: Tensor | None) -> bool:
+        """Whether what a flag says may be left on its device until it is needed."""
+        is_alone = self.processes.size == 1 and self._store.is_seated()
+        return is_alone and flag is not None and flag.device.type != "cpu"
 
     def _require_parts(self) -> None:
         for tensor in self._tensors:
             assert tensor.part is not None
             self.granularity.require_part(tensor.name, tensor.part)
+        self._is_checked = True
 
-    def _finite_gradients(self) -> list[Tensor | None] | None:
-        """The gradient of each tensor; None instead of the list if one of them is not finite."""
-        gradients = [tensor.gradient for tensor in self._tensors]
+    def _flagged_gradients(self, skipped: bool | Tensor) -> StepGradients:
+        """The gradient of each tensor, and a flag on the device that says if one is not finite."""
+        gradients = self._store.gradients()
         if self.criterion.windowed and all(gradient is None for gradient in gradients):
+            if bool(skipped):
+                return StepGradients(None)
             raise RuntimeError(
                 f"{self._tensors[0].name} and all other pruned tensors have no gradient: call "
                 "scheduler.step() after loss.backward() and before optimizer.zero_grad(), or "
                 "pass skipped=True if the optimizer did not step"
             )
         # Those that lie elsewhere are looked at once all processes have voted to bring them.
-        here = [gradient for gradient in gradients if not is_sharded(gradient)]
-        return gradients if all_finite(here) else None
+        here = [None if is_sharded(gradient) else gradient for gradient in gradients]
+        flag = self._outcomes.flag(self._store.devices[0])
+        if isinstance(skipped, Tensor):
+            flag.add_(skipped.to(flag, non_blocking=True))
+        self._store.flag_non_finite_(here, flag)
+        return StepGradients(gradients, flag)
 
-    def take_in(
-        self,
-        gradients: Sequence[Tensor | None] | None,
-        fold_over: int | None,
-        restart: bool,
-        apply_masks: bool,
-    ) -> list[str]:
-        """Update every tensor, as :meth:`TrackedTensor.take_in` does one.
+    def accumulate_(self, gradients: StepGradients, *, masking: bool) -> Outcome | None:
+        """Add a step's samples to the windows, then zero what the masks prune.
 
         Returns:
-            Names of those that had no gradient in the whole window that was folded.
+            How the step went; None if only the device knows: see :meth:`outcomes`.
         """
-        every = [None] * len(self) if gradients is None else gradients
-        return [
-            tensor.name
-            for tensor, gradient in zip(self._tensors, every, strict=True)
-            if tensor.take_in(gradient, fold_over, restart, apply_masks)
-        ]
+        self._store.accumulate_(gradients.each, gradients.flag, masking)
+        if gradients.each is None:
+            return Outcome(True, frozenset())
+        without = frozenset(i for i, each in enumerate(gradients.each) if each is None)
+        if gradients.flag is None:
+            return Outcome(False, without)
+        self._outcomes.add(without)
+        return None
+
+    @property
+    def must_read_outcomes(self) -> bool:
+        """Whether they have to be read before the next step."""
+        return self._outcomes.is_full
+
+    def had_gradients(self, without: Collection[int]) -> None:
+        """All tensors but some had a gradient in a step that counts."""
+        for i, tensor in enumerate(self._tensors):
+            tensor.had_gradient = tensor.had_gradient or i not in without
+
+    def outcomes(self) -> Sequence[Outcome]:
+        """How the steps that only the device knew of went; waits for it if there are any."""
+        return self._outcomes.read()
+
+    def end_window_(self, num_samples: int) -> list[str]:
+        """Update the averages from the mean of so many samples, and restart the windows.
+
+        Returns:
+            Names of the tensors that had no gradient in it, if it had samples.
+        """
+        self._store.end_window_(num_samples)
+        without = [tensor.name for tensor in self if not tensor.had_gradient] if num_samples else []
+        for tensor in self._tensors:
+            tensor.had_gradient = False
+        return without
 
     # --- masks --------------------------------------------------------------------------------
 
@@ -208,10 +248,12 @@ class SelectedTensors(Sequence[TrackedTensor]):
         Returns:
             The threshold, and how each tensor changed.
         """
-        scored = [
-            tensor.scored(whole)
-            for tensor, whole in zip(self, self.statistics(self._tensors), strict=True)
-        ]
+        scored = self._store.scored(self.processes)
+        names = [(tensor.name, tensor.whole_numel) for tensor in self]
+        is_alone = self.processes.size == 1
+        if is_alone and self.granularity.chooses_in_line and scored.line is not None:
+            chosen = self.granularity.choose_in_line_(scored.line, amount)
+            return chosen.threshold, changes_of(names, chosen.counts.tolist(), tells)
         puts_back = self.granularity.puts_back
         masks = [tensor.mask.clone() for tensor in scored] if puts_back else []
         bits = bits_before(scored) if tells else None
@@ -220,28 +262,17 @@ class SelectedTensors(Sequence[TrackedTensor]):
             tensor.put_back(mask)
         return threshold, changes(scored, bits, self.processes)
 
-    def statistics(self, tensors: Sequence[TrackedTensor]) -> list[Tensor | None]:
-        """What the criterion knows of each whole tensor; collective, if it asks for that at all."""
-        if not self.criterion.num_statistics:
-            return [None] * len(tensors)
-        everyone = self.processes.gather([tensor.statistics().tolist() for tensor in tensors])
-        # Added up in one order everywhere: an all-reduce may round otherwise in another process.
-        return [
-            torch.tensor([sum(values) for values in zip(*shares, strict=True)], dtype=torch.float64)
-            for shares in zip(*everyone, strict=True)
-        ]
-
-    def score(self, name: str, settings: Settings) -> Tensor:
-        """The scores of a tensor; collective if the criterion looks at whole tensors."""
-        moved, tensor = self.place(), self.named(name)
-        if self.criterion.num_statistics and moved:
-            self.settle(settings)  # else a replica would be counted more than once
-        return tensor.score(*self.statistics([tensor]))
-
     def apply_masks(self) -> None:
-        """Zero what the masks prune."""
+        """Zero what the masks prune, at all sites of each tensor."""
         for tensor in self._tensors:
             tensor.apply_mask()
+            tensor.share_mask()
+
+    def apply_new_masks(self) -> None:
+        """The same in a step, where the tensors have just been looked for."""
+        self._store.accumulate_(None, None, masking=True)
+        for tensor in self._tensors:
+            tensor.share_mask()
 
     def adopt_zeros(self) -> dict[str, int]:
         """Prune what is zero; how many entries of each tensor that are. Collective.
@@ -261,36 +292,63 @@ class SelectedTensors(Sequence[TrackedTensor]):
 
     def require_masks(self) -> None:
         """Raise a RuntimeError unless all tensors are still those that were set up."""
-        ended = self._noticed_end()
+        ended = self.noticed_end()
         for tensor in self._tensors if ended is None else [ended]:
             tensor.require_mask()
 
     def require_running(self) -> None:
         """Raise a RuntimeError that says what can still be read if the run has ended."""
-        ended = self._noticed_end()
+        ended = self.noticed_end()
         if ended is not None:
             raise RuntimeError(
                 f"{ended.name} must carry its mask for this, but was finalized: of a run that has "
                 "ended, its schedule, its history and the masks that it recorded can be read"
             )
 
-    def _noticed_end(self) -> TrackedTensor | None:
+    def require_whole(self) -> None:
+        """Raise an error if masks can't be recorded: the run has ended, or a tensor is sharded."""
+        self.require_running()
+        for tensor in self._tensors:
+            if is_sharded(tensor.parameter):
+                raise ValueError(
+                    f"record_masks must find whole tensors in each process, got {tensor.name} "
+                    "sharded: save scheduler.masks() with torch.distributed.checkpoint instead"
+                )
+
+    def noticed_end(self) -> TrackedTensor | None:
         """A tensor whose mask is gone, if any: then the run has ended, and nothing is kept of it.
 
         Masks are often finalized through the model, of which the scheduler is not told.
         """
         if self._ended is None:
             self._ended = next((tensor for tensor in self if tensor.is_finalized), None)
-            for tensor in self if self._ended is not None else ():
-                tensor.forget()
+            if self._ended is not None:
+                self._forget()
         return self._ended
 
     def detach(self) -> None:
         """Finalize every tensor, and free what was remembered of it."""
         for tensor in self._tensors:
-            for module, name in tensor.target.sites:
-                prune.remove(module, name)  # type: ignore[no-untyped-call]
+            tensor.detach()
+        self._forget()
+
+    def _forget(self) -> None:
+        for tensor in self._tensors:
             tensor.forget()
+        self._store.forget()
+
+    # --- what is read and saved ---------------------------------------------------------------
+
+    def score(self, name: str, settings: Settings) -> Tensor:
+        """The scores of a tensor; collective if the criterion looks at whole tensors.
+
+        Returns:
+            float32, of the weight's shape and placed as it is, a new tensor.
+        """
+        moved, tensor = self.place(), self.named(name)
+        if self.criterion.num_statistics and moved:
+            self.settle(settings)  # else a replica would be counted more than once
+        return self._store.score(tensor, self.processes)
 
     def sparsity(self, settings: Settings) -> float:
         """Measured fraction of zeros; collective if the model is sharded."""
@@ -300,86 +358,24 @@ class SelectedTensors(Sequence[TrackedTensor]):
         kept = torch.tensor(sum(tensor.count_kept(own=sharded) for tensor in self._tensors))
         return 1 - int(self.processes.sum(kept) if sharded else kept) / self.num_weights
 
+    def bytes(self) -> dict[str, int]:
+        """What is kept in this process, by kind."""
+        self.place()
+        rows = [tensor.bytes() for tensor in self._tensors]
+        total = {kind: sum(row[kind] for row in rows) for kind in rows[0]}
+        aside = {kind: size for kind, size in total.items() if kind != "mask"}
+        return {"mask": total["mask"], **self._store.bytes(), **aside}
+
     def check_state(self, state: Any, settings: Settings) -> None:
         """Raise an error unless a saved state fits the tensors, as `states.check_state` tells."""
         self.require_masks()
         self.place()
-        check_state(state, settings, self._shapes(), self._tensors[0].expected_entries())
+        check_state(state, settings, self.shapes(), self._tensors[0].expected_entries())
 
-    # --- masks in a file ------------------------------------------------------------------------
-
-    def record_masks(self, path: str | os.PathLike[str]) -> None:
-        """Append the masks of every choice to a file; see :class:`~platon_prune.PlatonScheduler`.
-
-        Collective.
-
-        Raises:
-            ValueError: If the file is of another model or another kind, or the model is sharded.
-            OSError: If this process writes the file and can't, there.
-            RuntimeError: If the run has ended, or something is amiss in another process.
-        """
-
-        def read() -> MaskHistory:
-            self.require_running()
-            self._require_whole()
-            if self.processes.rank == 0:
-                require_place(path)
-            return MaskHistory(path, self._shapes())
-
-        history = self.processes.all_or_none("record_masks", read, lambda _: None)
-        self._recorder = MaskRecorder(history, self.processes)
-
-    def begin_recording(self, step: int) -> None:
-        """Write the masks of the step that a run begins or goes on from, once; collective."""
-        if self._recorder is not None and not self._recorder.has_begun:
-            self._require_whole()
-            self._recorder.begin(step, self._masks())
-
-    def record(self, step: int) -> None:
-        """Write the masks of a choice; collective."""
-        if self._recorder is not None:
-            self._recorder.add(step, self._masks())
-
-    def restart_recording(self) -> None:
-        """The run goes on from another state."""
-        if self._recorder is not None:
-            self._recorder.restart()
-
-    def warn_of_other_masks(self) -> None:
-        """Say once, when a step is done, what became of the masks that another run recorded."""
-        note = None if self._recorder is None else self._recorder.note
-        if self._recorder is not None and note is not None:
-            self._recorder.note = None
-            PruningWarning.warn(note)
-
-    def masks(self, step: int | None, last_step: int) -> dict[str, Tensor]:
-        """The masks of a step, of the last by default: copies, or as they were recorded.
-
-        Raises:
-            ValueError: If the step was not taken, or its masks are gone and were not recorded.
-            TypeError: If it is no whole number.
-        """
-        step = last_step if step is None else checked_step(step, last_step)
-        if step == last_step and self._noticed_end() is None:
-            return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
-        if self._recorder is None:
-            raise ValueError(
-                f"masks of step {step} must have been recorded to be read, got none: call "
-                "record_masks(path) before the first step"
-            )
-        masks = self._recorder.masks(step)
-        return {tensor.name: masks[tensor.name].to(tensor.device) for tensor in self._tensors}
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor, by its name."""
         return {tensor.name: tuple(tensor.parameter.shape) for tensor in self._tensors}
 
-    def _masks(self) -> dict[str, Tensor]:
+    def masks(self) -> dict[str, Tensor]:
+        """The mask of each tensor, by its name; what this process holds of it."""
         return {tensor.name: tensor.mask for tensor in self._tensors}
-
-    def _require_whole(self) -> None:
-        for tensor in self._tensors:
-            if is_sharded(tensor.parameter):
-                raise ValueError(
-                    f"record_masks must find whole tensors in each process, got {tensor.name} "
-                    "sharded: save scheduler.masks() with torch.distributed.checkpoint instead"
-                )

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import prune
 
-from platon_prune.choice.selection import ScoredTensor
-from platon_prune.criteria import Criterion
 from platon_prune.masks.masked import apply_mask_, mask_of, method_of, weight_of
 from platon_prune.masks.method import PlatonUnstructured, attach
 from platon_prune.masks.targets import Target
-from platon_prune.scheduling.averages import Averages
 from platon_prune.scheduling.set_aside import SetAside
 from platon_prune.tensors.bits import count_ones, pack_bits, to_bytes
-from platon_prune.tensors.blocks import Scratch, blocks, count_kept, zero_pruned_
+from platon_prune.tensors.blocks import Scratch, blocks, count_kept
 from platon_prune.tensors.shards import (
     Part,
     are_alike,
@@ -31,55 +30,38 @@ from platon_prune.tensors.shards import (
 )
 
 
-@dataclass(frozen=True)
-class Storage:
-    """How what is remembered of the weights is kept.
-
-    Args:
-        dtype: float32, or bfloat16 for half the memory and less exact scores.
-        offload: Whether the averages are kept in host memory.
-    """
-
-    dtype: torch.dtype = torch.float32
-    offload: bool = False
-
-
 class TrackedTensor:
-    """The mask, the window and the averages of one tensor, or of this process's part of it.
+    """One tensor under a mask of ours, or this process's part of it.
 
     The tensor itself is looked up at each use: wrapping, sharding, loading or moving a model may
     replace it. What is remembered follows it at :meth:`place`.
 
     Args:
         target: The tensor; masks are put on all its sites.
-        criterion: Says what is remembered.
         masking: See :class:`~platon_prune.PlatonScheduler`.
-        storage: How it is kept.
         offset: Global position of its first entry.
         scratch: Temporaries, shared by all tensors.
         puts_back: Whether entries that come back get the values that they had when they went.
+
+    Attributes:
+        part: What this process holds of it; None before :meth:`place`.
+        remembered: The window and the averages by name: flat, of the part; empty if the criterion
+            keeps none, and until the weight has values.
+        had_gradient: Whether it had one in the window so far.
     """
 
     def __init__(
-        self,
-        target: Target,
-        criterion: Criterion,
-        masking: str,
-        storage: Storage,
-        offset: int,
-        scratch: Scratch,
-        puts_back: bool = False,
+        self, target: Target, masking: str, offset: int, scratch: Scratch, puts_back: bool = False
     ) -> None:
         self.target = target
-        self.criterion = criterion
         self.masking = masking
         self.offset = offset
         self.scratch = scratch
-        self.part: Part | None = None  # set by place()
-        self._averages = Averages(criterion, storage.dtype, storage.offload, scratch)
+        self.part: Part | None = None
+        self.remembered: Mapping[str, Tensor] = {}
+        self.had_gradient = False
         self._set_aside = SetAside() if puts_back else None
         self._placement: Any = None
-        self._had_gradient = False  # in the window so far
         self._last_device: torch.device | None = None  # once there is no weight to ask
         self._methods: list[PlatonUnstructured] = []
         mask = None
@@ -88,6 +70,8 @@ class TrackedTensor:
                 attach(module, name, masking=masking, own_keys=target.own_keys, mask=mask)
             )
             mask = mask_of(module, name)
+
+    # --- the tensor ---------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -109,7 +93,7 @@ class TrackedTensor:
         """The gradient of that part, dense.
 
         A DTensor, as the backward left it, if only all of its processes together can make the part
-        of it (sums that have not been added up): see :meth:`bring`.
+        of it (``Partial`` sums that have not been added up): see :meth:`bring`.
         """
         parameter = weight_of(*self.target.sites[0])
         gradient = parameter.grad
@@ -153,13 +137,11 @@ class TrackedTensor:
     @property
     def description(self) -> dict[str, Any]:
         """What processes must have in common, beside the settings."""
-        averages, parameter = self._averages, self.parameter
+        parameter = self.parameter
         return {
             f"shape of {self.name}": tuple(parameter.shape),
             f"dtype of {self.name}": str(parameter.dtype),
             f"own_keys of {self.name}": self.target.own_keys,
-            "state_dtype": str(averages.dtype),
-            "offload_averages": averages.offload,
         }
 
     @property
@@ -167,24 +149,37 @@ class TrackedTensor:
         """Number of entries that all processes hold together."""
         return self.parameter.numel()
 
+    # --- where it is --------------------------------------------------------------------------
+
     def place(self) -> bool:
-        """Follow the weight if it was sharded or moved; whether its placement is a new one."""
+        """Follow the weight if it was sharded; whether its placement is a new one."""
         parameter = self.parameter
-        weight, placement = local_of(parameter), placement_of(parameter)
-        is_new = self.part is None or placement != self._placement
-        if is_new:
-            part = part_of(parameter)
-            if self.part is not None and self._placement is not None:
-                self._averages.replace(lambda _: self._refuse_new_placement())
-            self._averages.replace(part.of)
-            self.part, self._placement = part, placement
-        self._averages.follow(weight)
-        return is_new
+        placement = placement_of(parameter)
+        if self.part is not None and placement == self._placement:
+            return False
+        part = part_of(parameter)
+        if self.remembered and self.part is not None:
+            if self._placement is not None:
+                raise RuntimeError(
+                    f"{self.name} must stay sharded as it was when its scores began, got another "
+                    "placement: save the scheduler's state, shard, set pruning up again and load it"
+                )
+            self.remembered = {
+                name: part.of(values.view(parameter.shape)).reshape(-1)
+                for name, values in self.remembered.items()
+            }
+        self.part, self._placement = part, placement
+        return True
 
     def settle(self, copy: int, copies: int) -> None:
         """Learn how many processes hold the same part, and which of them this is."""
         assert self.part is not None
         self.part = replace(self.part, copy=copy, copies=copies)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this process holds all of it."""
+        return self._placement is None
 
     def require_mask(self) -> None:
         """Raise a RuntimeError unless the tensor is still the one that was set up."""
@@ -216,6 +211,8 @@ class TrackedTensor:
                     "the model (to_empty, then load its weights) before it is trained"
                 )
 
+    # --- masks --------------------------------------------------------------------------------
+
     def adopt_zeros(self) -> tuple[Any, int, bytes]:
         """Prune what is zero, -0 too.
 
@@ -234,38 +231,12 @@ class TrackedTensor:
         digest = hashlib.blake2b(to_bytes(bits)).digest()
         return part_of(self.parameter).key, mask.numel() - count_ones(bits), digest
 
-    def take_in(
-        self, gradient: Tensor | None, fold_over: int | None, restart: bool, apply_mask: bool
-    ) -> bool:
-        """Update everything in one walk, so that each block is read from memory once.
-
-        Args:
-            gradient: This step's gradient; None adds nothing to the window.
-            fold_over: Fold the window into the averages, as the sum of so many samples, before
-                this step joins it; None not to.
-            restart: Whether to empty the window before this step joins it.
-            apply_mask: Whether to zero what the mask prunes, after the weight has been read.
-
-        Returns:
-            Whether a window was folded in which the tensor never had a gradient.
-        """
-        remembered = self._averages.operands(fold=fold_over is not None)
-        operands = (self.weight, self.mask, *remembered)
-        if gradient is not None:
-            operands += (gradient,)
-        for weight, mask, *rest in blocks(*operands):
-            grad = rest.pop() if gradient is not None else None
-            if rest:
-                self._averages.take_in(weight, grad, rest, fold_over, restart)
-            if apply_mask:
-                zero_pruned_(weight, mask, self.scratch)
-        had_none = fold_over is not None and not self._had_gradient
-        self._had_gradient = gradient is not None or (self._had_gradient and not restart)
-        return had_none
-
     def apply_mask(self) -> None:
-        """Zero what the mask prunes, and bring the mask to the other sites of a shared tensor."""
+        """Zero what the mask prunes."""
         apply_mask_(*self.target.sites[0], self.scratch)
+
+    def share_mask(self) -> None:
+        """Bring the mask to the other sites of a shared tensor."""
         first = self.mask
         for module, name in self.target.sites[1:]:
             mask = local_of(mask_of(module, name))
@@ -281,33 +252,6 @@ class TrackedTensor:
         assert self._set_aside is not None
         self._set_aside.exchange_(self.weight, before, self.mask)
 
-    def statistics(self) -> Tensor:
-        """The criterion's sums over what this process counts of the tensor: float64, on the CPU."""
-        assert self.part is not None
-        owned = self.weight.reshape(-1)[self.part.own]
-        total = torch.zeros(self.criterion.num_statistics, dtype=torch.float64, device=owned.device)
-        for (block,) in blocks(owned):
-            total += self.criterion.statistics(block)
-        return total.cpu()
-
-    def scored(self, statistics: Tensor | None = None) -> ScoredTensor:
-        """What the global choice needs of it; with what is known of the whole tensor, if asked."""
-        weight = self.weight.reshape(-1)
-
-        def score(index: slice | Tensor) -> Tensor:
-            block = weight[index]
-            out = self.scratch.like(block, torch.float32, role="score")
-            return self._averages.score(block, index, out, statistics)
-
-        return ScoredTensor(score, self.mask, self.offset, self.part, self.name)
-
-    def score(self, statistics: Tensor | None = None) -> Tensor:
-        """All its scores: float32, of the weight's shape and placed as it is, a new tensor."""
-        weight = self.weight
-        out = torch.empty(weight.numel(), dtype=torch.float32, device=weight.device)
-        self._averages.score(weight.reshape(-1), slice(None), out, statistics)
-        return as_placed(out.view(weight.shape), self.parameter)
-
     def count_kept(self, own: bool) -> int:
         """How many entries are not zero: of the part, or only of what this process counts."""
         weight, mask = self.weight, self.mask
@@ -320,16 +264,18 @@ class TrackedTensor:
         """A copy of the mask, placed as the weight is."""
         return as_placed(self.mask.clone(), self.parameter)
 
+    # --- what is kept, and saved --------------------------------------------------------------
+
     def bytes(self) -> dict[str, int]:
-        """Memory of this process that pruning takes for it: the mask, the window, the averages."""
-        numel = self.weight.numel()
+        """Memory of this process for its mask, and for values that were set aside."""
         aside = {} if self._set_aside is None else {"set_aside": self.weight.nbytes}
-        return {"mask": numel, **self._averages.bytes(numel), **aside}
+        return {"mask": self.weight.numel(), **aside}
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of what is remembered, placed as the weight is."""
         weight, parameter = self.weight, self.parameter
-        state: dict[str, Any] = {"mask": self.mask, **dict(self._averages.named())}
+        state: dict[str, Any] = {"mask": self.mask}
+        state |= {name: values.view(self.mask.shape) for name, values in self.remembered.items()}
         if self.masking == "window":
             # What pruned weights trained to since the choice: a saved model may lack these.
             state["refilled"] = torch.where(self.mask, 0, weight)
@@ -338,16 +284,16 @@ class TrackedTensor:
         placed: dict[str, Any] = {
             name: as_placed(tensor.clone(), parameter) for name, tensor in state.items()
         }
-        return placed | {"had_gradient": self._had_gradient}
+        return placed | {"had_gradient": self.had_gradient}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned for a tensor of this name and shape."""
         parameter, weight = self.parameter, self.weight
         for module, name in self.target.sites:
             local_of(mask_of(module, name)).copy_(local_of(placed_like(state["mask"], parameter)))
-        for name, tensor in self._averages.named():
-            tensor.copy_(local_of(placed_like(state[name], parameter)))
-        self._had_gradient = state["had_gradient"]
+        for name, values in self.remembered.items():
+            values.view(weight.shape).copy_(local_of(placed_like(state[name], parameter)))
+        self.had_gradient = state["had_gradient"]
         if self._set_aside is not None:
             aside = local_of(placed_like(state["set_aside"], parameter))
             self._set_aside.values(weight).copy_(aside)
@@ -357,22 +303,21 @@ class TrackedTensor:
         else:
             self.apply_mask()
 
+    def detach(self) -> None:
+        """Finalize it at all its sites."""
+        for module, name in self.target.sites:
+            prune.remove(module, name)  # type: ignore[no-untyped-call]
+
     def forget(self) -> None:
         """Free what is remembered, and let go of the modules, once the run has ended."""
         self._last_device = self.device
         self.target = replace(self.target, sites=())
         self._methods = []
-        self._averages.forget()
+        self.remembered = {}
         self._set_aside = None
 
     def expected_entries(self) -> tuple[str, ...]:
         """The entries of its state that have the weight's shape."""
         refilled = ("refilled",) if self.masking == "window" else ()
         aside = () if self._set_aside is None else ("set_aside",)
-        return ("mask", *(name for name, _ in self._averages.named()), *refilled, *aside)
-
-    def _refuse_new_placement(self) -> Tensor:
-        raise RuntimeError(
-            f"{self.name} must stay sharded as it was when its scores began, got another "
-            "placement: save the scheduler's state, shard, set pruning up again and load it"
-        )
+        return ("mask", *self.remembered, *refilled, *aside)

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from platon_prune.choice import selection
-from platon_prune.choice.selection import ScoredTensor, prune_smallest_
+from platon_prune.choice import bracket
+from platon_prune.choice.scored import ScoredTensor
+from platon_prune.choice.selection import prune_smallest_
 from platon_prune.tensors import ranking
 from platon_prune.tensors.blocks import count_true
 from platon_prune.tensors.ordering import tie_keys
@@ -32,8 +33,8 @@ SCORES = {
 # narrowed, and tie keys that are bracketed too.
 LIMITED = (
     (ranking, "MAX_CANDIDATES"),
-    (selection, "SAMPLE_SIZE"),
-    (selection, "_BRACKET_SIGMAS"),
+    (bracket, "SAMPLE_SIZE"),
+    (bracket, "_BRACKET_SIGMAS"),
 )
 LIMITS = {
     "as shipped": tuple(getattr(module, name) for module, name in LIMITED),
@@ -109,14 +110,14 @@ def test_with_the_limits_as_shipped_a_choice_that_samples_its_bracket_equals_a_s
     scores, before = SCORES[kind](total), torch.rand(total) < 0.7
     order = _sorted_positions_of_many(scores, before)
     sampled = []
-    samples = selection._samples
+    samples = bracket._samples
 
     def watched(*arguments):
         for sample in samples(*arguments):
             sampled.append(sample.numel())
             yield sample
 
-    monkeypatch.setattr(selection, "_samples", watched)
+    monkeypatch.setattr(bracket, "_samples", watched)
     for count in (1, 17, total // 2, total - 400, total):
         sampled.clear()
         mask = before.clone()
@@ -129,7 +130,7 @@ def test_with_the_limits_as_shipped_a_choice_that_samples_its_bracket_equals_a_s
 
 
 def test_a_choice_of_few_scores_samples_nothing():
-    assert selection.sample_size(N) == 0
+    assert bracket.sample_size(N) == 0
 
 
 def test_a_single_entry_is_kept_or_pruned():

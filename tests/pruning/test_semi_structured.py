@@ -9,7 +9,7 @@ from torch import nn
 
 import platon_prune
 from platon_prune.choice.n_of_m import SemiStructured
-from platon_prune.choice.selection import ScoredTensor
+from platon_prune.choice.scored import ScoredTensor
 from platon_prune.tensors.collectives import ALONE
 
 T, F = True, False

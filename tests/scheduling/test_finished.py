@@ -139,9 +139,10 @@ def test_a_copy_of_the_model_that_is_finalized_ends_no_run():
 def test_the_run_that_ended_keeps_neither_the_model_nor_what_was_remembered(finalize):
     model = _model()
     scheduler = _train(model, _set_up(model, criterion="platon"))
-    remembered = [each for tensor in scheduler._tensors for each in tensor._averages.named()]
+    remembered = [each for tensor in scheduler._tensors for each in tensor.remembered.items()]
     gone = [weakref.ref(tensor) for _, tensor in remembered]
     assert len(gone) == 2 * 3
+    gone += [weakref.ref(tensor._base) for _, tensor in remembered[:3]]
     gone += [weakref.ref(each) for each in (model[0], model[0].weight_orig, model[0].weight_mask)]
     gone += [weakref.ref(model[2].weight_orig.grad)]
     del remembered

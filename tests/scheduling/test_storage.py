@@ -36,11 +36,12 @@ def test_memory_counts_the_mask_the_window_and_the_averages(settings, per_weight
 @pytest.mark.parametrize("settings", [{}, BFLOAT16, OFFLOADED])
 def test_a_finalized_scheduler_frees_what_it_remembered(settings):
     run = rank_jobs.Run(**settings).to(2)
-    remembered = [each for tensor in run.scheduler._tensors for each in tensor._averages.named()]
+    remembered = [each for tensor in run.scheduler._tensors for each in tensor.remembered.items()]
     assert sum(each.numel() for _, each in remembered) == 3 * WEIGHTS
     gone = [weakref.ref(each) for _, each in remembered]
+    gone += [weakref.ref(each._base) for _, each in remembered[:3]]  # all of them, in one line
     gone += [weakref.ref(mask) for _, mask in run.model.named_buffers()]
-    assert len(gone) == 3 * 3 + 3
+    assert len(gone) == 3 * 3 + 3 + 3
     del remembered
     run.scheduler.remove()
     gc.collect()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from platon_prune.choice.granularity import Granularity, Unstructured
 from platon_prune.choice.n_of_m import SemiStructured
-from platon_prune.choice.selection import ScoredTensor
+from platon_prune.choice.scored import ScoredTensor
 from platon_prune.commands.benchmarks.figures import Spread
 from platon_prune.criteria import Platon
 from platon_prune.runtimes.semi_structured_inference import try_conversion

@@ -1,0 +1,95 @@
+"""Values that the threshold almost surely lies between, from a random sample of the scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from platon_prune.choice.scored import Scored
+from platon_prune.tensors import ranking
+from platon_prune.tensors.collectives import Processes
+from platon_prune.tensors.ordering import bounds, of_int, to_ints
+from platon_prune.tensors.ranking import histogram
+
+# Of all processes together; of a small model no more than a share of it, and none of a tiny one.
+SAMPLE_SIZE = 1 << 18
+_SAMPLE_SHARE = 1 / 8
+_TINY = 1 << 16
+# Half the bracket's width in standard deviations of a sampled rank: 1 choice in 10^4 sweeps again.
+_BRACKET_SIGMAS = 4.0
+
+
+def sample_size(total: int) -> float:
+    """How many of so many scores all processes together look at to bracket the threshold."""
+    if total <= min(_TINY, ranking.MAX_CANDIDATES):
+        return 0.0
+    return min(SAMPLE_SIZE, total * _SAMPLE_SHARE)
+
+
+def sampled_bracket(tensors: Sequence[Scored], k: int, processes: Processes) -> tuple[float, float]:
+    """Values that the k-th smallest score almost surely lies between, from a random sample."""
+    total = sum(tensor.whole_numel for tensor in tensors)
+    share = sample_size(total) / total
+    if not share:
+        return -math.inf, math.inf
+    samples = [to_ints(sample) for sample in _samples(tensors, share, processes.rank)]
+    ends = [(-int(sample.min()), int(sample.max())) for sample in samples if sample.numel()]
+    least, most = bounds(torch.float32)
+    minus_low, high = processes.maximum(
+        [
+            max((low for low, _ in ends), default=-most),
+            max((high for _, high in ends), default=least),
+        ]
+    )
+    low = -minus_low
+    if low >= high:
+        return (-math.inf, math.inf) if low > high else (of_int(low, torch.float32),) * 2
+    up_to, shift = histogram(iter(samples), low, high, processes)
+    size = int(up_to[-1])
+    fraction = k / total
+    margin = 1 + _BRACKET_SIGMAS * math.sqrt(size * fraction * (1 - fraction))
+    first, last = math.floor(fraction * size - margin), math.ceil(fraction * size + margin)
+    bracket = [-math.inf, math.inf]
+    if first >= 0:
+        bracket[0] = of_int(low + (_digit(up_to, first) << shift), torch.float32)
+    if last < size:
+        top = low + ((_digit(up_to, last) + 1) << shift) - 1
+        bracket[1] = of_int(min(top, high), torch.float32)
+    return bracket[0], bracket[1]
+
+
+def _digit(up_to: Tensor, rank: int) -> int:
+    return int(torch.searchsorted(up_to, rank + 1))
+
+
+def _samples(tensors: Sequence[Scored], share: float, rank: int) -> Iterator[Tensor]:
+    """A random sample, of this share, of what this process counts of each tensor."""
+    # Rounded over all of them, and not alike in each process: no tensor is too small for it.
+    so_far = rank * 0.618 % 1
+    for tensor in tensors:
+        own, device = tensor.own, tensor.device
+        before, so_far = so_far, so_far + share * (own.stop - own.start)
+        size = int(so_far) - int(before)
+        if size:
+            # A generator of its own: the choice must not touch the user's random numbers.
+            generator = torch.Generator(device).manual_seed(tensor.offset + own.start + rank)
+            positions = torch.randint(
+                own.start, own.stop, (size,), generator=generator, device=device
+            )
+            yield tensor.score(positions).clone()
+
+
+def even_bracket(rank: int, among: int) -> tuple[float, float]:
+    """Tie keys that the one of that rank almost surely lies between: they are spread evenly."""
+    if among <= ranking.MAX_CANDIDATES:
+        return -math.inf, math.inf
+    share = rank / among
+    margin = (1 + _BRACKET_SIGMAS * math.sqrt(among * share * (1 - share))) / among
+    low, high = (int((end - 0.5) * 2**64) for end in (share - margin, share + margin))
+    return (
+        low if low > -(1 << 63) else -math.inf,
+        high if high < 1 << 63 else math.inf,
+    )

@@ -1,0 +1,358 @@
+"""All that is remembered of the tensors of a scheduler, device by device, and their updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from platon_prune.choice.scored import Line, ScoredLine, ScoredTensor, ScoredTensors, gather
+from platon_prune.criteria import Criterion
+from platon_prune.scheduling.averages import Averages, Storage
+from platon_prune.scheduling.tracked import TrackedTensor
+from platon_prune.tensors.backends import Operands, address_of, backend_for
+from platon_prune.tensors.blocks import Scratch, blocks
+from platon_prune.tensors.collectives import Processes
+from platon_prune.tensors.shards import as_placed, is_sharded
+
+
+class _Seat(NamedTuple):
+    """Where a tensor was when it was last looked for; all of it is cheap to compare."""
+
+    parameters: Mapping[str, Tensor]
+    key: str
+    buffers: Mapping[str, Tensor]
+    mask_key: str
+    parameter: Tensor
+    mask: Tensor
+    address: int | None  # None where there is none: it is not compared
+
+    def is_taken(self) -> bool:
+        """Whether the same tensor and mask are still there, in the same memory."""
+        return (
+            self.parameters.get(self.key) is self.parameter
+            and self.buffers.get(self.mask_key) is self.mask
+            and (self.address is None or self.parameter.data_ptr() == self.address)
+        )
+
+
+class _Share(NamedTuple):
+    """The tensors of one device.
+
+    Args:
+        numbers: Which of the scheduler's tensors they are, in order.
+        line: They in a line.
+        averages: What is remembered of them; None if the criterion keeps nothing.
+        operands: What a step touches of each, without its gradient.
+    """
+
+    numbers: Sequence[int]
+    line: Line
+    averages: Averages | None
+    operands: Sequence[Operands]
+
+
+class Store:
+    """Windows, averages and masks of all tensors, as flat memory and as tables for the backends.
+
+    Args:
+        tensors: In the order of the model.
+        criterion: Says what is remembered.
+        storage: How it is kept.
+        scratch: Temporaries, shared by all tensors.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[TrackedTensor],
+        criterion: Criterion,
+        storage: Storage,
+        scratch: Scratch,
+    ) -> None:
+        self.criterion = criterion
+        self.storage = storage
+        self._tensors = tensors
+        self._scratch = scratch
+        self._shares: list[_Share] = []
+        # Of each tensor where its first module has it, and the other modules of shared ones; None
+        # if they have to be looked for.
+        self._seats: list[_Seat] | None = None
+        self._other_seats: list[_Seat] = []
+
+    # --- where the tensors are ----------------------------------------------------------------
+
+    def is_seated(self) -> bool:
+        """Whether all tensors are where they were, so that nothing has to be looked up."""
+        if self._seats is None:
+            return False
+        return all(seat.is_taken() for seat in (*self._seats, *self._other_seats))
+
+    def seat(self) -> None:
+        """Follow the tensors to where they are; what is remembered of them comes along."""
+        weights = [tensor.weight for tensor in self._tensors]
+        if any(weight.is_meta for weight in weights):
+            return  # nothing is allocated for a model that has no values yet
+        for tensor, weight in zip(self._tensors, weights, strict=True):
+            if any(kept.numel() != weight.numel() for kept in tensor.remembered.values()):
+                return  # of another size: the next step refuses it
+        homes = {i: (weight.device, weight.numel()) for i, weight in enumerate(weights)}
+        if homes != self._homes():
+            self._move(homes)
+        self._shares = [share._replace(operands=self._operands(share)) for share in self._shares]
+        seats = [_seats_of(tensor) for tensor in self._tensors]
+        # Sharded tensors change hands in ways that seats do not show.
+        is_alone = all(tensor.is_alone for tensor in self._tensors)
+        self._seats = [first for first, *_ in seats] if is_alone else None
+        self._other_seats = [seat for _, *others in seats for seat in others]
+
+    def _homes(self) -> dict[int, tuple[torch.device, int]]:
+        return {
+            i: (share.line.device, size)
+            for share in self._shares
+            for i, size in zip(share.numbers, share.line.sizes, strict=True)
+        }
+
+    def _move(self, homes: Mapping[int, tuple[torch.device, int]]) -> None:
+        by_device: dict[torch.device, list[int]] = {}
+        for i, (device, _) in homes.items():
+            by_device.setdefault(device, []).append(i)
+        self._shares = []
+        for device, numbers in by_device.items():
+            line = Line([homes[i][1] for i in numbers], device)
+            averages = None
+            if self.criterion.windowed:
+                averages = Averages(self.criterion, line, self.storage, self._scratch)
+                for place, i in enumerate(numbers):
+                    remembered = averages.of(place)
+                    for name, values in self._tensors[i].remembered.items():
+                        remembered[name].copy_(values)
+                    self._tensors[i].remembered = remembered
+            self._shares.append(_Share(numbers, line, averages, ()))
+
+    def _operands(self, share: _Share) -> list[Operands]:
+        operands = []
+        for i in share.numbers:
+            tensor = self._tensors[i]
+            weight, window = tensor.weight, tensor.remembered.get("window")
+            shaped = None if window is None else window.view(weight.shape)
+            operands.append(Operands(weight, None, tensor.mask, shaped))
+        return operands
+
+    def forget(self) -> None:
+        """Free all of it."""
+        self._shares, self._seats = [], None
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """Where the tensors are."""
+        return [share.line.device for share in self._shares]
+
+    def bytes(self) -> dict[str, int]:
+        """Memory of the windows and averages, whether they are allocated yet or not."""
+        return self.storage.bytes(self.criterion, sum(t.weight.numel() for t in self._tensors))
+
+    # --- a step -------------------------------------------------------------------------------
+
+    def gradients(self) -> list[Tensor | None]:
+        """The gradient of each tensor; one that lies otherwise than its tensor as it is."""
+        if self._seats is None:
+            return [tensor.gradient for tensor in self._tensors]
+        gradients = (seat.parameter.grad for seat in self._seats)
+        return [
+            gradient if type(gradient) is Tensor and gradient.layout is torch.strided
+            else None if gradient is None else tensor.gradient
+            for gradient, tensor in zip(gradients, self._tensors, strict=True)
+        ]  # fmt: skip
+
+    def flag_non_finite_(self, gradients: Sequence[Tensor | None], flag: Tensor) -> None:
+        """Set a flag if an entry is not finite, wherever it is; nothing is waited for.
+
+        Args:
+            gradients: Of each tensor, those that lie here.
+            flag: float32, one entry, 0, on the first device.
+        """
+        for share in self._shares:
+            present = [g for i in share.numbers if (g := gradients[i]) is not None]
+            if not present:
+                continue
+            if share.line.device == flag.device:
+                backend_for(flag.device).flag_non_finite_(present, flag)
+                continue
+            own = torch.zeros(1, device=share.line.device)
+            backend_for(own.device).flag_non_finite_(present, own)
+            flag.add_(own.to(flag.device, non_blocking=True))
+
+    def accumulate_(
+        self, gradients: Sequence[Tensor | None] | None, flag: Tensor | None, masking: bool
+    ) -> None:
+        """Add a step's samples to the windows, unless the flag is set; then apply the masks.
+
+        Args:
+            gradients: Of each tensor, or None for all of them: nothing is added.
+            flag: On the first device; None if it is known that all is finite.
+            masking: Whether to zero what the masks prune.
+        """
+        for share in self._shares:
+            device = share.line.device
+            here = None if flag is None else flag.to(device, non_blocking=True)
+            operands = share.operands
+            formula = self.criterion.formula
+            if gradients is not None and self.criterion.windowed:
+                operands = [
+                    operand._replace(gradient=gradients[i])
+                    for i, operand in zip(share.numbers, operands, strict=True)
+                ]
+                if formula is None:
+                    self._sample_(operands, here)
+                    operands = share.operands
+            elif not masking:
+                continue
+            backend_for(device).accumulate_(operands, formula or "abs_product", here, masking)
+
+    def _sample_(self, operands: Sequence[Operands], flag: Tensor | None) -> None:
+        """The same with what a user's criterion says of a step, tensor by tensor."""
+        for weight, gradient, _, window in operands:
+            if gradient is None or window is None:
+                continue
+            for block, grad, total in blocks(weight, gradient, window):
+                product = self._scratch.like(block, torch.float32)
+                sample = self.criterion.sample(block, grad, product)
+                if flag is not None:
+                    sample.masked_fill_(flag != 0, 0)  # NaN times 0 would be NaN
+                total.add_(sample)
+
+    def end_window_(self, num_samples: int) -> None:
+        """Update the averages from the mean of so many samples; 0 leaves them as they are."""
+        for share in self._shares:
+            if share.averages is not None and num_samples:
+                share.averages.end_window_(num_samples)
+            elif share.averages is not None:
+                share.averages.restart_window_()
+
+    # --- scores -------------------------------------------------------------------------------
+
+    def scored(self, processes: Processes) -> ScoredTensors:
+        """What a choice needs: each tensor, and all of them in a line where they can be.
+
+        Collective if the criterion looks at whole tensors.
+        """
+        statistics = self._statistics(self._tensors, processes)
+
+        def tensors() -> Iterator[ScoredTensor]:
+            for tensor, whole in zip(self._tensors, statistics, strict=True):
+                yield self._scored_tensor(tensor, whole)
+
+        return ScoredTensors(tensors, self._scored_line())
+
+    def score(self, tensor: TrackedTensor, processes: Processes) -> Tensor:
+        """All scores of a tensor: float32, of its shape and placed as it is, a new tensor.
+
+        Collective if the criterion looks at whole tensors.
+        """
+        (statistics,) = self._statistics([tensor], processes)
+        weight = tensor.weight
+        out = torch.empty(weight.numel(), dtype=torch.float32, device=weight.device)
+        self._score_block(tensor, statistics, slice(0, out.numel()), out)
+        return as_placed(out.view(weight.shape), tensor.parameter)
+
+    def _statistics(
+        self, tensors: Sequence[TrackedTensor], processes: Processes
+    ) -> list[Tensor | None]:
+        """What the criterion knows of each whole tensor: float64, on the CPU."""
+        if not self.criterion.num_statistics:
+            return [None] * len(tensors)
+        everyone = processes.gather([self._own_statistics(t).tolist() for t in tensors])
+        # Added up in one order everywhere: an all-reduce may round otherwise in another process.
+        return [
+            torch.tensor([sum(values) for values in zip(*shares, strict=True)], dtype=torch.float64)
+            for shares in zip(*everyone, strict=True)
+        ]
+
+    def _own_statistics(self, tensor: TrackedTensor) -> Tensor:
+        """The criterion's sums over what this process counts of a tensor."""
+        assert tensor.part is not None
+        owned = tensor.weight.reshape(-1)[tensor.part.own]
+        total = torch.zeros(self.criterion.num_statistics, dtype=torch.float64, device=owned.device)
+        for (block,) in blocks(owned):
+            total += self.criterion.statistics(block)
+        return total.cpu()
+
+    def _scored_tensor(self, tensor: TrackedTensor, statistics: Tensor | None) -> ScoredTensor:
+        weight = tensor.weight.reshape(-1)
+
+        def score(index: slice | Tensor) -> Tensor:
+            size = index.stop - index.start if isinstance(index, slice) else index.numel()
+            out = self._scratch.flat(size, torch.float32, weight.device, "score")
+            return self._score_block(tensor, statistics, index, out, weight)
+
+        return ScoredTensor(
+            score, tensor.mask, tensor.offset, tensor.part, tensor.name, self.criterion.signed
+        )
+
+    def _score_block(
+        self,
+        tensor: TrackedTensor,
+        statistics: Tensor | None,
+        index: slice | Tensor,
+        out: Tensor,
+        flat_weight: Tensor | None = None,
+    ) -> Tensor:
+        flat = tensor.weight.reshape(-1) if flat_weight is None else flat_weight
+        averages = []
+        for i, name in enumerate(self.criterion.averages):
+            kept = tensor.remembered[name]
+            block = kept[index if isinstance(index, slice) else index.to(kept.device)]
+            if block.dtype != torch.float32 or block.device != out.device:
+                role = f"average {i}"
+                block = self._scratch.flat(out.numel(), torch.float32, out.device, role).copy_(
+                    block
+                )
+            averages.append(block)
+        if statistics is None:
+            return self.criterion.score(flat[index], averages, out)
+        return self.criterion.score_with(statistics, flat[index], averages, out)
+
+    def _scored_line(self) -> ScoredLine | None:
+        """All tensors in a line; None where a score or a place does not allow it."""
+        if len(self._shares) != 1 or self.criterion.num_statistics or self._seats is None:
+            return None
+        (share,) = self._shares
+        weights: list[list[Tensor]] | None = None
+        if self.criterion.reads_weight:
+            if not all(operand.weight.is_contiguous() for operand in share.operands):
+                return None
+            weights = share.line.cut([operand.weight for operand in share.operands])
+        masks = share.line.cut([operand.mask for operand in share.operands])
+
+        def score(index: slice | Tensor) -> Tensor:
+            size = index.stop - index.start if isinstance(index, slice) else index.numel()
+            out = self._scratch.flat(size, torch.float32, share.line.device, "score")
+            if isinstance(index, Tensor):
+                index = index.sort().values  # as `pick` wants them; a sample has no order
+            weight = out if weights is None else self._weights(share, weights, index, out)
+            averages = [] if share.averages is None else share.averages.at(index)
+            return self.criterion.score(weight, averages, out)
+
+        return ScoredLine(share.line, score, masks, self.criterion.signed)
+
+    def _weights(
+        self, share: _Share, pieces: Sequence[Sequence[Tensor]], index: slice | Tensor, out: Tensor
+    ) -> Tensor:
+        """The weights of a slab side by side, or at positions of the line; float32."""
+        flat = self._scratch.flat(out.numel(), torch.float32, out.device, "weights")
+        if isinstance(index, slice):
+            return gather(pieces[index.start // share.line.slab_size], flat)
+        return share.line.pick([operand.weight for operand in share.operands], index, flat)
+
+
+def _seats_of(tensor: TrackedTensor) -> list[_Seat]:
+    seats = []
+    for module, name in tensor.target.sites:
+        key, mask_key = f"{name}_orig", f"{name}_mask"
+        parameter, mask = module._parameters[key], module._buffers[mask_key]
+        assert parameter is not None and mask is not None
+        held = (module._parameters, key, module._buffers, mask_key, parameter, mask)
+        seats.append(_Seat(*held, None if is_sharded(parameter) else address_of(parameter)))
+    return seats
