@@ -251,7 +251,9 @@ class _Share:
             scores = self.criterion.score(weight, averages, out)
             return scores.nan_to_num_(nan=torch.inf, posinf=torch.inf)
 
-        return ScoredLine(self.line, score, self.line.cut(self.masks), self.criterion.signed)
+        return ScoredLine(
+            self.line, score, self.line.cut(self.masks), self.shapes, self.criterion.signed
+        )
 
 
 def _criterion(pruner_name: str, args: PrunerArgs) -> Criterion:

@@ -50,9 +50,8 @@ class Granularity:
         """
         # Nothing to refuse by default: single weights don't care who holds their neighbours.
 
-    @property
-    def chooses_in_line(self) -> bool:
-        """Whether :meth:`choose_in_line_` is there."""
+    def chooses_in_line(self, line: ScoredLine) -> bool:
+        """Whether :meth:`choose_in_line_` can choose over these tensors."""
         return False
 
     def choose_in_line_(self, line: ScoredLine, amount: float) -> Chosen:
@@ -109,8 +108,7 @@ class Unstructured(Granularity):
         """Whether no limit forbids that a choice leaves nothing of a tensor."""
         return self.max_amount is None or not limits.is_limited(self.max_amount, name)
 
-    @property
-    def chooses_in_line(self) -> bool:
+    def chooses_in_line(self, line: ScoredLine) -> bool:
         """Without limits, which are of single tensors."""
         return self.max_amount is None
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from platon_prune.tensors.bits import unpack_bits_
 from platon_prune.tensors.blocks import CPU_BLOCK, Scratch, slices
 from platon_prune.tensors.segments import ROW, SegmentCounts
 from platon_prune.tensors.shards import Part
@@ -117,6 +118,9 @@ class ScoredTensor:
     def kept(self, piece: slice) -> Tensor:
         """The mask of a piece."""
         return self.flat_mask[piece]
+
+    def keep_(self, piece: slice, mask: Tensor) -> None:
+        """Nothing: what :meth:`kept` returns is the mask itself."""
 
     def kept_at(self, piece: slice, positions: Tensor) -> Tensor:
         """Whether the entries at some positions of a piece are kept."""
@@ -238,12 +242,14 @@ class ScoredLine:
         line: How they are cut into slabs.
         score: As for :class:`ScoredTensor`, of positions in the line; slices are slabs.
         masks: Their masks, cut as the line is.
+        shapes: Of the tensors, by their names.
         signed: As for :class:`ScoredTensor`.
     """
 
     line: Line
     score: Callable[[slice | Tensor], Tensor]
     masks: Sequence[Sequence[Tensor]]
+    shapes: Mapping[str, torch.Size]
     signed: bool = True
     offset: int = 0
     _scratch: Scratch = field(default_factory=Scratch)
@@ -284,6 +290,33 @@ class ScoredLine:
     def kept(self, piece: slice) -> Tensor:
         """The masks of a slab side by side; bool, valid until the next call."""
         return gather(self.masks_in(piece), self._flags(piece, "kept"))
+
+    def keep_(self, piece: slice, mask: Tensor) -> None:
+        """Write the masks of a slab."""
+        scatter_(mask, self.masks_in(piece))
+
+    def counts_since(self, before: Sequence[Tensor]) -> Tensor:
+        """What changed in each tensor.
+
+        Args:
+            before: The masks of each slab as they were, packed.
+
+        Returns:
+            As :class:`~platon_prune.choice.selection.Chosen` has it.
+        """
+        counters = [self.counter() for _ in range(3)]
+        for number, (slab, bits) in enumerate(zip(self.line.slabs, before, strict=True)):
+            then, now = self._flags(slab, "new"), self.kept(slab)
+            unpack_bits_(then, bits)
+            counters[0].add(number, slab.start, self.whole_rows(now))
+            counters[2].add(number, slab.start, self.whole_rows(then))
+            counters[1].add(number, slab.start, self.whole_rows(now.logical_and_(then)))
+        return torch.stack([counter.counts() for counter in counters], 1)
+
+    @property
+    def copies(self) -> int:
+        """One: no other process holds any of it."""
+        return 1
 
     def new_mask(self, piece: slice) -> Tensor:
         """Room for what the masks of a slab are to be; bool, valid until the next call."""

@@ -251,8 +251,9 @@ class SelectedTensors(Sequence[TrackedTensor]):
         scored = self._store.scored(self.processes)
         names = [(tensor.name, tensor.whole_numel) for tensor in self]
         is_alone = self.processes.size == 1
-        if is_alone and self.granularity.chooses_in_line and scored.line is not None:
-            chosen = self.granularity.choose_in_line_(scored.line, amount)
+        line = scored.line if is_alone else None
+        if line is not None and self.granularity.chooses_in_line(line):
+            chosen = self.granularity.choose_in_line_(line, amount)
             return chosen.threshold, changes_of(names, chosen.counts.tolist(), tells)
         puts_back = self.granularity.puts_back
         masks = [tensor.mask.clone() for tensor in scored] if puts_back else []

@@ -335,7 +335,11 @@ class Store:
             averages = [] if share.averages is None else share.averages.at(index)
             return self.criterion.score(weight, averages, out)
 
-        return ScoredLine(share.line, score, masks, self.criterion.signed)
+        shapes = {
+            tensor.name: operand.mask.shape
+            for tensor, operand in zip(self._tensors, share.operands, strict=True)
+        }
+        return ScoredLine(share.line, score, masks, shapes, self.criterion.signed)
 
     def _weights(
         self, share: _Share, pieces: Sequence[Sequence[Tensor]], index: slice | Tensor, out: Tensor
