@@ -13,7 +13,7 @@ from torch import Tensor
 
 from platon_prune.tensors.bits import unpack_bits_
 from platon_prune.tensors.blocks import CPU_BLOCK, Scratch, slices
-from platon_prune.tensors.segments import ROW, SegmentCounts
+from platon_prune.tensors.segments import ROW, SegmentCounts, Segments
 from platon_prune.tensors.shards import Part
 
 
@@ -196,6 +196,11 @@ class Line:
                 yield i, slice(first - start, last - start)
             start = end
 
+    @functools.cached_property
+    def segments(self) -> Segments:
+        """What counting flags by tensors needs."""
+        return Segments(self.ends, self.slabs, self.device)
+
     def cut(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         """For each slab, the pieces of contiguous tensors that lie in it: flat views."""
         flat = [tensor.view(-1) for tensor in tensors]
@@ -311,7 +316,7 @@ class ScoredLine:
             counters[0].add(number, slab.start, self.whole_rows(now))
             counters[2].add(number, slab.start, self.whole_rows(then))
             counters[1].add(number, slab.start, self.whole_rows(now.logical_and_(then)))
-        return torch.stack([counter.counts() for counter in counters], 1)
+        return torch.stack([counter.totals() for counter in counters], 1)
 
     @property
     def copies(self) -> int:
@@ -328,7 +333,7 @@ class ScoredLine:
 
     def counter(self) -> SegmentCounts:
         """Counts flags of the line by tensors."""
-        return SegmentCounts(self.line.ends, self.line.slabs, self.device)
+        return self.line.segments.counts()
 
     def whole_rows(self, flags: Tensor) -> Tensor:
         """Flags of a slab with those that fill up its last row, which are False."""

@@ -202,7 +202,7 @@ def _write_line_(line: ScoredLine, cut: Cut | None) -> Tensor:
         kept_now.add(number, slab.start, line.whole_rows(kept))
         stayed.add(number, slab.start, line.whole_rows(kept.logical_and_(before)))
         kept_before.add(number, slab.start, line.whole_rows(before))
-    return torch.stack([counter.counts() for counter in (kept_now, stayed, kept_before)], 1)
+    return torch.stack([counter.totals() for counter in (kept_now, stayed, kept_before)], 1)
 
 
 def require_same_copies(

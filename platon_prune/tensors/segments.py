@@ -11,8 +11,8 @@ ROW = 128  # flags that are added up together, as 16 words of eight
 _ADD_BYTES = 0x0101010101010101  # times this, a word has the sum of its bytes in the highest one
 
 
-class SegmentCounts:
-    """Counts of set flags, gathered slab by slab of a line of tensors.
+class Segments:
+    """Where tensors begin and end in a line, and in which rows of flags; made once for a line.
 
     Args:
         ends: Where each tensor ends in the line.
@@ -21,19 +21,36 @@ class SegmentCounts:
     """
 
     def __init__(self, ends: Sequence[int], slabs: Sequence[slice], device: torch.device) -> None:
-        self._rows = torch.zeros(-(-(ends[-1] if ends else 0) // ROW) + 1, dtype=torch.int64)
-        self._rows = self._rows.to(device)
         bounds = torch.tensor([0, *ends])
-        self._row, self._lane = bounds // ROW, bounds % ROW
-        # Rows that a tensor's end cuts are kept, to be counted up to there.
-        self._cut = torch.zeros(len(bounds), ROW, dtype=torch.bool, device=device)
-        self._at = []
+        row, lane = bounds // ROW, bounds % ROW
+        self.num_rows = int(row[-1]) + 1
+        self.device = device
+        self.row = row.to(device)
+        # Of a row that a tensor's end cuts, what is before it.
+        self.before = (torch.arange(ROW) < lane[:, None]).to(device)
+        self.cut_rows = []
         for slab in slabs:
-            inside = (bounds > slab.start) & (bounds <= slab.stop) & (self._lane > 0)
+            inside = (bounds > slab.start) & (bounds <= slab.stop) & (lane > 0)
             at = inside.nonzero().squeeze(1)
-            self._at.append((at.to(device), (self._row[at] - slab.start // ROW).to(device)))
-        before = torch.arange(ROW) < self._lane[:, None]
-        self._row, self._before = self._row.to(device), before.to(device)
+            self.cut_rows.append((at.to(device), (row[at] - slab.start // ROW).to(device)))
+
+    def counts(self) -> SegmentCounts:
+        """A new count of flags."""
+        return SegmentCounts(self)
+
+
+class SegmentCounts:
+    """Counts of set flags, gathered slab by slab of a line of tensors.
+
+    Args:
+        segments: The tensors.
+    """
+
+    def __init__(self, segments: Segments) -> None:
+        self._segments = segments
+        device = segments.device
+        self._rows = torch.zeros(segments.num_rows + 1, dtype=torch.int64, device=device)
+        self._cut = torch.zeros(segments.before.shape, dtype=torch.bool, device=device)
 
     def add(self, number: int, start: int, flags: Tensor) -> None:
         """Take in a slab.
@@ -46,12 +63,12 @@ class SegmentCounts:
         rows = flags.view(torch.int64).view(-1, ROW // 8).sum(1)
         rows.mul_(_ADD_BYTES).bitwise_right_shift_(56).bitwise_and_(0xFF)
         self._rows[start // ROW + 1 : start // ROW + 1 + rows.numel()] = rows
-        at, local = self._at[number]
+        at, local = self._segments.cut_rows[number]
         if at.numel():
             self._cut[at] = flags.view(-1, ROW)[local]
 
-    def counts(self) -> Tensor:
-        """int64, one for each tensor."""
-        up_to = self._rows.cumsum(0)[self._row]
-        up_to += self._cut.logical_and_(self._before).sum(1)
+    def totals(self) -> Tensor:
+        """How many flags each tensor has: int64."""
+        up_to = self._rows.cumsum(0)[self._segments.row]
+        up_to += self._cut.logical_and_(self._segments.before).sum(1)
         return up_to.diff()

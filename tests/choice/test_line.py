@@ -10,7 +10,7 @@ from platon_prune.choice.scored import Line, ScoredLine, ScoredTensor
 from platon_prune.choice.selection import prune_smallest_, prune_smallest_of_line_
 from platon_prune.tensors import digits
 from platon_prune.tensors.collectives import ALONE
-from platon_prune.tensors.segments import ROW, SegmentCounts
+from platon_prune.tensors.segments import ROW
 
 COUNTS = (0, 1, 17, N // 2, N - 400, N - 1, N)
 
@@ -122,13 +122,13 @@ def test_flags_are_counted_tensor_by_tensor_whatever_the_slabs(sizes, slab_size)
     torch.manual_seed(0)
     line = Line(sizes, torch.device("cpu"), slab_size)
     flags = torch.rand(line.numel) < 0.3
-    counter = SegmentCounts(line.ends, line.slabs, line.device)
+    counter = line.segments.counts()
     for number, slab in enumerate(line.slabs):
         size = slab.stop - slab.start
         rows = torch.zeros(-(-size // ROW) * ROW, dtype=torch.bool)
         rows[:size] = flags[slab]
         counter.add(number, slab.start, rows)
-    assert counter.counts().tolist() == [int(part.sum()) for part in flags.split(sizes)]
+    assert counter.totals().tolist() == [int(part.sum()) for part in flags.split(sizes)]
 
 
 def test_entries_at_positions_of_a_line_are_those_of_its_tensors():
