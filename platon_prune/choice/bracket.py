@@ -15,7 +15,10 @@ from platon_prune.tensors.ordering import bounds, of_int, to_ints
 from platon_prune.tensors.ranking import histogram
 
 # Of all processes together; of a small model no more than a share of it, and none of a tiny one.
+# A sample is read at random, a cache miss for each average of each score, so it is no larger than
+# keeps the candidates few: with 2^16 of 2^26 scores the bracket holds 1 % of them.
 SAMPLE_SIZE = 1 << 18
+_ENOUGH, _ENOUGH_SHARE = 1 << 16, 1 / 1024
 _SAMPLE_SHARE = 1 / 8
 _TINY = 1 << 16
 # Half the bracket's width in standard deviations of a sampled rank: 1 choice in 10^4 sweeps again.
@@ -26,7 +29,7 @@ def sample_size(total: int) -> float:
     """How many of so many scores all processes together look at to bracket the threshold."""
     if total <= min(_TINY, ranking.MAX_CANDIDATES):
         return 0.0
-    return min(SAMPLE_SIZE, total * _SAMPLE_SHARE)
+    return min(SAMPLE_SIZE, total * _SAMPLE_SHARE, max(_ENOUGH, total * _ENOUGH_SHARE))
 
 
 def sampled_bracket(tensors: Sequence[Scored], k: int, processes: Processes) -> tuple[float, float]:

@@ -14,12 +14,12 @@ def _choice(weights, processes, seconds):
 
 
 def test_the_model_is_fitted_to_one_process_and_to_the_smallest_choices():
-    # 2 ns a weight, 50 ns a sample: an eighth of 800,000, and 2^18 of 100 million.
-    samples = 1 << 18
+    # 2 ns a weight, 50 ns a sample: 2^16 of 800,000, and a 1024th of 100 million.
+    samples = 100_000_000 / 1024
     choices = [
         _choice(1_000, 1, 0.001),
         _choice(1_000, 4, 0.003),
-        _choice(800_000, 1, 0.001 + 0.0016 + 100_000 * 50e-9),
+        _choice(800_000, 1, 0.001 + 0.0016 + 65_536 * 50e-9),
         _choice(10_000_000, 1, 77.0),
         _choice(100_000_000, 1, 0.001 + 0.2 + samples * 50e-9),
         _choice(100_000_000, 4, 77.0),
