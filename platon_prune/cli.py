@@ -66,10 +66,11 @@ def _run(name: str, extra: str, command: Callable[[], int]) -> int:
             file=sys.stderr,
         )
         return 2
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if not _is_own(error):
             raise
-        print(f"platon-prune {name}: {error}", file=sys.stderr)
+        said = getattr(error, "strerror", None) or error  # without the number of a system's error
+        print(f"platon-prune {name}: {said}", file=sys.stderr)
         return 2
 
 

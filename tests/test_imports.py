@@ -12,7 +12,7 @@ import platon_prune
 
 GROUND = (
     "criteria", "example_inputs", "name_patterns", "schedule", "spellings", "tables", "timing",
-    "version", "warning",
+    "version", "warning", "writing",
 )  # fmt: skip
 # A wing imports from steps before its own; docs/contributing.md says what lives in each.
 STEPS = [

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from platon_prune.commands._output import make_folder
+from platon_prune.writing import write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,8 +132,8 @@ def _check(arguments: argparse.Namespace) -> None:
 def _write(report: DeployReport, folder: Path) -> None:
     from platon_prune.deploy.picture import save_picture
 
-    (folder / "deploy.md").write_text(report.to_markdown() + "\n", encoding="utf-8")
-    (folder / "deploy.json").write_text(_json(report.to_json()), encoding="utf-8")
+    write_text(folder / "deploy.md", report.to_markdown() + "\n")
+    write_text(folder / "deploy.json", _json(report.to_json()))
     save_picture(report, folder / "deploy.png")
     print(f"\nwritten: deploy.md, deploy.json and deploy.png in {folder}")
 
@@ -150,7 +151,7 @@ def _run_bert_base(arguments: argparse.Namespace) -> int:
         print()
     aims = _bert_base.aims(reports)
     print(_bert_base.table_of(aims))
-    (folder / "aims.json").write_text(_json([aim._asdict() for aim in aims]), encoding="utf-8")
+    write_text(folder / "aims.json", _json([aim._asdict() for aim in aims]))
     return 0
 
 

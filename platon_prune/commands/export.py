@@ -9,6 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from platon_prune.writing import replacing, replacing_in
+
+# The index is what from_pretrained reads first.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 HELP = "Write a model as an ordinary or a sparse file, or for ONNX Runtime or OpenVINO."
 
 
@@ -80,7 +84,12 @@ def _convert_file(arguments: argparse.Namespace) -> None:
 
 def _write_dense(arguments: argparse.Namespace) -> None:
     model = _read(arguments)
-    model.save_pretrained(arguments.output)
+    with replacing_in(arguments.output, last=_WEIGHTS) as beside:
+        model.save_pretrained(beside)
+        names = {path.name for path in beside.iterdir()}
+    for path in arguments.output.glob("model*.safetensors*"):
+        if path.name not in names:  # of an earlier model: from_pretrained might take it
+            path.unlink()
     _copy_companions(arguments)
 
 
@@ -98,8 +107,9 @@ def _write_onnx(arguments: argparse.Namespace) -> None:
     _require("onnx", "onnxscript")
     model = _read(arguments)
     examples = varied_inputs(model)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    if not write_onnx(model, examples, arguments.output / "model.onnx"):
+    with replacing_in(arguments.output) as beside:
+        takes_all = write_onnx(model, examples, beside / "model.onnx")
+    if not takes_all:
         print("torch can export this model for one size of inputs only; the file takes:")
         for name, tensor in max(examples, key=lambda e: sum(t.numel() for t in e.values())).items():
             print(f"  {name} of shape {tuple(tensor.shape)}")
@@ -112,7 +122,8 @@ def _write_openvino(arguments: argparse.Namespace) -> None:
     _require("openvino")
     _write_onnx(arguments)
     onnx = arguments.output / "model.onnx"
-    write_openvino(onnx, arguments.output / "model.xml")
+    with replacing_in(arguments.output) as beside:
+        write_openvino(onnx, beside / "model.xml")
     for path in (onnx, onnx.with_name("model.onnx.data")):
         path.unlink(missing_ok=True)
 
@@ -147,4 +158,5 @@ def _copy_companions(arguments: argparse.Namespace) -> None:
     ):
         for path in arguments.model.glob(pattern):
             if path.is_file():
-                shutil.copy2(path, arguments.output / path.name)
+                with path.open("rb") as source, replacing(arguments.output / path.name) as file:
+                    shutil.copyfileobj(source, file)

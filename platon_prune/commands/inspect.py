@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from platon_prune.writing import write_text
+
 HELP = "Show zeros, n:m patterns and removable heads and neurons of a file, without its model."
 
 
@@ -33,5 +35,5 @@ def run(arguments: argparse.Namespace) -> int:
     print(inspection.to_text(every=arguments.all))
     if arguments.json:
         content = json.dumps(inspection.to_json(), indent=2)
-        arguments.json.write_text(content + "\n", encoding="utf-8")
+        write_text(arguments.json, content + "\n")
     return 0

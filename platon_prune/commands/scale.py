@@ -22,6 +22,7 @@ from platon_prune.commands.benchmarks.figures import (
     require_repeats,
     write_json,
 )
+from platon_prune.writing import write_text
 
 if TYPE_CHECKING:
     from platon_prune.choice.scored import ScoredTensor
@@ -195,7 +196,7 @@ def _work(rank: int, num_processes: int, sizes: list[int], repeats: int, folder:
                 record["cpu"].append(time.process_time() - cpu)
                 record["wall"].append(time.perf_counter() - wall)
             record["collectives"], record["payload"] = counting.calls, counting.payload
-    Path(folder, f"{rank}.json").write_text(json.dumps(measured))
+    write_text(Path(folder, f"{rank}.json"), json.dumps(measured))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from platon_prune.deploy.report import DeployReport, FormRow
 from platon_prune.plots._style import COLOURS, INK
+from platon_prune.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,8 @@ def save_picture(report: DeployReport, path: str | Path) -> None:
         fontweight="bold",
         color=INK,
     )
-    figure.savefig(path, dpi=150, format="png")
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150, format="png")
 
 
 def _draw_speed(axes: Axes, report: DeployReport, rows: Sequence[FormRow]) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-import secrets
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -30,6 +27,7 @@ from platon_prune.export.size_record import (
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
 from platon_prune.masks.masked import pruned_tensors
 from platon_prune.shrinking.head_bias import own_heads
+from platon_prune.writing import replacing
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -51,6 +49,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, compression: str | N
     Raises:
         ValueError: If something in the state dict is not a plain tensor, or ``path`` is a folder
             where a file belongs or the other way round. Nothing is written then.
+        OSError: If it can't be written, on a full disk for example; what was there stays whole.
         ImportError: If the package for the compression is missing.
 
     Example:
@@ -151,18 +150,3 @@ def load_into(model: M, path: str | os.PathLike[str]) -> M:
     apply_sizes_(model, sizes, tensors.path)
     model.load_state_dict(values)
     return model
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` when it is complete and on the disk."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(beside, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from platon_prune.export.effective import NamedTensor, tensors_of
 from platon_prune.export.size_record import apply_sizes_, read_sizes, record_of_sizes
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
+from platon_prune.writing import replacing_in
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -42,20 +41,8 @@ def is_rebuildable(model: nn.Module) -> bool:
 def save_folder(model: Any, folder: Path, compression: str | None) -> None:
     """Write a model's config and tensors; see :func:`platon_prune.save`."""
     tensors = tensors_of(model, non_persistent=True)
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".platon_prune-") as beside:
-            _write(model, tensors, Path(beside), compression)
-            # Complete and on the disk; only now is anything replaced.
-            for name in (CONFIG, GENERATION_CONFIG, WEIGHTS):
-                if Path(beside, name).exists():
-                    os.replace(Path(beside, name), folder / name)
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
+    with replacing_in(folder, last=(WEIGHTS,)) as beside:
+        _write(model, tensors, beside, compression)
 
 
 def load_folder(folder: Path) -> nn.Module:
@@ -112,9 +99,6 @@ def _write(model: Any, tensors: list[NamedTensor], folder: Path, compression: st
         model.generation_config.save_pretrained(folder)
     with open(folder / WEIGHTS, "wb") as file:
         write_tensors(file, tensors, compression, versions={}, sizes=sizes.to_json())
-    for path in folder.iterdir():
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
 
 
 def _class_named(name: Any) -> Any:

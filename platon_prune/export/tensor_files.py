@@ -17,9 +17,9 @@ from torch import Tensor
 
 from platon_prune.export.container import FORMAT
 from platon_prune.export.effective import NamedTensor
-from platon_prune.export.files import replacing
 from platon_prune.export.model_folder import CONFIG, WEIGHTS
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
+from platon_prune.writing import replacing, replacing_in
 
 _ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -165,7 +165,8 @@ def write_dense(source: Path, path: Path) -> None:
         tensors = {name: tensor.clone() for name, tensor in SparseStateDict(source).items()}
     else:
         tensors = {tensor.name: tensor.read() for tensor in _safetensors(source)}
-    safetensors.save_file(tensors, path, metadata={"format": "pt"})
+    with replacing_in(path.parent) as beside:
+        safetensors.save_file(tensors, beside / path.name, metadata={"format": "pt"})
 
 
 def write_sparse(source: Path, path: Path, compression: str | None) -> None:

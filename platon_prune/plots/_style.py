@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from platon_prune.writing import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -41,7 +43,8 @@ def save(figure: Figure, path: str | Path) -> None:
             f"path must end in a format that matplotlib writes ({', '.join(sorted(known))}), got "
             f"{Path(path).name!r}: use .png"
         )
-    figure.savefig(path, dpi=150, format=ending or "png")
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150, format=ending or "png")
 
 
 def legend_below(figure: Figure, num_labels: int, most: int = 5) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from platon_prune.plots._style import COLOURS, INK, MARKERS, percent, plain, short_names
+from platon_prune.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,8 @@ def save_demo_report(
         fontweight="bold",
         color=INK,
     )
-    figure.savefig(path, dpi=150, format="png")
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150, format="png")
 
 
 def _draw_accuracies(axes: Axes, comparison: Comparison, dense_accuracy: float) -> None:

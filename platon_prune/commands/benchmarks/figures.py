@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from platon_prune.writing import write_text
+
 
 def add_measuring_arguments(parser: argparse.ArgumentParser, repeats: int, what: str) -> None:
     """Declare ``--repeats`` and ``--json``, which all commands that measure have."""
@@ -25,7 +27,7 @@ def require_repeats(arguments: argparse.Namespace) -> None:
 def write_json(arguments: argparse.Namespace, figures: Any) -> None:
     """Write the figures, if it was asked for."""
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(figures, indent=2) + "\n")
 
 
 class Spread(NamedTuple):

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from platon_prune.commands.benchmarks import digits as _digits
 from platon_prune.commands.study.cells import DENSE, Cell, Option, Place, Recipe
 from platon_prune.masks.targets import find_tensors
 from platon_prune.scheduling.scheduler import PlatonScheduler
+from platon_prune.writing import replacing
 
 _TEMPERATURE = 2.0  # of the distillation, as in the recipes
 # Of the demo's settings: what a cell says itself, and what changes no result.
@@ -240,9 +240,8 @@ def _dense(training: _digits.Settings, digits: _digits.Digits, folder: Path) -> 
         return _digits.Run("dense", model, accuracies={training.steps: saved["accuracy"]})
     dense = _digits.train_dense(digits, training, _nothing)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    torch.save({"model": dense.model.state_dict(), "accuracy": dense.accuracy}, unfinished)
-    unfinished.replace(path)
+    with replacing(path) as file:
+        torch.save({"model": dense.model.state_dict(), "accuracy": dense.accuracy}, file)
     return dense
 
 

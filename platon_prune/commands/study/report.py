@@ -11,6 +11,7 @@ from typing import Any
 from platon_prune.commands.study import results, table
 from platon_prune.commands.study.cells import Cell, Recipe
 from platon_prune.commands.study.figures import save_pictures
+from platon_prune.writing import write_text
 
 
 def listing(cells: Sequence[Cell], folder: Path) -> str:
@@ -37,7 +38,7 @@ def report(recipe: Recipe, cells: Sequence[Cell], folder: Path) -> str:
     if not finished:
         return f"nothing to report: none of the {len(cells)} cells is finished in {folder}"
     page = table.markdown(recipe, cells, rows, records)
-    (folder / "study.md").write_text(page, encoding="utf-8")
+    write_text(folder / "study.md", page)
     content = {
         "recipe": recipe.name,
         "metric": recipe.metric,
@@ -49,7 +50,7 @@ def report(recipe: Recipe, cells: Sequence[Cell], folder: Path) -> str:
         "dates": table.dates_of(finished),
     }
     text = json.dumps(content, indent=2, allow_nan=False)
-    (folder / "study.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "study.json", text + "\n")
     paths = save_pictures(recipe, rows, folder)
     names = ", ".join(["study.md", "study.json", *(path.name for path in paths)])
     return f"{page}\n{names} are in {folder}{_hint(rows)}"

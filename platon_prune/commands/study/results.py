@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+from platon_prune.writing import refusing
 
 RESULTS = "results.jsonl"
 CLAIMS = "claims"
@@ -46,11 +49,15 @@ def read(folder: Path) -> dict[str, Record]:
 def append(folder: Path, record: Mapping[str, Any]) -> None:
     """Write one finished cell to the disk: all of it, or a torn line that the next one mends."""
     line = json.dumps(record, sort_keys=True, allow_nan=False).encode() + b"\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / f"{RESULTS}.lock", wait=True), (folder / RESULTS).open("a+b") as file:
+    path = folder / RESULTS
+    with (
+        refusing(path),
+        locked(folder / f"{RESULTS}.lock", wait=True),
+        path.open("a+b", buffering=0) as file,
+    ):
         _mend(file)
-        file.write(line)
-        file.flush()
+        if file.write(line) != len(line):  # where a disk becomes full in the middle of it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(file.fileno())
 
 
