@@ -111,9 +111,9 @@ def test_an_error_of_who_writes_is_not_taken_for_one_of_the_disk(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "out" / "f") as _:
         raise AssertionError("must not come so far")
     assert "must be where a file can be written" in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="/no/such/file") as caught:
-        with replacing(tmp_path / "file"):
-            open("/no/such/file")
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "file"):
+        os.stat("/no/such/file")
+    assert caught.value.filename == "/no/such/file"
     assert "must be where" not in str(caught.value)
 
 
@@ -157,10 +157,9 @@ def test_files_of_a_folder_are_moved_when_all_are_complete_and_the_last_one_last
 def test_a_folder_that_could_not_be_filled_is_as_it_was(tmp_path):
     out = tmp_path / "out"
     for is_new in (True, False):
-        with a_full_disk(), pytest.raises(OSError, match="make room"):
-            with replacing_in(out) as beside:
-                (beside / "a").write_text("a")
-                (beside / "b").write_bytes(bytes(1000))
+        with a_full_disk(), pytest.raises(OSError, match="make room"), replacing_in(out) as beside:
+            (beside / "a").write_text("a")
+            (beside / "b").write_bytes(bytes(1000))
         assert not out.exists() if is_new else os.listdir(out) == ["a"]
         out.mkdir(exist_ok=True)
         (out / "a").write_text("earlier")
@@ -170,10 +169,10 @@ def test_a_folder_that_could_not_be_filled_is_as_it_was(tmp_path):
 def test_a_full_disk_that_a_library_in_rust_tells_of_is_told_likewise(tmp_path):
     from safetensors.torch import save_file
 
-    with a_full_disk(), pytest.raises(OSError, match="make room"):
-        with replacing_in(tmp_path / "out") as beside:
-            save_file(_model().state_dict(), beside / "model.safetensors")
-    assert not (tmp_path / "out").exists()
+    out = tmp_path / "out"
+    with a_full_disk(), pytest.raises(OSError, match="make room"), replacing_in(out) as beside:
+        save_file(_model().state_dict(), beside / "model.safetensors")
+    assert not out.exists()
 
 
 def test_a_file_that_is_set_aside_takes_no_name_that_is_taken(tmp_path):

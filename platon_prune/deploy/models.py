@@ -9,7 +9,16 @@ from typing import Any
 from torch import nn
 
 from platon_prune.export.files import load
-from platon_prune.export.model_folder import CONFIG, WEIGHTS
+from platon_prune.export.foreign_config import at_most, check_config
+from platon_prune.export.model_folder import (
+    CONFIG,
+    GENERATION_CONFIG,
+    WEIGHTS,
+    class_named,
+    first_line,
+)
+from platon_prune.export.tensor_files import open_tensors
+from platon_prune.foreign import require_no_way_out
 
 # What a folder may hold beside weights and config that a user of the model needs, too.
 COMPANIONS = (
@@ -59,19 +68,20 @@ def read_model(path: Path) -> nn.Module:
 def _from_pretrained(folder: Path) -> nn.Module:
     transformers = importlib.import_module("transformers")
     options = {"local_files_only": True, "trust_remote_code": False}
+    num_tensors = _check(folder)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         names = config.architectures or []
-        cls: Any = getattr(transformers, names[0], None) if names else transformers.AutoModel
+        cls: Any = class_named(names[0]) if names else transformers.AutoModel
         if cls is None:
             raise ValueError(f"its class {names[0]} is not in transformers")
-        model, info = cls.from_pretrained(folder, output_loading_info=True, **options)
+        with at_most(num_tensors):
+            model, info = cls.from_pretrained(folder, output_loading_info=True, **options)
     # transformers raises errors of many kinds for folders that it can't read.
     except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), "")
         raise ValueError(
             f"MODEL must be a folder that from_pretrained can read, got {folder}, of which "
-            f"transformers {transformers.__version__} says: {first or type(error).__name__}"
+            f"transformers {transformers.__version__} says: {first_line(error)}"
         ) from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -80,3 +90,29 @@ def _from_pretrained(folder: Path) -> nn.Module:
             f"{missing[0]} and {len(missing) - 1} more: save the whole model again"
         )
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _check(folder: Path) -> int:
+    """Refuse what would lead out of a folder, or to the Hub; the number of its tensors."""
+    require_no_way_out(folder)
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"MODEL must be a whole model, got {folder} with an adapter, which names the place of "
+            "its base: merge it (merge_and_unload), and save the result"
+        )
+    pickles = [path.stat().st_size for path in folder.glob("*.bin")]
+    if pickles and not any(folder.glob("*.safetensors")):
+        # transformers reads a pickle's tensors alone; each takes some bytes in it.
+        num_tensors, longest = sum(pickles) // 64, 0
+    else:
+        shapes = [tensor.shape for tensor in open_tensors(folder).tensors]
+        num_tensors = len(shapes)
+        longest = max((size for shape in shapes for size in shape), default=0)
+    content = check_config(folder / CONFIG, num_tensors, longest)
+    if "quantization_config" in content:
+        raise ValueError(
+            f"MODEL must have weights as they are, got {folder} with quantised ones: dequantise "
+            "the model, and save that"
+        )
+    check_config(folder / GENERATION_CONFIG, num_tensors, longest)
+    return num_tensors

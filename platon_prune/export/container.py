@@ -15,6 +15,8 @@ from typing import Any, BinaryIO, NoReturn
 
 import torch
 
+from platon_prune.foreign import is_shape, is_size, read_json
+
 FORMAT = "platon_prune.sparse"
 FORMAT_VERSION = "1"
 
@@ -41,12 +43,13 @@ _ITEM_SIZES = {code: dtype.itemsize for dtype, code in CODES.items()}
 
 _MAGIC = f'{{"__metadata__":{{"format":"{FORMAT}","header_crc32":"'.encode()
 _NO_CRC = b"0" * 8
-_MAX_HEADER = 100_000_000  # as the safetensors library has it
-_MAX_DIMENSIONS = 64  # as torch has it
+MAX_HEADER = 100_000_000  # as the safetensors library has it
+# More than any model has; each costs a reader half a kilobyte, whatever few bytes it describes.
+_MAX_ENTRIES = 100_000
 _LENGTH = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Slot:
     """One entry of the container: where its bytes are, and what they claim to be."""
 
@@ -79,6 +82,11 @@ class ContainerWriter:
             )
         begin, self._end = self._end, self._end + len(data)
         offsets = [begin, self._end]
+        if len(self._entries) == _MAX_ENTRIES:
+            raise ValueError(
+                f"a file must hold at most {_MAX_ENTRIES:,} tensors, got more: save parts of the "
+                "model to files of their own"
+            )
         self._entries[key] = {"dtype": code, "shape": list(shape), "data_offsets": offsets}
         self._file.write(data)
 
@@ -92,9 +100,9 @@ class ContainerWriter:
         content = {"__metadata__": known | metadata, **self._entries}
         header = json.dumps(content, separators=(",", ":")).encode().ljust(self._space)
         assert header.startswith(_MAGIC) and len(header) == self._space
-        if len(header) > _MAX_HEADER:
+        if len(header) > MAX_HEADER:
             raise ValueError(
-                f"the header must stay under {_MAX_HEADER:,} bytes, got {len(header):,}: save "
+                f"the header must stay under {MAX_HEADER:,} bytes, got {len(header):,}: save "
                 "parts of the model to files of their own"
             )
         position = len(_MAGIC)
@@ -122,7 +130,7 @@ def read_header(file: BinaryIO, size: int, path: str) -> tuple[dict[str, str], d
     if head[_LENGTH:] != _MAGIC:
         _refuse_foreign(head, size, path)
     length = int.from_bytes(head[:_LENGTH], "little")
-    if length > _MAX_HEADER:
+    if length > MAX_HEADER:
         refuse(path, f"a header of {length:,} bytes")
     if length > size - _LENGTH:
         refuse(path, f"{size:,} bytes, less than its header needs")
@@ -132,7 +140,9 @@ def read_header(file: BinaryIO, size: int, path: str) -> tuple[dict[str, str], d
     blank = header[:position] + _NO_CRC + header[position + len(_NO_CRC) :]
     if len(header) != length or digits != f"{zlib.crc32(blank):08x}".encode():
         refuse(path, "a header that does not match its checksum")
-    content = parse_json(header, path)
+    if header.count(b'"data_offsets"') > _MAX_ENTRIES:
+        refuse(path, f"more than {_MAX_ENTRIES:,} tensors")
+    content = parse_json(header, path, size)
     metadata = content.pop("__metadata__")
     if metadata.get("format_version") != FORMAT_VERSION:
         raise ValueError(
@@ -145,31 +155,12 @@ def read_header(file: BinaryIO, size: int, path: str) -> tuple[dict[str, str], d
     return metadata, _slots(content, _LENGTH + length, size, path)
 
 
-def parse_json(text: bytes | str, path: str) -> dict[str, Any]:
-    """A JSON object without repeated keys, or a ValueError."""
+def parse_json(text: bytes | str, path: str, file_size: int) -> dict[str, Any]:
+    """A JSON object of a file of so many bytes, or a ValueError; see :func:`read_json`."""
     try:
-        content = json.loads(text, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError):
-        refuse(path, "a header that is not JSON, or repeats a name")
-    if not isinstance(content, dict):
-        refuse(path, "a header that is not a JSON object")
-    return content
-
-
-def is_size(value: Any) -> bool:
-    """Whether it is a whole number that can be a length."""
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-def is_shape(value: Any) -> bool:
-    """Whether it is a shape whose entries can be counted, in bytes, too."""
-    return (
-        isinstance(value, list)
-        and len(value) <= _MAX_DIMENSIONS
-        and all(map(is_size, value))
-        # Strides are products of sizes, even where one of them is 0.
-        and is_size(math.prod(max(size, 1) for size in value) * 8)
-    )
+        return read_json(text, file_size)
+    except ValueError as error:
+        refuse(path, f"a header that is not what save wrote ({error})")
 
 
 def refuse(path: str, got: str) -> NoReturn:
@@ -180,17 +171,11 @@ def refuse(path: str, got: str) -> NoReturn:
     )
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("repeated name")
-    return content
-
-
 def _slots(content: dict[str, Any], start: int, size: int, path: str) -> dict[str, Slot]:
     slots = {key: _slot(entry, start, path) for key, entry in content.items()}
     end = start
     for slot in slots.values():
+        # In this order, so that what is read for one is never read for another.
         if slot.begin != end or slot.end < end:
             refuse(path, "tensors that leave gaps or overlap")
         end = slot.end

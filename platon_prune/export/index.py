@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from platon_prune.export.codec import CODECS, FORMS, MAX_RATIO, Encoded, part_sizes
-from platon_prune.export.container import CODES, Slot, is_shape, is_size, parse_json, refuse
+from platon_prune.export.container import CODES, Slot, parse_json, refuse
+from platon_prune.foreign import is_shape, is_size
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
 _CRC = re.compile(r"[0-9a-f]{8}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One stored tensor; ``parts`` maps a part's name to its codec and its checksum."""
 
@@ -94,18 +95,19 @@ def record_of(tensor: torch.Tensor, encoded: Encoded) -> Record:
     )
 
 
-def read_index(text: str, slots: Mapping[str, Slot], path: str) -> Index:
+def read_index(text: str, slots: Mapping[str, Slot], path: str, file_size: int) -> Index:
     """Read an index and check that it fits the container's entries.
 
     Args:
         text: What :meth:`Index.to_json` made.
         slots: The container's entries.
         path: What to call the file in errors.
+        file_size: Its length in bytes, which bounds what the index may cost.
 
     Raises:
         ValueError: If a tensor can't be what the index says.
     """
-    content = parse_json(text, path)
+    content = parse_json(text, path, file_size)
     if content.keys() != {"records", "tied", "order", "non_persistent", "versions"}:
         refuse(path, "an index without its five parts")
     for key, kind in (("records", dict), ("tied", dict), ("versions", dict)):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from platon_prune.export.effective import NamedTensor, tensors_of
+from platon_prune.export.foreign_config import at_most, check_config
 from platon_prune.export.size_record import apply_sizes_, read_sizes, record_of_sizes
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
+from platon_prune.foreign import require_no_way_out
 from platon_prune.writing import replacing_in
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 # Not the name that from_pretrained looks for: it could not read it.
 WEIGHTS = "platon_prune.safetensors"
+_SAVED = "platon_prune_saved"  # in the config: which save it is of
 
 
 def is_rebuildable(model: nn.Module) -> bool:
@@ -32,7 +37,7 @@ def is_rebuildable(model: nn.Module) -> bool:
     if not hasattr(model, "save_pretrained") or "transformers" not in sys.modules:
         return False
     # A pruned module's class is one of ours with the same name.
-    ours = _class_named(type(model).__name__)
+    ours = class_named(type(model).__name__)
     return (
         ours is not None and isinstance(model, ours) and type(model).__module__ == ours.__module__
     )
@@ -53,14 +58,23 @@ def load_folder(folder: Path) -> nn.Module:
                 f"{folder} must be a folder that platon_prune.save wrote, got one without {name}: "
                 "load an ordinary model with from_pretrained, or save the model again"
             )
+    require_no_way_out(folder)
     tensors = SparseStateDict(folder / WEIGHTS)
+    shapes = tensors.index.shapes()
+    longest = max((size for shape in shapes.values() for size in shape), default=0)
+    content = check_config(folder / CONFIG, len(shapes), longest)
+    if content.get(_SAVED, tensors.saved) != tensors.saved:
+        raise ValueError(
+            f"{folder} must hold a config and weights of one save, got those of two: a save was "
+            "cut off while it replaced an earlier one; save the model again"
+        )
     config, cls = _read_config(folder)
     sizes = read_sizes(tensors.sizes, tensors.path)
-    model = _without_values(config, cls, folder)
+    model = _without_values(config, cls, folder, len(tensors.index.order))
     apply_sizes_(model, sizes, tensors.path)
     check_shapes(
         model,
-        tensors.index.shapes(),
+        shapes,
         str(folder),
         "its config",
         "correct the config, or save the model again",
@@ -83,7 +97,7 @@ def _write(model: Any, tensors: list[NamedTensor], folder: Path, compression: st
     config.dtype = str(model.dtype).removeprefix("torch.")
     config.save_pretrained(folder)
     shapes = {entry.name: tuple(entry.tensor.shape) for entry in tensors if entry.persistent}
-    rebuilt = _without_values(*_read_config(folder), folder)
+    rebuilt = _without_values(*_read_config(folder), folder, len(tensors))
     sizes = record_of_sizes(model, shapes, rebuilt)
     with contextlib.suppress(ValueError):  # then the shapes differ, which is an error below
         apply_sizes_(rebuilt, sizes, "model")
@@ -97,11 +111,31 @@ def _write(model: Any, tensors: list[NamedTensor], folder: Path, compression: st
     )
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
+    saved = _name_save(folder)
     with open(folder / WEIGHTS, "wb") as file:
-        write_tensors(file, tensors, compression, versions={}, sizes=sizes.to_json())
+        write_tensors(file, tensors, compression, versions={}, sizes=sizes.to_json(), saved=saved)
 
 
-def _class_named(name: Any) -> Any:
+def _name_save(folder: Path) -> str:
+    """Write into the config what the weights, which come last, say too: so they belong together.
+
+    It is a digest of the configs: of two saves with the same configs, either weights fit.
+    """
+    configs = [folder / name for name in (CONFIG, GENERATION_CONFIG)]
+    texts = [path.read_bytes() for path in configs if path.exists()]
+    saved = hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+    content = json.loads(texts[0]) | {_SAVED: saved}
+    configs[0].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return saved
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says first."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:300] for line in lines if line), type(error).__name__)
+
+
+def class_named(name: Any) -> Any:
     """The model class of that name in the transformers package, or None."""
     transformers = _transformers()
     if not isinstance(name, str) or not name.isidentifier():
@@ -118,14 +152,15 @@ def _read_config(folder: Path) -> tuple[Any, Any]:
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+        vars(config).pop(_SAVED, None)
     except Exception as error:
         raise ValueError(
             f"{folder / CONFIG} must be the config of a model in transformers "
-            f"{transformers.__version__}, got one that it can't read ({error}): upgrade "
-            "transformers, or save the model again"
+            f"{transformers.__version__}, got one that it can't read ({first_line(error)}): "
+            "upgrade transformers, or save the model again"
         ) from error
     architectures = config.architectures or [None]
-    cls = _class_named(architectures[0])
+    cls = class_named(architectures[0])
     if cls is None or not isinstance(config, cls.config_class or transformers.PreTrainedConfig):
         raise ValueError(
             f"{folder / CONFIG} must name as architecture a model of transformers "
@@ -137,11 +172,12 @@ def _read_config(folder: Path) -> tuple[Any, Any]:
 
 def _read_generation_config(folder: Path) -> Any:
     try:
+        check_config(folder / GENERATION_CONFIG, num_tensors=0)
         return _transformers().GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise ValueError(
             f"{folder / GENERATION_CONFIG} must be a generation config, got one that transformers "
-            f"can't read ({error}): save the model again, or delete the file"
+            f"can't read ({first_line(error)}): save the model again, or delete the file"
         ) from error
 
 
@@ -155,15 +191,15 @@ def _transformers() -> Any:
         ) from None
 
 
-def _without_values(config: Any, cls: Any, folder: Path) -> Any:
+def _without_values(config: Any, cls: Any, folder: Path, num_tensors: int) -> Any:
     """The model on the meta device: shapes and names, no memory."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), at_most(num_tensors):
             return cls(config)
     except Exception as error:
         raise ValueError(
             f"{folder / CONFIG} must describe a {cls.__name__}, got one that can't be built "
-            f"({type(error).__name__}: {error}): correct it, or save the model again"
+            f"({type(error).__name__}: {first_line(error)}): correct it, or save the model again"
         ) from error
 
 

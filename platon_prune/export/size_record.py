@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from platon_prune.export.container import is_size, parse_json, refuse
+from platon_prune.export.container import parse_json, refuse
+from platon_prune.foreign import is_size
 from platon_prune.shrinking.head_bias import heads_fit, own_heads, set_own_heads_
 from platon_prune.shrinking.resize import check_sizes, find, named_parameter, refusal, resize_
 
@@ -52,7 +53,7 @@ def read_sizes(text: str, path: str) -> SizeRecord:
     Raises:
         ValueError: If it is something else.
     """
-    content = parse_json(text, path) if text else {"shapes": {}, "own_heads": {}}
+    content = parse_json(text, path, len(text)) if text else {"shapes": {}, "own_heads": {}}
     if content.keys() != {"shapes", "own_heads"} or not all(
         isinstance(part, dict) for part in content.values()
     ):

@@ -26,6 +26,7 @@ def write_tensors(
     compression: str | None,
     versions: Mapping[str, int],
     sizes: str = "",
+    saved: str = "",
 ) -> None:
     """Write tensors; no more than one of them is encoded at a time.
 
@@ -35,10 +36,12 @@ def write_tensors(
         compression: "zstd" or None.
         versions: See :class:`~platon_prune.export.index.Index`.
         sizes: What :meth:`~platon_prune.export.size_record.SizeRecord.to_json` made.
+        saved: What the config beside it says of the save that wrote both.
     """
     index = Index(versions=dict(versions))
     first: dict[Any, str] = {}
-    about = {"platon_prune_version": __version__} | ({"sizes": sizes} if sizes else {})
+    about = {"platon_prune_version": __version__}
+    about |= {key: text for key, text in (("sizes", sizes), ("saved", saved)) if text}
     space = _header_space(tensors, index) + len(json.dumps(about))
     writer = ContainerWriter(file, space)
     for entry in tensors:
@@ -93,12 +96,13 @@ class SparseStateDict(Mapping[str, Tensor]):
         try:
             size = os.fstat(self._file.fileno()).st_size
             metadata, self._slots = read_header(self._file, size, self.path)
-            self.index = read_index(metadata.get("index", ""), self._slots, self.path)
+            self.index = read_index(metadata.get("index", ""), self._slots, self.path, size)
             if any(slot_key.endswith(".zstd") for slot_key in self._slots):
                 require_zstd()
         except BaseException:
             self._close()
             raise
+        self.saved = metadata.get("saved", "")  # which save wrote it: see model_folder
         self.sizes = metadata.get("sizes", "")  # as text, for a model to make sense of
         self._shapes = self.index.shapes()
         self._lock = threading.Lock()

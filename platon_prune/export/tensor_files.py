@@ -6,7 +6,6 @@ And the same tensors written to a file of the other form.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from platon_prune.export.container import FORMAT
+from platon_prune.export.container import FORMAT, MAX_HEADER
 from platon_prune.export.effective import NamedTensor
 from platon_prune.export.model_folder import CONFIG, WEIGHTS
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
+from platon_prune.foreign import read_json, read_json_file, require_no_way_out
 from platon_prune.writing import replacing, replacing_in
 
 _ONE_FILE = "model.safetensors"
@@ -63,10 +63,13 @@ def open_tensors(path: Path) -> TensorSource:
         return TensorSource(_tensors_of(path), {}, _kind(path))
     if not path.is_dir():
         raise ValueError(f"PATH must be a file or a folder, got {path}, which does not exist")
+    require_no_way_out(path)
     files = _files_of(path)
     tensors = tuple(tensor for file in files for tensor in _tensors_of(file))
     kind = _kind(files[0]) if len(files) == 1 else f"{len(files)} safetensors files"
-    return TensorSource(tensors, _read_json(path / CONFIG), f"folder with {_with_article(kind)}")
+    return TensorSource(
+        tensors, read_json_file(path / CONFIG), f"folder with {_with_article(kind)}"
+    )
 
 
 def is_sparse_file(path: Path) -> bool:
@@ -101,29 +104,23 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    names = _read_json(folder / _INDEX).get("weight_map")
+    names = read_json_file(folder / _INDEX).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{folder / _INDEX} must map tensors to files, got no weight_map")
-    shards = list(dict.fromkeys(names.values()))
-    for shard in shards:
+    for shard in names.values():
         # A name with a folder in it could lead anywhere.
         if not isinstance(shard, str) or os.path.basename(shard) != shard:
-            raise ValueError(f"{folder / _INDEX} must name files beside it, got {shard!r}")
-        if not (folder / shard).is_file():
-            raise ValueError(f"{folder} must hold every file of its index, got none named {shard}")
+            raise ValueError(
+                f"{folder / _INDEX} must name files beside it, got {str(shard)[:80]!r}: fetch "
+                "another copy"
+            )
+    shards = list(dict.fromkeys(names.values()))
+    for shard in shards:
+        if not os.path.isfile(folder / shard):  # of a name that no system allows, too
+            raise ValueError(
+                f"{folder} must hold every file of its index, got none named {shard[:80]}"
+            )
     return [folder / shard for shard in shards]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, got text that is not ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a JSON object, got a {type(content).__name__}")
-    return content
 
 
 def _tensors_of(path: Path) -> tuple[StoredTensor, ...]:
@@ -141,15 +138,26 @@ def _sparse(path: Path) -> tuple[StoredTensor, ...]:
 def _safetensors(path: Path) -> tuple[StoredTensor, ...]:
     safetensors = importlib.import_module("safetensors")
     try:
+        _check_header(path)
         file = safetensors.safe_open(path, framework="pt")
         names = list(file.keys())
         shapes = [tuple(file.get_slice(name).get_shape()) for name in names]
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, ValueError, OverflowError) as error:
         raise ValueError(f"PATH must be a safetensors file, got {path} ({error})") from error
     return tuple(
         StoredTensor(name, shape, lambda name=name: file.get_tensor(name))  # type: ignore[misc]
         for name, shape in zip(names, shapes, strict=True)
     )
+
+
+def _check_header(path: Path) -> None:
+    """That the header is JSON which costs no more than the file can be expected to."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size - 8, MAX_HEADER):
+            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+        read_json(file.read(length), size)
 
 
 # --- written ------------------------------------------------------------------------------------
@@ -171,10 +179,11 @@ def write_dense(source: Path, path: Path) -> None:
 
 def write_sparse(source: Path, path: Path, compression: str | None) -> None:
     """Write all tensors of a file as a sparse file; of a sparse one with all that it says."""
-    versions, sizes = {}, ""
+    versions, sizes, saved = {}, "", ""
     if is_sparse_file(source):
         stored = SparseStateDict(source)
         versions, sizes = stored.index.versions, stored.sizes
+        saved = stored.saved
         left_out = set(stored.index.non_persistent)
         named = [
             NamedTensor(name, stored.tensor(name), persistent=name not in left_out)
@@ -183,4 +192,4 @@ def write_sparse(source: Path, path: Path, compression: str | None) -> None:
     else:
         named = [NamedTensor(tensor.name, tensor.read()) for tensor in _safetensors(source)]
     with replacing(path) as file:
-        write_tensors(file, named, compression, versions, sizes)
+        write_tensors(file, named, compression, versions, sizes, saved)
