@@ -17,12 +17,13 @@ _FREE = 16 << 20
 _MAX_JSON = 100_000_000
 
 
-def read_json(text: bytes | str, file_size: int | None = None) -> dict[str, Any]:
-    """A JSON object that takes no more memory than four times its file and 16 MiB.
+def read_json(text: bytes | str, file_size: int | None = None, kind: type = dict) -> Any:
+    """A JSON object, or list, that takes no more memory than four times its file and 16 MiB.
 
     Args:
         text: In UTF-8.
         file_size: Bytes of the file that it is from; by default those of the text.
+        kind: dict or list.
 
     Raises:
         ValueError: If it is something else, nested too deeply, larger, or repeats a name; with the
@@ -38,8 +39,9 @@ def read_json(text: bytes | str, file_size: int | None = None) -> dict[str, Any]
         content = json.loads(text, object_pairs_hook=_without_repeats)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"a {type(content).__name__} where an object belongs")
+    if not isinstance(content, kind):
+        belongs = "an object" if kind is dict else "a list"
+        raise ValueError(f"a {type(content).__name__} where {belongs} belongs")
     return content
 
 
@@ -54,7 +56,8 @@ def read_json_file(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_JSON:
             raise ValueError(f"more than {_MAX_JSON:,} bytes")
-        return read_json(path.read_bytes())
+        content: dict[str, Any] = read_json(path.read_bytes())
+        return content
     except ValueError as error:
         raise ValueError(
             f"{path} must be JSON, an object, got a file that can't be read ({error}): fetch "

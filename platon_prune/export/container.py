@@ -158,7 +158,8 @@ def read_header(file: BinaryIO, size: int, path: str) -> tuple[dict[str, str], d
 def parse_json(text: bytes | str, path: str, file_size: int) -> dict[str, Any]:
     """A JSON object of a file of so many bytes, or a ValueError; see :func:`read_json`."""
     try:
-        return read_json(text, file_size)
+        content: dict[str, Any] = read_json(text, file_size)
+        return content
     except ValueError as error:
         refuse(path, f"a header that is not what save wrote ({error})")
 

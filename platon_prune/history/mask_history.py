@@ -8,51 +8,35 @@ before it, and a record can be told from another that a later run put in its pla
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import json
 import os
-import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from platon_prune.tensors.bits import from_bytes, pack_bits, to_bytes, unpack_bits_
+from platon_prune.history.mask_file import (
+    CHANGES,
+    HEAD_SIZE,
+    WHOLE,
+    Record,
+    num_bytes,
+    payload_of,
+    read_header,
+    record_at,
+    scan,
+    write_header,
+)
+from platon_prune.tensors.bits import pack_bits, to_bytes, unpack_bits_
+from platon_prune.writing import move_to_free_name, refusing
 
-_MAGIC = b"PLATONM1"
-_SIZE = struct.Struct("<II")  # of the header, and its checksum
-_RECORD = struct.Struct("<cQQI")  # kind, step, size of what follows, checksum of it all
-_WHOLE, _CHANGES = b"W", b"C"
 # Changes compress better than whole masks, but are read only on top of all since the last whole
 # one: a whole record now and then bounds how many that are.
 _WHOLE_EVERY = 16
-# A damaged size must not make a reader ask for gigabytes.
-_MAX_HEADER = 1 << 26
-
-
-@dataclass(frozen=True)
-class Record:
-    """The index of one record: where its masks are in the file, and the checksum they must have."""
-
-    kind: bytes
-    step: int
-    start: int  # of its payload in the file
-    size: int
-    checksum: int
-
-    @property
-    def head(self) -> bytes:
-        """The bytes before the payload, as they are in the file."""
-        return _RECORD.pack(self.kind, self.step, self.size, self.checksum)
-
-    @property
-    def end(self) -> int:
-        """Where the next record begins."""
-        return self.start + self.size
 
 
 class MaskHistory:
@@ -78,6 +62,7 @@ class MaskHistory:
         self.shapes = dict(shapes or {})
         self.records: list[Record] = []
         self._end = 0  # where the next record goes; 0 before there is a header
+        self._lost: int | None = None  # from which step on masks could not be written
         self._last: Tensor | None = None  # the bits of the last record that was added here
         if shapes is None or self.path.exists():
             self._read(None if shapes is None else dict(shapes))
@@ -85,49 +70,53 @@ class MaskHistory:
     @property
     def steps(self) -> list[int]:
         """At which steps masks were recorded; each holds until the next."""
-        return [record.step for record in self.records]
+        return [record.step for record in self.records if not record.is_gap]
 
     def masks(self, step: int) -> dict[str, Tensor]:
         """The masks after a step: name before pruning to bool tensor (True = kept), on the CPU.
 
         Raises:
-            ValueError: If no masks were recorded by then, or the file has been damaged or written
-                by another run since.
+            ValueError: If no masks were recorded by then, those of the step could not be written,
+                or the file has been damaged or written by another run since.
         """
         index = sum(record.step <= step for record in self.records) - 1
         if index < 0:
-            first = f"step {self.steps[0]} on" if self.records else "no step yet"
+            first = f"step {self.steps[0]} on" if self.steps else "no step yet"
             raise ValueError(f"masks must have been recorded by step {step}, but are from {first}")
+        if self._lost is not None and step >= self._lost:
+            raise ValueError(_missing(self._lost))
+        if self.records[index].is_gap:
+            raise ValueError(_missing(self.records[index].step))
         # From the last whole record on, every later one flips the bits that changed.
-        begin = max(i for i in range(index + 1) if self.records[i].kind == _WHOLE)
-        bits = torch.zeros(self._packed_size, dtype=torch.uint8)
+        begin = max(i for i in range(index + 1) if self.records[i].kind == WHOLE)
+        bits: Tensor | None = None
         with self.path.open("rb") as file:
             for record in self.records[begin : index + 1]:
-                recorded = _payload(file, record, self._packed_size)
+                recorded = payload_of(file, record, self._packed_size)
                 if recorded is None:
                     raise ValueError(self._what_became_of(record))
-                bits ^= recorded
+                # The first is read before anything of the size that the header claims is made.
+                bits = recorded if bits is None else bits.bitwise_xor_(recorded)
+        assert bits is not None
         return self._unpacked(bits)
 
     def refresh(self) -> None:
         """Read anew what is in the file, which another run may have written since."""
-        self.records, self._end = [], 0
+        self.records, self._end, self._lost = [], 0, None
         if self.path.exists():
             self._read(self.shapes)
 
     def set_aside(self) -> str | None:
         """Move the file out of the way of another run if it holds more than a beginning.
 
-        It gets a name that no file has yet, so that what was set aside before stays.
+        It gets a name that nothing has yet, so that what was set aside before stays.
 
         Returns:
             What to tell whoever wrote it; None if there is nothing to keep.
         """
         if not self.records or self.records[-1].step == 0:
             return None
-        old = next(path for path in _names_beside(self.path) if not path.exists())
-        os.replace(self.path, old)
-        # The index is emptied with the file: records of the new one start at its beginning.
+        old = move_to_free_name(self.path, _names_beside(self.path))
         last, self.records, self._end = self.records[-1].step, [], 0
         return (
             f"{self.path} held masks of another run until step {last}, which are in {old} now: "
@@ -140,40 +129,62 @@ class MaskHistory:
         What was recorded at that step and later is of a run that was given up, and is dropped.
         """
         self.records = [record for record in self.records if record.step < step]
+        self._lost = None
         if self._end == 0:
-            self._end = _write_header(self.path, self.shapes)
+            self._end = write_header(self.path, self.shapes)
         elif self.records:
             self._end = self.records[-1].end
         else:
             with self.path.open("rb") as file:
-                _read_header(file, self.path)
+                read_header(file, self.path)
                 self._end = file.tell()
         self._last = None
         self.add(step, masks)
 
-    def add(self, step: int, masks: Mapping[str, Tensor]) -> None:
-        """Append the masks of a choice.
+    def add(self, step: int, masks: Mapping[str, Tensor]) -> list[Record]:
+        """Append the masks of a choice, and before them that others are missing, if they are.
+
+        Returns:
+            The records that were written.
 
         Raises:
+            OSError: If they can't be written, on a full disk for example; call :meth:`lose` then.
             RuntimeError: If another run has written the file since.
         """
         # In the order of the header, whatever the order of the dict.
         bits = torch.cat([pack_bits(masks[name]).cpu() for name in self.shapes])
-        since = next((i for i, r in enumerate(self.records[::-1]) if r.kind == _WHOLE), 0)
-        if self._last is None or since >= _WHOLE_EVERY - 1:
-            kind, written = _WHOLE, bits
-        else:
-            kind, written = _CHANGES, bits ^ self._last
-        payload = zlib.compress(to_bytes(written), 1)  # the fastest level: it runs in a step
-        start = self._end + _RECORD.size
-        record = Record(kind, step, start, len(payload), _checksum(kind, step, payload))
-        with self.path.open("r+b") as file:
+        since = next((i for i, r in enumerate(self.records[::-1]) if r.kind == WHOLE), 0)
+        kind, written, position = WHOLE, bits, self._end
+        if self._last is not None and since < _WHOLE_EVERY - 1:
+            kind, written = CHANGES, bits ^ self._last
+        records, content = [], b""
+        if self._lost is not None:
+            records.append(record_at(position, WHOLE, self._lost, b""))
+            content, position = records[0].head, records[0].end
+        payload = zlib.compress(to_bytes(written), 1)
+        records.append(record_at(position, kind, step, payload))
+        # Not flushed to the disk at each choice: a record that a crash of the machine cuts off is
+        # known by its checksum, and the run is resumed from an earlier step then.
+        with refusing(self.path), self.path.open("r+b") as file:
             self._require_own(file)
             file.truncate(self._end)  # a record that was cut off, or one that is dropped
             file.seek(self._end)
-            file.write(record.head + payload)
-        self.follow([record])
+            file.write(content + records[-1].head + payload)
+        self.follow(records)
         self._last = bits
+        return records
+
+    def lose(self, step: int) -> None:
+        """Learn that the masks of a choice could not be written: they are missing from then on.
+
+        :meth:`masks` refuses their steps, and the next record that can be written says so in the
+        file, where older releases take it for a damaged one.
+        """
+        self._lost = step if self._lost is None else self._lost
+        self._last = None  # what the next record would be compared with is not in the file
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_size > self._end > 0:
+                os.truncate(self.path, self._end)
 
     def follow(self, records: Sequence[Record]) -> None:
         """Take over the index of new records, which this process or another has written.
@@ -182,15 +193,15 @@ class MaskHistory:
         """
         kept = [record for record in self.records if record.step < records[0].step]
         self.records = [*kept, *records]
-        self._end = self.records[-1].end
+        self._end, self._lost = self.records[-1].end, None
 
     def _read(self, expected: dict[str, tuple[int, ...]] | None) -> None:
         with self.path.open("rb") as file:
-            shapes = _read_header(file, self.path)
+            shapes = read_header(file, self.path)
             if expected is not None:
                 _require_equal(shapes, expected, self.path)
             self.shapes, self._end = shapes, file.tell()
-            self.records = _scan(file, self._packed_size)
+            self.records = scan(file, self._packed_size, os.fstat(file.fileno()).st_size)
         self._end = self.records[-1].end if self.records else self._end
 
     def _require_own(self, file: BinaryIO) -> None:
@@ -198,8 +209,8 @@ class MaskHistory:
         if not self.records:
             return
         last = self.records[-1]
-        file.seek(last.start - _RECORD.size)
-        if file.read(_RECORD.size) != last.head or file.seek(0, os.SEEK_END) < last.end:
+        file.seek(last.start - HEAD_SIZE)
+        if file.read(HEAD_SIZE) != last.head or file.seek(0, os.SEEK_END) < last.end:
             raise RuntimeError(
                 f"{self.path} must be written by one run at a time, but another has changed it "
                 f"since step {last.step} was recorded: give each run a file of its own"
@@ -210,7 +221,7 @@ class MaskHistory:
         beside = itertools.takewhile(Path.exists, _names_beside(self.path))
         for old in filter(Path.is_file, beside):
             with old.open("rb") as file:
-                if _payload(file, record, self._packed_size) is not None:
+                if payload_of(file, record, self._packed_size) is not None:
                     return (
                         f"{self.path} must hold masks of this run, but is of another by now: those "
                         f"of this one are in {old}, read them with MaskHistory"
@@ -222,88 +233,28 @@ class MaskHistory:
 
     @property
     def _packed_size(self) -> int:
-        return sum(_num_bytes(shape) for shape in self.shapes.values())
+        return sum(num_bytes(shape) for shape in self.shapes.values())
 
     def _unpacked(self, bits: Tensor) -> dict[str, Tensor]:
         masks = {}
         for name, shape in self.shapes.items():
-            part, bits = bits[: _num_bytes(shape)], bits[_num_bytes(shape) :]
+            part, bits = bits[: num_bytes(shape)], bits[num_bytes(shape) :]
             masks[name] = torch.empty(shape, dtype=torch.bool)
             unpack_bits_(masks[name], part)
         return masks
 
 
-# --- the file -----------------------------------------------------------------------------------
+def _missing(step: int) -> str:
+    return (
+        f"masks must have been recorded to be read, but those from step {step} on could not be "
+        "written, as on a full disk: ask for a step before it, or after the next choice"
+    )
 
 
 def _names_beside(path: Path) -> Iterator[Path]:
     """Names under which the files of earlier runs are kept: ``.old``, ``.old2`` and so on."""
     for number in itertools.count(1):
         yield path.with_name(f"{path.name}.old{number if number > 1 else ''}")
-
-
-def _num_bytes(shape: tuple[int, ...]) -> int:
-    return (torch.Size(shape).numel() + 7) // 8
-
-
-def _checksum(kind: bytes, step: int, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(_RECORD.pack(kind, step, len(payload), 0)))
-
-
-def _write_header(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    header = json.dumps([[name, list(shape)] for name, shape in shapes.items()]).encode()
-    content = _MAGIC + _SIZE.pack(len(header), zlib.crc32(header)) + header
-    new = path.with_name(path.name + ".new")
-    new.write_bytes(content)
-    os.replace(new, path)  # whole or not at all: a file without its header could not be read
-    return len(content)
-
-
-def _read_header(file: BinaryIO, path: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise ValueError("it begins otherwise")
-        size, checksum = _SIZE.unpack(file.read(_SIZE.size))
-        header = file.read(size) if size <= _MAX_HEADER else b""
-        if len(header) != size or zlib.crc32(header) != checksum:
-            raise ValueError("its header is damaged")
-        return {name: tuple(shape) for name, shape in json.loads(header)}
-    except (ValueError, TypeError, struct.error) as error:
-        raise ValueError(
-            f"{path} must be a file of masks that a scheduler recorded, got another ({error}): "
-            "give another path"
-        ) from error
-
-
-def _scan(file: BinaryIO, packed_size: int) -> list[Record]:
-    """Read the index of all complete records from the file's position on, up to a damaged one."""
-    records: list[Record] = []
-    most = packed_size + packed_size // 1000 + 1024  # what zlib makes of bits at the worst
-    while len(head := file.read(_RECORD.size)) == _RECORD.size:
-        kind, step, size, checksum = _RECORD.unpack(head)
-        start = file.tell()
-        if size > most or kind not in (_WHOLE, _CHANGES) or (not records and kind != _WHOLE):
-            break
-        # Read for its checksum: a size that fits may still be followed by garbage.
-        payload = file.read(size)
-        if len(payload) != size or _checksum(kind, step, payload) != checksum:
-            break
-        records.append(Record(kind, step, start, size, checksum))
-    return records
-
-
-def _payload(file: BinaryIO, record: Record, packed_size: int) -> Tensor | None:
-    """Read the bits of a record; None if other bytes are in their place by now."""
-    file.seek(record.start)
-    payload = file.read(record.size)
-    if _checksum(record.kind, record.step, payload) != record.checksum:
-        return None
-    try:
-        # No more than fits: a few bytes of a foreign file may unpack to gigabytes.
-        data = zlib.decompressobj().decompress(payload, packed_size + 1)
-    except zlib.error:
-        return None
-    return from_bytes(data) if len(data) == packed_size else None
 
 
 def _require_equal(

@@ -63,14 +63,19 @@ class MaskRecorder:
         self._is_resumed = True
 
     def add(self, step: int, masks: Mapping[str, Tensor]) -> None:
-        """Record the masks that a choice made; collective."""
+        """Record the masks that a choice made; collective.
 
-        def write() -> list[Record]:
-            self._history.add(step, masks)
-            # Its index alone is sent: where the masks are in the file, not the masks.
-            return self._history.records[-1:]
-
-        self._history.follow(self._of_first(write))
+        Raises:
+            OSError: If it can't be written. The run may go on; :meth:`masks` refuses the steps
+                that are missing then, in every process.
+        """
+        try:
+            # Their index alone is sent: where the masks are in the file, not the masks.
+            records = self._of_first(lambda: self._history.add(step, masks))
+        except BaseException:
+            self._history.lose(step)
+            raise
+        self._history.follow(records)
 
     def masks(self, step: int) -> dict[str, Tensor]:
         """The recorded masks that held after a step; any process may read them."""

@@ -170,6 +170,8 @@ class PlatonScheduler:
         changed = self._choose(t) if chooses and has_scores else []
         if chooses or not learns:
             self._tensors.apply_new_masks()
+        if chooses and has_scores:
+            self._recording.add(t)  # which a full disk may stop: all else is done
         # Once all of the step is done: a warning may be an error.
         self._recording.warn()
         self._notices.of_no_gradient(without_gradient)
@@ -182,7 +184,6 @@ class PlatonScheduler:
         self.threshold, changed = self._tensors.choose(amount, tells=self._records_history)
         if self._records_history:
             self.history.record(t, amount, self.threshold, changed)
-        self._recording.add(t)
         return changed
 
     def _learn(self, outcomes: Sequence[Outcome]) -> None:
