@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +11,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
 from platon_prune import PlatonScheduler
 from platon_prune.integrations.hf_models import is_sharded, load_renamed
-
-logger = logging.getLogger(__name__)
+from platon_prune.integrations.hf_seals import is_torn
+from platon_prune.integrations.writing import replacing
 
 STATE_FILE = "platon_scheduler.pt"
 # Of a sharded model: its tensors as torch.distributed.checkpoint writes them, and this file.
@@ -32,11 +29,12 @@ class SavedState:
     """What a checkpoint holds of a scheduler.
 
     Args:
-        run: Which run wrote it.
+        run: Identifies the run that wrote it, in hexadecimal digits.
         folder: The checkpoint's.
-        scheduler: The state; where ``shards`` is given its tensors are on the meta device.
-        shards: Folder with the tensors; None if they are in the state.
-        written: When, in seconds.
+        scheduler: The scheduler's state; its tensors are on the meta device where ``shards`` is
+            given.
+        shards: Folder with the values of the tensors; None if the state has them.
+        written: When it was written, in seconds since 1970.
     """
 
     run: str
@@ -46,11 +44,12 @@ class SavedState:
     written: float
 
     def load_into(self, scheduler: PlatonScheduler, model: nn.Module) -> None:
-        """Load it; collective if it is in shards or the model is sharded.
+        """Load the state into a scheduler; collective if it is in shards or the model is sharded.
 
         Args:
-            scheduler: To go on.
-            model: Whose weights the trainer has loaded from the same checkpoint, if it could.
+            scheduler: The one that goes on; changed in place.
+            model: The scheduler's model. The trainer has loaded its weights from the same
+                checkpoint, if it could.
 
         Raises:
             ValueError: If it is of another version, model or configuration.
@@ -63,7 +62,8 @@ class SavedState:
         own = scheduler.state_dict()
         import torch.distributed.checkpoint as sharded_files
 
-        # Read into copies of the scheduler's own tensors, whatever processes those are spread over.
+        # torch reads in place, each process its shards: so the scheduler's own tensors, of which
+        # state_dict has copies, say what is to be read here, however many processes wrote it.
         flat = _flat(own["tensors"])
         reader = sharded_files.FileSystemReader(self.shards)  # type: ignore[attr-defined]
         sharded_files.load(  # type: ignore[attr-defined]
@@ -79,7 +79,7 @@ class SavedState:
 
 
 def exported_by_a_platon_callback(state: TrainerState) -> dict[str, Any] | None:
-    """What this callback, or one derived from it, left in the trainer's state."""
+    """What a PlatonCallback, or one derived from it, left in a trainer's state, if one did."""
     exports: Any = state.stateful_callbacks or {}
     for export in exports.values():
         for each in export if isinstance(export, list) else [export]:
@@ -89,9 +89,12 @@ def exported_by_a_platon_callback(state: TrainerState) -> dict[str, Any] | None:
 
 
 def saved_states(folder: str | os.PathLike[str] | None) -> list[SavedState]:
-    """What was saved in a checkpoint's folder, the newest first.
+    """The states of schedulers in a checkpoint's folder, the newest first.
 
     There are two where a run on one process and a sharded one wrote the same checkpoint.
+
+    Args:
+        folder: The checkpoint's; None, or one that is not there, has none.
     """
     found = []
     for name, shards in ((STATE_FILE, None), (f"{STATE_FOLDER}/{_OUTLINE}", STATE_FOLDER)):
@@ -108,14 +111,15 @@ def saved_states(folder: str | os.PathLike[str] | None) -> list[SavedState]:
 def state_to_resume(
     state: TrainerState, folders: Sequence[str | os.PathLike[str] | None]
 ) -> SavedState:
-    """The scheduler's state of the checkpoint that the trainer has just loaded.
+    """Find the scheduler's state in the checkpoint that the trainer has just loaded.
 
     Args:
-        state: The trainer's, as it was in the checkpoint.
-        folders: Where the checkpoint may be, besides where it was written.
+        state: The trainer's state, as the checkpoint has it.
+        folders: Where the checkpoint may be; it may also be where it was written.
 
     Raises:
-        ValueError: If it is of a run without a PlatonCallback, or is not there.
+        ValueError: If the checkpoint is of a run without a PlatonCallback, has no such state, or
+            was cut off while it was written over an earlier one.
     """
     exported = exported_by_a_platon_callback(state)
     if exported is None:
@@ -129,6 +133,7 @@ def state_to_resume(
     for candidate in candidates:
         for saved in saved_states(candidate):
             if saved.run == recorded["run"] and saved.scheduler["last_step"] == state.global_step:
+                _refuse_torn(saved.folder)
                 return saved
     raise ValueError(
         f"the checkpoint of step {state.global_step} must hold {STATE_FILE} (or {STATE_FOLDER} of "
@@ -139,56 +144,43 @@ def state_to_resume(
     )
 
 
-def newest_if_true(output_dir: str | None, path: str | bool | None) -> str | bool | None:
-    """For ``True`` the newest checkpoint that can be resumed from; anything else as it is.
-
-    One that was cut off while it was written is passed over: a trainer would take it.
-    """
-    if path is not True:
-        return path
-    return last_complete_checkpoint(output_dir or ".") or True
-
-
-def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
-    """The newest ``checkpoint-N`` in which all was written that a pruned run is resumed from."""
-    folders = [folder for folder in Path(output_dir).glob("checkpoint-*") if folder.is_dir()]
-    numbered = [folder for folder in folders if folder.name.split("-")[1].isdecimal()]
-    for folder in sorted(numbered, key=lambda each: int(each.name.split("-")[1]), reverse=True):
-        if _is_complete(folder):
-            return str(folder)
-        logger.warning(
-            "%s is passed over: it was cut off while it was written, or is of no pruned run", folder
+def _refuse_torn(folder: Path) -> None:
+    if is_torn(folder):
+        raise ValueError(
+            f"{folder} must hold the files of one save, got some of another: it was cut off while "
+            "it was written over an earlier one, or changed since; resume from the checkpoint "
+            "before it, or with resume_from_checkpoint=True"
         )
-    return None
-
-
-def _is_complete(folder: Path) -> bool:
-    # Weights, optimizer, the scheduler if it is whole, the trainer's state, the scheduler's shards
-    # and their outline: in this order, the two states of the scheduler in one move.
-    names = (STATE_FILE, f"{STATE_FOLDER}/{_OUTLINE}")
-    try:
-        json.loads((folder / TRAINER_STATE_NAME).read_text())
-    except (OSError, ValueError):
-        return False
-    return any((folder / name).is_file() for name in names)
 
 
 def save_whole(run: str, scheduler: PlatonScheduler, folder: Path) -> None:
-    """Write the state of a scheduler whose tensors are whole, as one file."""
-    _save_atomically({"run": run, "scheduler": scheduler.state_dict()}, folder / STATE_FILE)
+    """Write the state of a scheduler whose tensors are whole, as one file of a checkpoint.
+
+    Args:
+        run: Identifies the run.
+        scheduler: Its scheduler.
+        folder: The checkpoint's, which exists.
+    """
+    _save({"run": run, "scheduler": scheduler.state_dict()}, folder / STATE_FILE)
 
 
 def save_shards(run: str, scheduler: PlatonScheduler, folder: Path) -> None:
-    """Write the state of a scheduler whose tensors are sharded; collective."""
+    """Write the state of a scheduler whose tensors are sharded; collective.
+
+    Args:
+        run: Identifies the run.
+        scheduler: Its scheduler.
+        folder: The checkpoint's, which exists in the first process.
+    """
     import torch.distributed.checkpoint as sharded_files
 
     folder, state = folder / STATE_FOLDER, scheduler.state_dict()
     outline = folder / _OUTLINE
     if dist.get_rank() == 0:
         folder.mkdir(exist_ok=True)
-        # Without it nothing counts as saved here, so it goes first and comes last.
+        # What has no outline does not count as saved, so the outline goes first and comes last.
         outline.unlink(missing_ok=True)
-    # It has all processes agree before any writes, and returns when all have written.
+    # torch has all processes agree before any writes, and returns when all have written.
     writer = sharded_files.FileSystemWriter(folder)  # type: ignore[attr-defined]
     sharded_files.save(_flat(state["tensors"]), storage_writer=writer)  # type: ignore[attr-defined]
     if dist.get_rank() == 0:
@@ -196,7 +188,7 @@ def save_shards(run: str, scheduler: PlatonScheduler, folder: Path) -> None:
             name: entries | {key: _outline_of(value) for key, value in _tensors_of(entries).items()}
             for name, entries in state["tensors"].items()
         }
-        _save_atomically({"run": run, "scheduler": state | {"tensors": tensors}}, outline)
+        _save({"run": run, "scheduler": state | {"tensors": tensors}}, outline)
 
 
 def _outline_of(tensor: Tensor) -> Tensor:
@@ -215,11 +207,6 @@ def _flat(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _save_atomically(content: dict[str, Any], path: Path) -> None:
-    """Write beside, then replace: a kill leaves a complete file or none."""
-    partial = path.with_suffix(".new")
-    with open(partial, "wb") as file:
+def _save(content: dict[str, Any], path: Path) -> None:
+    with replacing(path) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

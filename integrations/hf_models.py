@@ -8,7 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 
@@ -30,6 +30,11 @@ def is_sharded(model: nn.Module) -> bool:
     from torch.distributed.tensor import DTensor
 
     return dist.is_initialized() and any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def is_distributed(args: TrainingArguments) -> bool:
+    """Whether several processes train together."""
+    return args.world_size > 1 and dist.is_initialized()
 
 
 def load_renamed(model: nn.Module, folder: Path) -> None:

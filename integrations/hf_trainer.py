@@ -20,14 +20,15 @@ import platon_prune
 from platon_prune import PlatonScheduler, PruningWarning
 from platon_prune.integrations.granularities import check_granularity, put_masks_on
 from platon_prune.integrations.hf_checkpoints import (
-    newest_if_true,
     save_shards,
     save_whole,
     saved_states,
     state_to_resume,
 )
 from platon_prune.integrations.hf_limits import refuse_flattened, refuse_unsupported
-from platon_prune.integrations.hf_models import bare, is_sharded
+from platon_prune.integrations.hf_models import bare, is_distributed, is_sharded
+from platon_prune.integrations.hf_seals import break_seal, newest_if_true, seal
+from platon_prune.integrations.writing import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +134,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the schedule, or go on with that of the checkpoint."""
+        self._rotate_again(args)  # where a save has failed in an earlier run
         model = bare(kwargs["model"])
         refuse_flattened(model)
         replaced = _CALLBACKS.get(model)
@@ -175,22 +177,23 @@ class PlatonCallback(TrainerCallback, ExportableState):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write the state of a sharded model into the new checkpoint, then rotate older ones away.
+        """Complete the new checkpoint, then rotate older ones away.
 
-        Only here all processes take part; until then :meth:`state` has put the rotation off.
+        Only here all files of the trainer are written, and all processes take part; until then
+        :meth:`state` has put the rotation off.
         """
-        if not self._is_sharded():
-            return
-        folder, limit = self._put_off or (None, args.save_total_limit)
-        args.save_total_limit, self._put_off = limit, None
-        folders = [folder]  # as the process that writes has it
-        dist.broadcast_object_list(folders)
-        folder = folders[0]
+        limit = self._put_off[1] if self._put_off else args.save_total_limit
+        folder = self._agreed_folder(args)
+        self._rotate_again(args)
         if folder is None:
             return
         assert self.scheduler is not None
-        save_shards(self._run_id, self.scheduler, folder)
+        if self._is_sharded():
+            save_shards(self._run_id, self.scheduler, folder)
+        if is_distributed(args):
+            dist.barrier()  # each process writes its random numbers
         if args.should_save:
+            seal(self._run_id, self.scheduler.last_step, folder)
             rotate_checkpoints(
                 output_dir=str(folder.parent),
                 save_total_limit=limit,
@@ -240,17 +243,17 @@ class PlatonCallback(TrainerCallback, ExportableState):
         """Write the scheduler beside a checkpoint; the trainer asks for this as it saves one.
 
         It does after the weights are written and before older checkpoints are rotated away, in the
-        process that writes: of a sharded model, :meth:`on_save` writes the state and rotates.
+        process that writes. :meth:`on_save` rotates, once the new checkpoint is complete, and
+        writes the state of a sharded model.
         """
         folder = self._checkpoint_folder()
         if folder is not None:
             assert self.scheduler is not None and self._running is not None
-            if self._is_sharded():
-                args = self._running[0]
-                if self._put_off is None:
-                    self._put_off = folder, args.save_total_limit
-                args.save_total_limit = None
-            else:
+            args = self._running[0]
+            limit = args.save_total_limit if self._put_off is None else self._put_off[1]
+            args.save_total_limit, self._put_off = None, (folder, limit)
+            break_seal(folder)
+            if not self._is_sharded():
                 save_whole(self._run_id, self.scheduler, folder)
         return {
             "args": {"amount": self.amount, "granularity": self.granularity},
@@ -329,6 +332,18 @@ class PlatonCallback(TrainerCallback, ExportableState):
         folders = [folder for folder in (root / name, *root.glob(f"*/{name}")) if folder.is_dir()]
         return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
 
+    def _agreed_folder(self, args: TrainingArguments) -> Path | None:
+        """The folder that was written into, as the process that writes has it; collective."""
+        folders = [self._put_off[0] if self._put_off else None]
+        if is_distributed(args):
+            dist.broadcast_object_list(folders)
+        return folders[0]
+
+    def _rotate_again(self, args: TrainingArguments) -> None:
+        """Give the trainer back how many checkpoints it keeps."""
+        if self._put_off is not None:
+            args.save_total_limit, self._put_off = self._put_off[1], None
+
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         """Load the scheduler's file from the checkpoint that the trainer has just loaded."""
         assert self.scheduler is not None and self._model is not None
@@ -379,7 +394,7 @@ def _follow(trainer: Trainer) -> None:
         create_model_card(*args, **kwargs)
         card = Path(trainer.args.output_dir or ".", "README.md")
         if card.is_file() and trainer.is_world_process_zero():
-            card.write_text(card.read_text() + callback()._model_card_section(trainer))
+            write_text(card, card.read_text() + callback()._model_card_section(trainer))
 
     trainer.train = followed_train  # type: ignore[method-assign]
     trainer.create_model_card = extended_model_card  # type: ignore[method-assign]

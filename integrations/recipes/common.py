@@ -12,7 +12,7 @@ from torch import nn
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from platon_prune.integrations.hf_checkpoints import last_complete_checkpoint
+from platon_prune.integrations.hf_seals import last_complete_checkpoint
 from platon_prune.integrations.hf_trainer import PlatonCallback
 from platon_prune.integrations.recipes.distillation import RecipeTrainer
 from platon_prune.integrations.recipes.figure import can_draw, save_report

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from platon_prune import Summary
+from platon_prune.integrations.writing import replacing
 
 INK, BLUE, ORANGE = "#222222", "#0072B2", "#D55E00"
 
@@ -48,7 +49,8 @@ def save_report(
     below.set_xlim(left=0)
     _draw_layers(figure.add_subplot(grid[:, 1]), table)
     figure.suptitle(title, fontweight="bold", color=INK)
-    figure.savefig(path, dpi=120, format="png")
+    with replacing(path) as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def _draw_curve(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from platon_prune.integrations.recipes.glue_tasks import Task, find_task
 from platon_prune.integrations.recipes.parsing import Arguments, parse_arguments
 from platon_prune.integrations.recipes.presets import GLUE_PRESETS
 from platon_prune.integrations.recipes.text import check_length, prepare_padding
+from platon_prune.integrations.writing import write_text
 
 DESCRIPTION = """Fine-tune a model for sentences or pairs of them and prune it meanwhile (PLATON).
 
@@ -169,11 +171,12 @@ def _predict(
     if trainer.is_world_process_zero():
         path = Path(trainer.args.output_dir or ".", f"predictions_{prefix}.tsv")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file, delimiter="\t", lineterminator="\n")
-            rows.writerow(("index", "prediction"))
-            for index, value in enumerate(predictions):
-                shown = f"{value:.3f}" if task.is_regression else task.labels[int(value)]
-                rows.writerow((index, shown))
+        content = io.StringIO(newline="")
+        rows = csv.writer(content, delimiter="\t", lineterminator="\n")
+        rows.writerow(("index", "prediction"))
+        for index, value in enumerate(predictions):
+            shown = f"{value:.3f}" if task.is_regression else task.labels[int(value)]
+            rows.writerow((index, shown))
+        write_text(path, content.getvalue())
     metrics: dict[str, float] = outcome.metrics or {}
     return metrics

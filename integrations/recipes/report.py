@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import platon_prune
 from platon_prune import PlatonScheduler, Summary, TensorSummary
 from platon_prune.integrations.recipes.parsing import Arguments
+from platon_prune.integrations.writing import write_text
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
@@ -135,7 +136,7 @@ def write_json(content: Any, path: Path) -> None:
     """Write valid JSON: what is not finite becomes null, what has no JSON form its text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_finite(content), indent=2, default=str, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def _finite(value: Any) -> Any:

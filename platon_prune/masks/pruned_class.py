@@ -6,13 +6,13 @@ how pruned modules are copied, moved, saved and loaded.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from platon_prune.masks.made_classes import made_once
 from platon_prune.masks.masked import mask_of, method_of, weight_of
 from platon_prune.masks.state_forms import (
     TensorForm,
@@ -116,7 +116,7 @@ def class_with(cls: Any, forms: tuple[TensorForm, ...]) -> Any:
     return type(cls)(cls.__name__, bases, body)
 
 
-@functools.cache
+@made_once
 def _pruned_class(base: type, forms: tuple[TensorForm, ...]) -> Any:
     """The subclass of ``base`` with these tensors as properties; ``base`` if there are none."""
     if not forms:

@@ -7,7 +7,6 @@ which of the columns are its own.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from platon_prune.masks.made_classes import made_once
 from platon_prune.shrinking.removable import Place
 from platon_prune.shrinking.resize import cut_, refresh_sizes_
 from platon_prune.spellings import ANY_SHARED_BIAS, SHARED_BIAS
@@ -73,7 +73,7 @@ class _OwnHeads(nn.Module):
         )
 
 
-@functools.cache
+@made_once
 def _class_for(base: Any) -> Any:
     names = {
         "__module__": base.__module__,

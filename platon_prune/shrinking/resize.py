@@ -6,11 +6,11 @@ hold it need no word of it.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ Kept = Mapping[int, Tensor]
 
 # It shows where a forward puts its heads together; see :func:`has_fixed_width`.
 _TO_HIDDEN_SIZE = re.compile(rf"(?:reshape|view)\([^()]*\b(?:{'|'.join(HIDDEN_SIZE)})\)")
+# Read once for each class, and forgotten with it.
+_FIXED_WIDTH: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -102,7 +104,6 @@ def refusal(module: nn.Module, key: str, dim: int) -> str | None:
     return None
 
 
-@functools.cache
 def has_fixed_width(cls: Any) -> bool:
     """Whether an attention puts its heads together to the hidden size instead of what they have.
 
@@ -111,11 +112,13 @@ def has_fixed_width(cls: Any) -> bool:
     # The source is read because nothing else tells: no attribute does, to try it takes arguments
     # that only the model knows, and a list of such classes (35 in transformers 5) would age. Where
     # there is no source, the heads are taken for free ones.
-    try:
-        source = inspect.getsource(cls.forward)
-    except (OSError, TypeError):
-        return False
-    return _TO_HIDDEN_SIZE.search(source) is not None
+    if cls not in _FIXED_WIDTH:
+        try:
+            source = inspect.getsource(cls.forward)
+        except (OSError, TypeError):
+            source = ""
+        _FIXED_WIDTH[cls] = _TO_HIDDEN_SIZE.search(source) is not None
+    return _FIXED_WIDTH[cls]
 
 
 def is_depthwise(module: nn.modules.conv._ConvNd) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from platon_prune.integrations.recipes.squad.windows import NO_TEXT
+from platon_prune.integrations.writing import write_text
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Answers:
         for name, content in contents.items():
             path = Path(folder) / f"{prefix}{name}.json"
             text = json.dumps(content, indent=2, ensure_ascii=False)
-            path.write_text(text + "\n", encoding="utf-8")
+            write_text(path, text + "\n")
             paths.append(path)
         return paths
 
