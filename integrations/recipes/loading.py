@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from platon_prune.integrations.recipes.parsing import Arguments
 
 _MODEL = "--model_name_or_path must be a model"
+# What transformers raises of configs that are damaged, or say what can't be.
+_NOT_LOADED = (
+    OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RecursionError,
+    StrictDataclassError,
+)  # fmt: skip
 
 
 def load(what: str, from_pretrained: Callable[..., Any], name: str, **settings: Any) -> Any:
@@ -26,7 +32,7 @@ def load(what: str, from_pretrained: Callable[..., Any], name: str, **settings: 
     """
     try:
         return from_pretrained(name, **settings)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _NOT_LOADED as error:
         raise ValueError(
             f"{what} that can be loaded, got {name!r}: check the name, or give the folder that "
             f"save_pretrained wrote ({_first_line(error)})"
@@ -56,6 +62,8 @@ def load_model(arguments: Arguments[Any], auto_class: Any, **config_settings: An
         model.config_name or name,
         **model.loading(),
     )
+    if not model.trust_remote_code:
+        _refuse_code(_MODEL, config)
     _check_label_order(arguments, config.label2id, config_settings.get("label2id"))
     config.update(config_settings)
     return load(
@@ -66,6 +74,26 @@ def load_model(arguments: Arguments[Any], auto_class: Any, **config_settings: An
         ignore_mismatched_sizes=model.ignore_mismatched_sizes,
         **model.loading(),
     )
+
+
+def _refuse_code(what: str, config: PreTrainedConfig) -> None:
+    """Refuse a config that names code of the Hub, which transformers would fetch and import."""
+    for part in _parts(config):
+        for attribute in ("_attn_implementation", "_experts_implementation"):
+            name = getattr(part, attribute, None)
+            if isinstance(name, str) and "/" in name:
+                raise ValueError(
+                    f"{what} that needs no code of the Hub, got a config with {attribute[1:]} "
+                    f"{name!r}: delete the entry, or add --trust_remote_code if you trust it"
+                )
+
+
+def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    yield config
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if isinstance(part, PreTrainedConfig):
+            yield from _parts(part)
 
 
 def _check_label_order(
@@ -93,13 +121,12 @@ def load_teacher(
     name = arguments.distillation.teacher_name_or_path
     if name is None or not arguments.training.do_train:
         return None
-    teacher: PreTrainedModel = load(
-        "--teacher_name_or_path must be a model",
-        auto_class.from_pretrained,
-        name,
-        cache_dir=arguments.model.cache_dir,
-        trust_remote_code=arguments.model.trust_remote_code,
-    )
+    what, trusted = "--teacher_name_or_path must be a model", arguments.model.trust_remote_code
+    loading = {"cache_dir": arguments.model.cache_dir, "trust_remote_code": trusted}
+    config = load(what, AutoConfig.from_pretrained, name, **loading)
+    if not trusted:
+        _refuse_code(what, config)
+    teacher: PreTrainedModel = load(what, auto_class.from_pretrained, name, **loading)
     for what in ("num_labels", "vocab_size", "image_size"):
         own, other = (getattr(model.config, what, None) for model in (student, teacher))
         if own != other:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from platon_prune.amounts import ZEROS
 from platon_prune.criteria import Criterion
 from platon_prune.history.history import check_rows
 from platon_prune.schedule import CubicSchedule, Schedule
+from platon_prune.tensors.shards import local_of
 
 STATE_VERSION = 3
 # What a setting is where it is not named, because there was nothing else when the state was saved.
 _DEFAULTS = {"schedule": CubicSchedule.name}
+# Entries of a tensor's state that are weights, not scores.
+_WEIGHTS = ("refilled", "set_aside")
 COUNTERS = (
     "last_step",
     "skipped_steps",
@@ -66,21 +71,27 @@ def check_state(
         settings: The scheduler's own settings.
         shapes: The shape of each tensor.
         entries: What the state of each tensor must have of this shape; "mask" among it.
+
+    Raises:
+        ValueError: If an entry is missing, of another kind, or can't be used.
     """
     # The version first: another one may lack anything that is looked at below.
     version = state.get("version") if isinstance(state, Mapping) else type(state).__name__
-    if version != STATE_VERSION:
+    if type(version) is not int or version != STATE_VERSION:
         raise ValueError(
-            f"state must be a PlatonScheduler's, version {STATE_VERSION}, got version {version}: "
-            "load what scheduler.state_dict() returned with this release of platon_prune"
+            f"state must be a PlatonScheduler's, version {STATE_VERSION}, got version "
+            f"{str(version)[:40]}: load what scheduler.state_dict() returned with this release of "
+            "platon_prune"
         )
     _require_keys(state, ("settings", "tensors", *COUNTERS), "state")
+    for part in ("settings", "tensors"):
+        _require_mapping(state[part], part)
     require_equal_settings(settings, state["settings"], "here", "in the state")
-    adopted = state["adopted"]
-    if adopted is not None and not (isinstance(adopted, float) and 0 <= adopted <= 1):
-        raise ValueError(f"adopted in the state must be a fraction or None, got {adopted!r}")
+    _check_counters(state)
     if state["history"] is not None:
         check_rows(state["history"], len(shapes))
+    for name, tensor in state["tensors"].items():
+        _require_mapping(tensor, f"tensors of {name}")
     saved = {name: _shape(tensor.get("mask")) for name, tensor in state["tensors"].items()}
     for name in [*shapes, *saved]:
         if saved.get(name) != shapes.get(name):
@@ -92,11 +103,61 @@ def check_state(
         tensor = state["tensors"][name]
         _require_keys(tensor, (*entries, "had_gradient"), f"state of {name}")
         for entry in entries:
-            if _shape(tensor[entry]) != shape:
-                got = _shape(tensor[entry]) or type(tensor[entry]).__name__
-                raise ValueError(
-                    f"{entry} of {name} must have shape {shape} in the state, got {got}"
-                )
+            _check_tensor(tensor[entry], entry, name, shape)
+        if type(tensor["had_gradient"]) is not bool:
+            _refuse(f"had_gradient of {name}", "True or False", tensor["had_gradient"])
+
+
+def _check_counters(state: Mapping[str, Any]) -> None:
+    last_step = state["last_step"]
+    if not _is_count(last_step):
+        _refuse("last_step", "a number of steps", last_step)
+    for name in ("skipped_steps", "window_steps"):
+        if not _is_count(state[name]) or state[name] > last_step:
+            _refuse(name, f"a number of steps, at most {last_step}", state[name])
+    if type(state["has_scores"]) is not bool:
+        _refuse("has_scores", "True or False", state["has_scores"])
+    threshold, adopted = state["threshold"], state["adopted"]
+    if threshold is not None and (type(threshold) is not float or math.isnan(threshold)):
+        _refuse("threshold", "a score or None", threshold)
+    if adopted is not None and not (isinstance(adopted, float) and 0 <= adopted <= 1):
+        _refuse("adopted", "a fraction or None", adopted)
+
+
+def _check_tensor(value: Any, entry: str, name: str, shape: tuple[int, ...]) -> None:
+    """That a tensor can be copied from: of the shape, with values, and no NaN among the scores."""
+    what = f"{entry} of {name}"
+    if _shape(value) != shape:
+        _refuse(what, f"a tensor of shape {shape}", _shape(value) or type(value).__name__)
+    local = local_of(value)
+    if local.layout != torch.strided or local.is_meta:
+        place = "on the meta device" if local.is_meta else f"of layout {local.layout}"
+        _refuse(what, "a dense tensor with values", f"one {place}")
+    if entry == "mask":
+        if value.dtype != torch.bool:
+            _refuse(what, "of dtype torch.bool", value.dtype)
+    elif not value.is_floating_point():
+        _refuse(what, "of a floating dtype", value.dtype)
+    # The least entry is NaN if any is, and takes no memory to find. What a diverged model's own
+    # weights are is not for a state to refuse.
+    elif entry not in _WEIGHTS and local.numel() and local.min().isnan():
+        _refuse(what, "free of NaN", "some: it would be pruned by no order at all")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _refuse(what: str, must: str, got: Any) -> NoReturn:
+    raise ValueError(
+        f"{what} in the state must be {must}, got {' '.join(str(got).split())[:80]}: load what "
+        "scheduler.state_dict() returned"
+    )
+
+
+def _require_mapping(value: Any, what: str) -> None:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        _refuse(what, "a dict by names", type(value).__name__)
 
 
 def require_equal_settings(
@@ -113,15 +174,22 @@ def require_equal_settings(
     for name in [*settings, *others]:
         absent = _DEFAULTS.get(name, "absent")
         own, other = (each.get(name, absent) for each in (settings, others))
-        if own != other:
+        if _differ(own, other):
             raise ValueError(
                 f"settings must be of the same configuration: {name} is {own!r} {here} and "
-                f"{other!r} {there}; set pruning up alike"
+                f"{' '.join(repr(other).split())} {there}; set pruning up alike"
             )
 
 
+def _differ(own: Any, other: Any) -> bool:
+    try:
+        return bool(own != other)
+    except (RuntimeError, TypeError, ValueError):  # of tensors, which no setting is
+        return True
+
+
 def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None
+    return tuple(value.shape) if isinstance(value, Tensor) and not value.is_nested else None
 
 
 def _require_keys(mapping: Mapping[str, Any], keys: Sequence[str], what: str) -> None:
