@@ -137,8 +137,8 @@ def check_rows(rows: Any, num_tensors: int) -> None:
         if not (isinstance(row, list) and len(row) == num_columns and _are_numbers(row)):
             raise ValueError(
                 f"history in the state must be lists of {num_columns} numbers, a count for each "
-                f"tensor after {', '.join(_COLUMNS)}; got {str(row)[:80]}: load what "
-                "scheduler.state_dict() returned, whole"
+                f"tensor after {', '.join(_COLUMNS)}; got {' '.join(str(row).split())[:80]}: load "
+                "what scheduler.state_dict() returned, whole"
             )
 
 
