@@ -153,9 +153,10 @@ def inspect_path(path: str | Path) -> Inspection:
         ValueError: If it is something else, or damaged.
     """
     source = open_tensors(Path(path))
+    shapes = {tensor.name: tensor.shape for tensor in source.tensors}
     # An empty tensor may have a dimension of any length, and is in no group.
-    shapes = {tensor.name: tensor.shape for tensor in source.tensors if math.prod(tensor.shape)}
-    places = find_places(shapes, source.config)
+    filled = {name: shape for name, shape in shapes.items() if math.prod(shape)}
+    places = find_places(filled, source.config)
     wanted: dict[str, list[tuple[CoupledGroups, Member]]] = defaultdict(list)
     for place in places:
         for member in place.members:

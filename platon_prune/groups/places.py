@@ -56,7 +56,8 @@ def input_dims(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, int]:
         config: Of the model, for experts that are stored inputs by outputs.
     """
     transposed = _transposed_weights(shapes)
-    types = {part.get("model_type") for part in _parts_of(config, "")}
+    # As text: in a damaged config it may be anything.
+    types = {str(part.get("model_type")) for part in _parts_of(config, "")}
     of_experts = 1 if types.intersection(TRANSPOSED_EXPERTS_TYPES) else 2
     return {
         name: of_experts if _is_of_experts(name, shape) else 0 if name in transposed else 1
@@ -183,4 +184,4 @@ def _bias(weight: str) -> str:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Numbers by value: layer 2 before layer 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]

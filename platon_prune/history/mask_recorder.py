@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from platon_prune.history.mask_history import MaskHistory, Record
+from platon_prune.history.mask_file import Record
+from platon_prune.history.mask_history import MaskHistory
 from platon_prune.tensors.collectives import Processes
 
 T = TypeVar("T")
