@@ -170,9 +170,9 @@ class PlatonScheduler:
         changed = self._choose(t) if chooses and has_scores else []
         if chooses or not learns:
             self._tensors.apply_new_masks()
+        # Once all of the step is done: a full disk may stop the one, and a warning may be an error.
         if chooses and has_scores:
-            self._recording.add(t)  # which a full disk may stop: all else is done
-        # Once all of the step is done: a warning may be an error.
+            self._recording.add(t)
         self._recording.warn()
         self._notices.of_no_gradient(without_gradient)
         skipped_steps = 0 if has_scores or not chooses else self._counters.skipped_steps
@@ -200,11 +200,7 @@ class PlatonScheduler:
         return self._counters.skipped_steps
 
     def reschedule(
-        self,
-        *,
-        total_steps: int,
-        warmup_steps: int | float = 0,
-        cooldown_steps: int | float = 0,
+        self, *, total_steps: int, warmup_steps: int | float = 0, cooldown_steps: int | float = 0
     ) -> None:
         """Set the lengths anew before the first step, for who learns them only when a run begins.
 
