@@ -28,7 +28,7 @@ from platon_prune.integrations.recipes.glue_data import GlueArguments, read_spli
 from platon_prune.integrations.recipes.glue_tasks import Task, find_task
 from platon_prune.integrations.recipes.parsing import Arguments, parse_arguments
 from platon_prune.integrations.recipes.presets import GLUE_PRESETS
-from platon_prune.integrations.recipes.text import check_length, prepare_padding
+from platon_prune.integrations.recipes.tokenizer_checks import check_length, prepare_padding
 
 DESCRIPTION = """Fine-tune a model for sentences or pairs of them and prune it meanwhile (PLATON).
 

@@ -24,10 +24,12 @@ from platon_prune.integrations.recipes.distillation import RecipeTrainer
 from platon_prune.integrations.recipes.glue_tasks import accuracy
 from platon_prune.integrations.recipes.image_data import (
     check_classes,
+    check_images,
     class_names,
     pixels,
     read_folder,
 )
+from platon_prune.integrations.recipes.loading import load_data_set
 from platon_prune.integrations.recipes.parsing import Arguments, parse_arguments
 
 DESCRIPTION = """Fine-tune a model that classifies images and prune it meanwhile (PLATON).
@@ -170,6 +172,8 @@ def read_splits(
     }
     for split, images in chosen.items():
         check_classes(split, images, names)
+        if not data.dataset_name:
+            check_images(split, images["image"])
     return chosen, names
 
 
@@ -186,16 +190,7 @@ def _from_folders(arguments: Arguments[ImageArguments]) -> dict[str, datasets.Da
 
 def _from_hub(arguments: Arguments[ImageArguments]) -> dict[str, datasets.Dataset]:
     data = arguments.data
-    try:
-        with arguments.training.main_process_first(desc="loading the data"):
-            loaded = datasets.load_dataset(
-                data.dataset_name, data.dataset_config_name, cache_dir=arguments.model.cache_dir
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"--dataset_name {data.dataset_name} could not be loaded ({error}): check the name, or "
-            "give folders with --train_dir and --validation_dir"
-        ) from error
+    loaded = load_data_set(arguments, data.dataset_name or "", data.dataset_config_name)
     columns = {data.image_column: "image", data.label_column: "label"}
     found = {}
     for split, images in loaded.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import datasets
 from transformers import AutoConfig, PreTrainedModel
 
 from platon_prune.integrations.recipes.parsing import Arguments
@@ -38,6 +39,27 @@ def load(what: str, from_pretrained: Callable[..., Any], name: str, **settings: 
             f"{what} with as many labels as the data, got {name!r} with another number: add "
             f"--ignore_mismatched_sizes to give it a new head ({_first_line(error)})"
         ) from error
+
+
+def load_data_set(
+    arguments: Arguments[Any], name: str, config: str | None
+) -> Mapping[str, datasets.Dataset]:
+    """The splits of a data set of the Hub, or of a folder.
+
+    Raises:
+        ValueError: If it can't be loaded.
+    """
+    try:
+        with arguments.training.main_process_first(desc="loading the data"):
+            loaded: Mapping[str, datasets.Dataset] = datasets.load_dataset(
+                name, config, cache_dir=arguments.model.cache_dir
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--dataset_name {name} could not be loaded ({_first_line(error)}): check the name, or "
+            "give files instead"
+        ) from error
+    return loaded
 
 
 def load_model(arguments: Arguments[Any], auto_class: Any, **config_settings: Any) -> Any:

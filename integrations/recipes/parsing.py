@@ -19,6 +19,7 @@ from platon_prune.integrations.recipes.arguments import (
     PruningArguments,
     RecipeTrainingArguments,
 )
+from platon_prune.integrations.recipes.files import parse_json, read_text
 from platon_prune.integrations.recipes.presets import Preset
 
 DataT = TypeVar("DataT")
@@ -186,9 +187,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
-        settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        text = read_text(path)
+        settings = parse_json(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} must be valid {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(

@@ -9,7 +9,7 @@ from platon_prune.integrations.recipes.common import load
 from platon_prune.integrations.recipes.parsing import Arguments
 from platon_prune.integrations.recipes.squad.arguments import SquadArguments
 from platon_prune.integrations.recipes.squad.windows import check_lengths
-from platon_prune.integrations.recipes.text import check_length, prepare_padding
+from platon_prune.integrations.recipes.tokenizer_checks import check_length, prepare_padding
 
 
 def refuse_settings_that_hide_logits(arguments: Arguments[SquadArguments]) -> None:
