@@ -53,7 +53,7 @@ def begin(arguments: Arguments[Any]) -> None:
         training.dataloader_pin_memory = False  # it would only warn
     _print_settings(arguments)
     if not can_draw():
-        _say(arguments, "report.png will not be drawn: pip install 'platon-prune[plots]'")
+        say(arguments, "report.png will not be drawn: pip install 'platon-prune[plots]'")
     set_seed(training.seed)
 
 
@@ -64,6 +64,7 @@ def run(
     *,
     title: str,
     metric: str,
+    details: Callable[[], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Train with pruning, evaluate, and write the report into ``--output_dir``.
 
@@ -73,6 +74,7 @@ def run(
         evaluate: Returns metrics, of ``--do_eval`` and ``--do_predict`` both.
         title: Of the figure.
         metric: Which metric the figure shows over the steps, such as ``eval_accuracy``.
+        details: Returns what else belongs into ``results.json``, once all was measured.
 
     Returns:
         What was written to ``results.json``.
@@ -101,6 +103,7 @@ def run(
     results: dict[str, Any] = results_of(
         arguments, metrics, table, history, choices, trainer.state.log_history
     )
+    results |= {} if details is None else details()
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir or ".")
         write_json(results, folder / "results.json")
@@ -162,7 +165,7 @@ def _print_settings(arguments: Arguments[Any]) -> None:
         elif name in arguments.from_preset:
             source = f"preset {pruning.preset}"
         if source != "default" or (value is not None and name not in quiet):
-            _say(arguments, f"{name:<{width}}  {value}  ({source})")
+            say(arguments, f"{name:<{width}}  {value}  ({source})")
     _print_unused(arguments)
 
 
@@ -182,7 +185,7 @@ def _print_unused(arguments: Arguments[Any]) -> None:
         if name.startswith("pruning_") or name == "criterion"
     )
     if unused:
-        _say(arguments, f"{reason}: {', '.join(unused)} will not be used")
+        say(arguments, f"{reason}: {', '.join(unused)} will not be used")
 
 
 def _print_results(
@@ -195,7 +198,8 @@ def _print_results(
     print(f"\nresults.json{' and the model are' if trained else ' is'} in {folder}")
 
 
-def _say(arguments: Arguments[Any], text: str) -> None:
+def say(arguments: Arguments[Any], text: str) -> None:
+    """Print a line, in one process of many."""
     if arguments.training.process_index == 0:
         print(text)
 
