@@ -17,13 +17,13 @@ pytest.importorskip("matplotlib")
 
 from platon_prune import cli  # noqa: E402
 from platon_prune.commands import study  # noqa: E402
-from platon_prune.commands.study import results  # noqa: E402
-from platon_prune.commands.study.cells import Cell, Grid, Place, read_options  # noqa: E402
 from platon_prune.commands.study.digits import Together  # noqa: E402
 from platon_prune.commands.study.presets import PRESETS  # noqa: E402
-from platon_prune.commands.study.settings import without_folders  # noqa: E402
-from platon_prune.commands.study.table import Row, Sample, reference_of  # noqa: E402
 from platon_prune.schedule import CubicSchedule  # noqa: E402
+from platon_prune.studies import results  # noqa: E402
+from platon_prune.studies.cells import Cell, Grid, Place, read_options  # noqa: E402
+from platon_prune.studies.settings import without_folders  # noqa: E402
+from platon_prune.studies.table import Row, Sample, reference_of  # noqa: E402
 
 JOB = study_job.__file__
 FAKE = study_job.fake(lambda cell, place: {"accuracy": study_job.score(cell)})
@@ -389,7 +389,7 @@ def test_two_processes_in_one_folder_share_the_cells(tmp_path):
 def test_a_claim_is_held_once_and_is_free_when_its_process_was_killed(tmp_path):
     code = (
         "import os, signal, sys, pathlib\n"
-        "from platon_prune.commands.study import results\n"
+        "from platon_prune.studies import results\n"
         "with results.claim(pathlib.Path(sys.argv[1]), 'cell'):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -585,7 +585,7 @@ def test_only_the_report_is_made_again_and_options_have_a_picture_of_their_own(r
 @pytest.fixture
 def drawn(monkeypatch):
     """The labels of each picture of accuracies."""
-    from platon_prune.commands.study import figures
+    from platon_prune.studies import figures
 
     labels = {}
 

@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-from platon_prune.commands.study import results
-from platon_prune.commands.study.cells import Cell, Grid, Place, Recipe, check, read_options
 from platon_prune.commands.study.digits import DIGITS
 from platon_prune.commands.study.glue import GLUE, SST2
-from platon_prune.commands.study.machine import machine_kind, versions
 from platon_prune.commands.study.presets import PRESETS
-from platon_prune.commands.study.report import listing, report
-from platon_prune.commands.study.settings import without_folders
 from platon_prune.criteria import CRITERIA
+from platon_prune.studies import results
+from platon_prune.studies.cells import Cell, Grid, Place, Recipe, check, read_options
+from platon_prune.studies.machine import machine_kind, versions
+from platon_prune.studies.report import listing, report
+from platon_prune.studies.settings import without_folders
 
 HELP = "Run a grid of criteria, amounts, seeds and options; draw accuracy against density."
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, GLUE, SST2)}

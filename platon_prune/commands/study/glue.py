@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from platon_prune.commands.study import results
-from platon_prune.commands.study.cells import DENSE, Cell, Option, Place, Recipe
-from platon_prune.commands.study.settings import with_contents
 from platon_prune.criteria import make_criterion
 from platon_prune.schedule import CubicSchedule
+from platon_prune.studies import results
+from platon_prune.studies.cells import DENSE, Cell, Option, Place, Recipe
+from platon_prune.studies.settings import with_contents
 
 # Each option is a flag of the recipe.
 _FLAGS = {

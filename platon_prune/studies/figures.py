@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from platon_prune.commands.study.cells import DENSE, Recipe
-from platon_prune.commands.study.table import Row, is_changed, reference_of
 from platon_prune.plots import accuracy_against_density
 from platon_prune.plots._style import COLOURS, INK, plain, save
+from platon_prune.studies.cells import DENSE, Recipe
+from platon_prune.studies.table import Row, is_changed, reference_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from platon_prune.commands.study import results, table
-from platon_prune.commands.study.cells import Cell, Recipe
-from platon_prune.commands.study.figures import save_pictures
+from platon_prune.studies import results, table
+from platon_prune.studies.cells import Cell, Recipe
+from platon_prune.studies.figures import save_pictures
 
 
 def listing(cells: Sequence[Cell], folder: Path) -> str:

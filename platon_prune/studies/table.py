@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from platon_prune.commands.study.cells import DENSE, Cell, Recipe, label_of
-from platon_prune.commands.study.results import Record
+from platon_prune.studies.cells import DENSE, Cell, Recipe, label_of
+from platon_prune.studies.results import Record
 
 
 @dataclass(frozen=True)

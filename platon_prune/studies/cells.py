@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from platon_prune.commands.study.settings import without_folders
+from platon_prune.studies.settings import without_folders
 
 DENSE = "dense"  # stands among the criteria for a model that is not pruned
 
