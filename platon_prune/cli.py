@@ -16,6 +16,7 @@ COMMANDS = ("demo", "bench", "deploy", "inspect", "export", "scale", "study")
 # It is imported only when it is chosen, since it needs transformers.
 RECIPES = {
     "text": "Fine-tune and prune a model on a file of texts: classes, labels or numbers.",
+    "clm": "Fine-tune and prune a causal language model, on texts or chats.",
     "glue": "Fine-tune and prune a model on a task of GLUE, by name or from local files.",
     "squad": "Fine-tune and prune a model that answers questions, on SQuAD.",
     "image": "Fine-tune and prune a model that classifies images.",

@@ -12,10 +12,11 @@ import yaml
 from pages import PAGES, ROOT, blocks_of, name_of, pages_with, spans_of
 
 from platon_prune.cli import COMMANDS, RECIPES
-from platon_prune.integrations.recipes import arguments, glue, image, parsing, squad, text
+from platon_prune.integrations.recipes import arguments, clm, glue, image, parsing, squad, text
 
 DATA = {
     "text": text.TextArguments,
+    "clm": clm.ClmArguments,
     "glue": glue.GlueArguments,
     "squad": squad.SquadArguments,
     "image": image.ImageArguments,

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from transformers import HfArgumentParser
 
 from platon_prune.integrations.recipes.arguments import (
+    DEFAULT_AMOUNTS,
     DistillationArguments,
     ModelArguments,
     PruningArguments,
@@ -93,6 +94,8 @@ def parse_arguments(
         if name not in given
     }
     chosen = {**from_preset, **given}
+    if chosen.get("pruning_granularity") in DEFAULT_AMOUNTS:
+        chosen.setdefault("amount", DEFAULT_AMOUNTS[chosen["pruning_granularity"]])
     model, data, pruning, distillation, training = (_make(cls, chosen) for cls in classes)
     return Arguments(
         recipe, model, data, pruning, distillation, training, frozenset(given), from_preset
