@@ -23,9 +23,7 @@ def listing(cells: Sequence[Cell], folder: Path) -> str:
             state, done = "done", done + 1
         elif results.is_claimed(folder, cell.key):
             state = "running"
-        lines.append(
-            f"{state:8} {cell.key}  {cell.label}, amount {cell.amount:g}, seed {cell.seed}"
-        )
+        lines.append(f"{state:8} {cell.key}  {cell.name}")
     return "\n".join([*lines, f"{done} of {len(cells)} done"])
 
 
@@ -69,6 +67,7 @@ def _hint(rows: Sequence[table.Row]) -> str:
 def _plain_row(row: table.Row, rows: Sequence[table.Row], recipe: Recipe) -> dict[str, Any]:
     metrics = sorted({name for measured in row.by_seed.values() for name in measured})
     reference = table.reference_of(row, rows)
+    assert recipe.metric is not None
     plain: dict[str, Any] = {
         "criterion": row.criterion,
         "amount": row.amount,
