@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
-from platon_prune.integrations.hf_checkpoints import last_complete_checkpoint
 from platon_prune.integrations.hf_trainer import PlatonCallback
 from platon_prune.integrations.recipes.distillation import RecipeTrainer
 from platon_prune.integrations.recipes.figure import can_draw, save_report
@@ -27,15 +25,27 @@ from platon_prune.integrations.recipes.report import (
     selected_names,
     write_json,
 )
+from platon_prune.integrations.recipes.run_again import (
+    deciding_settings,
+    is_finished,
+    last_checkpoint,
+    look_for_a_run,
+    remember,
+)
 
 Evaluate = Callable[[], Mapping[str, float]]
 
 
-def begin(arguments: Arguments[Any]) -> None:
+def begin(arguments: Arguments[Any]) -> bool:
     """Check what needs no data, print the settings that were chosen, and set the seed.
 
+    Returns:
+        Whether there is something to do: a run that has ended with the same settings is not run
+        again.
+
     Raises:
-        ValueError: If the run would do nothing, or lacks a model or the checkpoint to resume from.
+        ValueError: If the run would do nothing, lacks a model or the checkpoint to resume from, or
+            would write into the folder of a run with other settings.
     """
     training = arguments.training
     if not (training.do_train or training.do_eval or training.do_predict):
@@ -49,12 +59,20 @@ def begin(arguments: Arguments[Any]) -> None:
         )
     if training.resume_from_checkpoint is not None:
         training.resume_from_checkpoint = _checkpoint(arguments)
+    arguments.deciding = deciding_settings(arguments)
+    if training.do_train and training.resume_from_checkpoint is None:
+        told = look_for_a_run(arguments)
+        if told is not None:
+            say(arguments, told)
+            if is_finished(Path(training.output_dir or ".")):
+                return False
     if not torch.accelerator.is_available():
         training.dataloader_pin_memory = False  # it would only warn
     _print_settings(arguments)
     if not can_draw():
         say(arguments, "report.png will not be drawn: pip install 'platon-prune[plots]'")
     set_seed(training.seed)
+    return True
 
 
 def run(
@@ -86,6 +104,8 @@ def run(
     if training.do_train:
         if not pruning.is_dense:
             callback = PlatonCallback(**pruning.callback(training.output_dir)).install(trainer)
+        if trainer.is_world_process_zero():
+            remember(arguments.deciding, Path(training.output_dir or "."))
         started = time.perf_counter()
         output = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         metrics["train_loss"] = output.training_loss
@@ -124,9 +144,7 @@ def _checkpoint(arguments: Arguments[Any]) -> str:
     wanted = arguments.training.resume_from_checkpoint or ""
     if wanted.lower() in ("true", "last"):
         folder = arguments.training.output_dir or "."
-        found = last_complete_checkpoint(folder)
-        if arguments.pruning.is_dense and Path(folder).is_dir():
-            found = get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
+        found = last_checkpoint(arguments)
         if found is None:
             raise ValueError(
                 f"--resume_from_checkpoint {wanted} needs a complete checkpoint in --output_dir, "

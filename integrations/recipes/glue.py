@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         presets=GLUE_PRESETS,
     )
     task = find_task(arguments.data.task_name)
-    begin(arguments)
+    if not begin(arguments):
+        return 0
     splits = read_splits(arguments, task)
     fine_tune(arguments, task, splits)
     return 0

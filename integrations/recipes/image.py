@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     # The transform below reads the column of images, which the model's forward does not name.
     arguments.training.remove_unused_columns = False
-    begin(arguments)
+    if not begin(arguments):
+        return 0
     splits, classes = read_splits(arguments)
     processor = load(
         "--model_name_or_path must be a model with an image processor",

@@ -40,6 +40,7 @@ class Arguments(Generic[DataT]):
         training: transformers' arguments.
         given: Names of the flags that the user gave, on the command line or in a file.
         from_preset: Names and values that came from the preset.
+        deciding: The settings that decide the numbers, as they were when the run began.
     """
 
     recipe: str
@@ -50,6 +51,7 @@ class Arguments(Generic[DataT]):
     training: RecipeTrainingArguments
     given: frozenset[str]
     from_preset: dict[str, Any]
+    deciding: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def parse_arguments(

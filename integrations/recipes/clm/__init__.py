@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.training.do_predict:
         raise ValueError("clm knows no --do_predict: give --do_eval, and --prompts to generate")
     _refuse_adapter(arguments)
-    begin(arguments)
+    if not begin(arguments):
+        return 0
     examples = read_examples(arguments)
     tokenizer = load(
         "--tokenizer_name must be a tokenizer"

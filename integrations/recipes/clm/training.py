@@ -137,15 +137,18 @@ class MeasureBefore(TrainerCallback):
         """Evaluate and generate, or read what was found before."""
         path = Path(args.output_dir or ".", _BEFORE_FILE)
         if state.global_step:
-            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            # A checkpoint of another folder has its run's file beside it.
+            beside = Path(args.resume_from_checkpoint or ".").parent / _BEFORE_FILE
+            found = next((each for each in (path, beside) if each.is_file()), None)
+            content = json.loads(found.read_text(encoding="utf-8")) if found else {}
             self.metrics, self.texts = content.get("metrics", {}), content.get("texts", [])
             return
         trainer = self.trainer
         assert trainer is not None
         if self.evaluates:
-            found = trainer.evaluate(metric_key_prefix=BEFORE)
+            measured = trainer.evaluate(metric_key_prefix=BEFORE)
             names = (f"{BEFORE}_loss", f"{BEFORE}_perplexity")
-            self.metrics = {name: found[name] for name in names}
+            self.metrics = {name: measured[name] for name in names}
         tokenizer: Any = trainer.processing_class
         self.texts = generate(trainer.model, tokenizer, self.prompts, self.num_tokens)
         if trainer.is_world_process_zero():

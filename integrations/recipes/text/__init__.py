@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(
         argv, "text", TextArguments, description=DESCRIPTION, examples=EXAMPLES
     )
-    begin(arguments)
+    if not begin(arguments):
+        return 0
     found = read_data(arguments)
     if found.task.multi_label and arguments.distillation.teacher_name_or_path is not None:
         raise ValueError(
