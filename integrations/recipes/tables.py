@@ -121,9 +121,11 @@ def _read_lines(lines: Iterator[str], **dialect: Any) -> Table:
         if row:
             rows.append(row)
         first_line = reader.line_num + 1
-    return Table(
-        len(rows), {name: lambda i=i: [row[i] for row in rows] for i, name in enumerate(names)}
-    )
+
+    def reader(column: int) -> Callable[[], list[Any]]:
+        return lambda: [row[column] for row in rows]
+
+    return Table(len(rows), {name: reader(column) for column, name in enumerate(names)})
 
 
 def _read_json(path: Path) -> Table:
@@ -134,9 +136,11 @@ def _read_json(path: Path) -> Table:
     else:
         rows = list(_rows_of_lines(path))
     names = dict.fromkeys(name for row in rows for name in row)
-    return Table(
-        len(rows), {name: lambda name=name: [row.get(name) for row in rows] for name in names}
-    )
+
+    def reader(name: str) -> Callable[[], list[Any]]:
+        return lambda: [row.get(name) for row in rows]
+
+    return Table(len(rows), {name: reader(name) for name in names})
 
 
 def _rows_of_array(text: str) -> list[dict[str, Any]]:
