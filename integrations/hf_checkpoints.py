@@ -63,7 +63,7 @@ class SavedState:
         own = scheduler.state_dict()
         import torch.distributed.checkpoint as sharded_files
 
-        # Read into copies of the scheduler's own tensors, whatever processes those are spread over.
+        # Read into tensors sharded as the scheduler's own are, whatever ranks wrote the files.
         flat = _flat(own["tensors"])
         reader = sharded_files.FileSystemReader(self.shards)  # type: ignore[attr-defined]
         sharded_files.load(  # type: ignore[attr-defined]
@@ -153,6 +153,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     """The newest ``checkpoint-N`` in which all was written that a pruned run is resumed from."""
     folders = [folder for folder in Path(output_dir).glob("checkpoint-*") if folder.is_dir()]
     numbered = [folder for folder in folders if folder.name.split("-")[1].isdecimal()]
+    # By number: checkpoint-1000 comes before checkpoint-200 in the alphabet.
     for folder in sorted(numbered, key=lambda each: int(each.name.split("-")[1]), reverse=True):
         if _is_complete(folder):
             return str(folder)
@@ -166,6 +167,7 @@ def _is_complete(folder: Path) -> bool:
     # Weights, optimizer, the scheduler if it is whole, the trainer's state, the scheduler's shards
     # and their outline: in this order, the two states of the scheduler in one move.
     names = (STATE_FILE, f"{STATE_FOLDER}/{_OUTLINE}")
+    # A file that is there may be cut off in its middle, which only reading it shows.
     try:
         json.loads((folder / TRAINER_STATE_NAME).read_text())
     except (OSError, ValueError):

@@ -65,6 +65,7 @@ class PlatonLightningCallback(Callback):
         if stage != "fit":
             return
         self._saved = None
+        # A fit that an exception ended never reached on_train_end, so its masks are still on.
         if self.scheduler is not None and self.scheduler.last_step and self._is_pruning:
             self._let_go()
         if not self._is_pruning:
@@ -91,6 +92,7 @@ class PlatonLightningCallback(Callback):
             warmup_steps=self.warmup_steps,
             cooldown_steps=self.cooldown_steps,
         )
+        # The state that Lightning loaded must be of the step at which it goes on.
         if self._saved is not None and self._saved["last_step"] == trainer.global_step:
             self.scheduler.load_state_dict(self._saved)
             self._saved = None
@@ -104,8 +106,10 @@ class PlatonLightningCallback(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Count steps that a gradient scaler skipped, and log."""
         assert self.scheduler is not None
+        # The optimizer's hook does not run where a scaler skipped the step; Lightning counts it.
         while self.scheduler.last_step < trainer.global_step:
             self.scheduler.step(skipped=True)
+        # Counting zeros waits for the device, and only a choice changes how many there are.
         if self.scheduler.schedule.is_choosing_step(self.scheduler.last_step):
             self._sparsity = self.scheduler.sparsity()
         pl_module.log("pruning_amount", self.scheduler.amount)

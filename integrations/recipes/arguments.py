@@ -247,6 +247,7 @@ class RecipeTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        # transformers checks the name against its own list, which has no adamax.
         uses_adamax = self.optim == ADAMAX
         if uses_adamax:
             self.optim = "adamw_torch"  # a name that the check below knows
@@ -268,6 +269,7 @@ def _initial_amount(text: str) -> int | float:
 
 def _count_or_fraction(name: str, value: float, of: str) -> int | float:
     """A whole number from 1 on is a count, anything from 0 to below 1 a fraction."""
+    # int() of infinity raises, and NaN would pass every comparison.
     if not math.isfinite(value) or value < 0 or (value >= 1 and value != int(value)):
         raise ValueError(
             f"--{name} must be a fraction {of} in [0, 1) or a whole number, got {value}"

@@ -70,6 +70,7 @@ def read_splits(arguments: Arguments[GlueArguments], task: Task) -> dict[str, da
         needed |= _flags_of(task.validation, "validation", data.max_eval_samples)
     if training.do_predict:
         needed |= _flags_of(task.test, "test", data.max_predict_samples)
+    # Files or the Hub, never both: a forgotten flag would mix two versions of a task.
     source = data.files if data.files else _from_hub(task, arguments)
     splits = {}
     for split, (flag, limit) in needed.items():
@@ -80,6 +81,7 @@ def read_splits(arguments: Arguments[GlueArguments], task: Task) -> dict[str, da
             named = f"{flag} {shown_path(found, 40)}" if is_file else flag
             table = _check(named, table, task, labelled=not split.startswith("test"))
             splits[split] = table.select(range(min(limit or len(table), len(table))))
+        # Those who have MNLI's matched part alone may evaluate on it alone.
         elif not split.endswith("mismatched"):
             raise ValueError(
                 f"{flag} must name a file for what is to be done, got none: give it, or give no "
@@ -120,6 +122,7 @@ def _check(
         return examples
     labels = list(examples["label"])
     examples = examples.remove_columns("label")
+    # GLUE's test files mark every label as -1: there is nothing to measure then.
     if not labelled and all(tables.label_text(label) in ("-1", "") for label in labels):
         return examples
     if task.is_regression:

@@ -163,6 +163,7 @@ def read_splits(
     ):
         if wanted and split not in found:
             raise ValueError(f"there must be images for {split}, got none: give {flags}")
+    # Of all splits that were found, since a run that only evaluates numbers them as training did.
     names = class_names(found)
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples}
     wanted_splits = {"train": training.do_train, "validation": training.do_eval}
@@ -204,6 +205,7 @@ def _from_hub(arguments: Arguments[ImageArguments]) -> dict[str, datasets.Datase
             )
         renamed = {old: new for old, new in columns.items() if old != new}
         found[split] = images.select_columns(list(columns)).rename_columns(renamed)
+    # Many data sets have but these two splits.
     if "validation" not in found and "test" in found and not data.train_val_split:
         found["validation"] = found["test"]
     return found

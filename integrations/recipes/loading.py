@@ -33,6 +33,7 @@ def load(what: str, from_pretrained: Callable[..., Any], name: str, **settings: 
             f"save_pretrained wrote ({_first_line(error)})"
         ) from error
     except RuntimeError as error:
+        # from_pretrained has no error of its own for a head of another size.
         if "mismatch" not in str(error) and "shape" not in str(error):
             raise
         raise ValueError(
@@ -78,6 +79,7 @@ def load_model(arguments: Arguments[Any], auto_class: Any, **config_settings: An
         model.config_name or name,
         **model.loading(),
     )
+    # Before the config is overwritten: its own order of labels is that of the trained head.
     _check_label_order(arguments, config.label2id, config_settings.get("label2id"))
     config.update(config_settings)
     return load(
@@ -94,6 +96,7 @@ def _check_label_order(
     arguments: Arguments[Any], own: dict[str, int], wanted: dict[str, int] | None
 ) -> None:
     """Refuse to evaluate a model that numbers the classes in another order than the data."""
+    # A head that is trained learns the data's order; one that is used as it is must have it.
     own = {str(name).lower(): number for name, number in own.items()}
     wanted = {name.lower(): number for name, number in (wanted or {}).items()}
     if not arguments.training.do_train and own != wanted and set(own) == set(wanted):

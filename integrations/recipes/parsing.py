@@ -133,6 +133,7 @@ class _Parser(HfArgumentParser):
 
     def parse_given(self, flags: Sequence[str]) -> dict[str, Any]:
         """Names and values of the flags that are there; no defaults."""
+        # A mark of our own stands for "not given", since a given value may equal the default.
         nothing = argparse.Namespace(**dict.fromkeys(self.destinations.values(), _NOT_GIVEN))
         namespace, unknown = self.parse_known_args(list(flags), nothing)
         for flag in unknown:
@@ -180,6 +181,7 @@ def _flags_of_file(path: Path, destinations: Mapping[str, str]) -> list[str]:
     for name, value in _read_settings(path).items():
         if name not in destinations:
             raise ValueError(f"{path}: {_unknown(str(name), list(destinations))}")
+        # As text, so that a file is read by the types and the choices of the flags.
         if isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
         elif value is not None:

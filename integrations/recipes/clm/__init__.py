@@ -45,6 +45,7 @@ EXAMPLES = """  platon-prune clm --model_name_or_path gpt2 --train_file book.txt
       --gradient_checkpointing --do_train --do_eval --output_dir chats-2-4
   platon-prune clm settings.yaml --seed 1"""
 _BLOCK = 512
+# How the flags of other training programs begin that ask for adapters.
 _LORA = ("--lora", "--use_lora", "--use_peft", "--peft", "--qlora")
 
 
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ValueError: If flags, texts, model and tokenizer do not go together; before any training.
     """
+    # Before the parser, which could only say that it knows no such flag.
     _refuse_lora_flags(sys.argv[1:] if argv is None else argv)
     arguments = parse_arguments(
         argv, "clm", ClmArguments, description=DESCRIPTION, examples=EXAMPLES

@@ -79,6 +79,7 @@ def encode_chat(
             answers can't be found.
     """
     text, spans = _render(tokenizer, chat), []
+    # By text and not by tokens: tokens of a beginning need not be the beginning of the tokens.
     for number, message in enumerate(chat):
         if message["role"] != "assistant":
             continue
@@ -91,6 +92,7 @@ def encode_chat(
                 "another --chat_template_file, or one answer a chat"
             )
         spans.append((len(before), len(through)))
+    # The template has written the special tokens as text already.
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]
     labels = [

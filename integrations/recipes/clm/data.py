@@ -102,6 +102,7 @@ def _passages(path: Path) -> list[str]:
 def _from_table(where: str, table: Table | datasets.Dataset, column: str | None) -> Any:
     names = list(table.column_names)
     known = [name for name in ("messages", "text") if name in names]
+    # A table of one column leaves no doubt, whatever it is called.
     if column is None and not known and len(names) == 1:
         known = names
     chosen = column if column is not None else next(iter(known), None)

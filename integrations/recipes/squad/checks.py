@@ -19,6 +19,7 @@ def refuse_settings_that_hide_logits(arguments: Arguments[SquadArguments]) -> No
         ValueError: If the trainer is told to return less than the logits of all windows.
     """
     training = arguments.training
+    # Windows of one question may be in different batches, so all logits have to be there at once.
     for name, wanted in (
         ("prediction_loss_only", False),
         ("batch_eval_metrics", False),

@@ -185,6 +185,7 @@ def locate(context: str, text: str, start: int) -> int | None:
     Returns:
         None where the context does not hold the text.
     """
+    # Repeated words make the text alone ambiguous, so its recorded start comes first.
     if start >= 0 and context.startswith(text, start):
         return start
     places = (found.start() for found in re.finditer(f"(?={re.escape(text)})", context))

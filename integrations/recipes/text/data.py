@@ -76,6 +76,7 @@ def read_data(arguments: Arguments[TextArguments]) -> TextData:
         first.where, first.table.column_names, first.read, data.text_columns, data.label_column,
         first.labelled,
     )  # fmt: skip
+    # The first split decides, as a rule the training file: others must have its columns.
     labels = {split: _labels(source, columns, data) for split, source in sources.items()}
     known = next((found for found in labels.values() if found is not None), None)
     kind, classes, lines = _kind_and_classes(arguments, first.where, known)
@@ -138,6 +139,7 @@ def _labels(source: _Source, columns: Columns, data: TextArguments) -> list[Any]
             )
         return None
     values = [source.read(name) for name in columns.label]
+    # Columns of 0 and 1, such as toxic and rude: their names are the labels.
     if len(values) > 1:
         flags = [kinds.numbers_of(source.where, each, ("0", "1")) for each in values]
         return [

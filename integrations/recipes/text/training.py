@@ -54,6 +54,7 @@ def fine_tune(
         arguments.model.tokenizer_name or arguments.model.model_name_or_path or "",
         **arguments.model.loading(),
     )
+    # The classes go into the config before the head is made, and so into the saved model.
     model = load_model(arguments, AutoModelForSequenceClassification, **_config_of(task))
     prepare_padding(tokenizer, model)
     check_length(arguments.data.max_seq_length, tokenizer, model)
@@ -82,6 +83,7 @@ def fine_tune(
             confusion[prefix] = measure.confusion
         for prefix, split in task.test:
             if split in splits:
+                # A test file without labels is not measured, and must not show the one before.
                 measure.confusion = None
                 metrics |= _predict(trainer, splits[split], task, prefix)
                 confusion[prefix] = measure.confusion
