@@ -14,6 +14,7 @@ from platon_prune import PlatonScheduler
 
 # Masks are put on before the length is known; until then any length will do.
 UNKNOWN_STEPS = 2**40
+# By name, since a callback's settings go into JSON, which holds no functions.
 _FUNCTIONS = {
     "unstructured": "global_unstructured",
     "semi_structured": "semi_structured",
@@ -32,6 +33,7 @@ def check_granularity(granularity: str, amount: float | int | None) -> float | i
         ValueError: If there is no such granularity.
         TypeError: If it has no default and ``amount`` is None.
     """
+    # Asked of the function itself: only it knows whether it prunes without being told how much.
     required = inspect.signature(_function(granularity)).parameters["amount"].default
     if amount is None and required is inspect.Parameter.empty:
         raise TypeError(f"amount must be given for {granularity} pruning, got None")
@@ -54,6 +56,7 @@ def put_masks_on(
         amount: Likewise.
         settings: The other settings of the function that sets pruning up.
     """
+    # Left out where it is None, so that the function's own default holds.
     amounts = {} if amount is None else {"amount": amount}
     scheduler: PlatonScheduler = _function(granularity)(
         model, total_steps=UNKNOWN_STEPS, own_keys=True, **amounts, **settings

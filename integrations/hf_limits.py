@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainingArguments
 
+# What is in the name of an optimizer of transformers, and why scores can't be taken beside it.
 _OPTIMIZERS = {
     "layerwise": "updates each layer during the backward pass",
     "lomo": "updates weights during the backward pass and keeps no gradients",
@@ -39,6 +40,7 @@ def refuse_unsupported(args: TrainingArguments) -> None:
             "the trainer must leave each parameter its own gradient, got fsdp of version "
             f"{config['version']}, which flattens them: {_INSTEAD}"
         )
+    # An enum of transformers', or the text that a script gave.
     optimizer = str(getattr(args.optim, "value", args.optim))
     for kind, what in _OPTIMIZERS.items():
         if kind in optimizer:
@@ -46,6 +48,7 @@ def refuse_unsupported(args: TrainingArguments) -> None:
                 f"optim must keep gradients and weights as they are, got {optimizer!r}, which "
                 f'{what}: use optim="adamw_torch"'
             )
+    # A GradScaler unscales before clipping, or else leaves it to the fused step.
     if "fused" in optimizer and args.fp16 and not args.max_grad_norm:
         raise ValueError(
             f"gradients must be unscaled when scores are updated, got optim={optimizer!r} with "

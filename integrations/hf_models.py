@@ -1,4 +1,4 @@
-"""What a trainer has made of the model that it was given, and what it fails to load into it."""
+"""A trainer wraps the model that it was given, and may fail to load checkpoints into it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 def bare(model: nn.Module) -> nn.Module:
     """The model under torch.compile's and a parallel wrapper."""
+    # Wrappers nest in any order: a compiled model under DDP, or DDP compiled.
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(
@@ -26,7 +27,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether processes hold parts of the model's parameters."""
+    """Whether each process holds a shard of the model's parameters, as DTensors."""
     from torch.distributed.tensor import DTensor
 
     return dist.is_initialized() and any(isinstance(p, DTensor) for p in model.parameters())
@@ -48,9 +49,11 @@ def load_renamed(model: nn.Module, folder: Path) -> None:
         model: The bare model, pruned under its own keys.
         folder: The checkpoint.
     """
+    # The headers of the files are enough to see it; the weights are read only if they must be.
     names = _names_in(folder)
     if not isinstance(model, PreTrainedModel) or names <= model.state_dict().keys():
         return
+    # from_pretrained knows the earlier names, and makes a model of its own to load into.
     saved = type(model).from_pretrained(folder, config=model.config, dtype=model.dtype)
     model.load_state_dict(saved.state_dict())
 

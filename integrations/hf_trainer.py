@@ -51,8 +51,10 @@ class PlatonCallback(TrainerCallback, ExportableState):
             the default, the share of groups.
         granularity: "unstructured", "semi_structured" for n:m, or "structured" for heads, neurons
             and channels.
-        warmup_steps: Steps before pruning starts: a count, or a fraction of the run in [0, 1).
-        cooldown_steps: Steps at the end with the final amount: a count, or a fraction of the run.
+        warmup_steps: Steps before pruning starts: a count, or a fraction of the run in [0, 1); a
+            tenth unless given.
+        cooldown_steps: Steps at the end with the final amount: a count, or a fraction of the run;
+            about a third (0.3) unless given.
         finalize: Whether masks are removed when training ends (their zeros stay).
         settings: As in :func:`platon_prune.global_unstructured`, ``semi_structured`` and so on.
 
@@ -73,8 +75,8 @@ class PlatonCallback(TrainerCallback, ExportableState):
         amount: float | int | None = None,
         *,
         granularity: str = "unstructured",
-        warmup_steps: int | float = 0,
-        cooldown_steps: int | float = 0,
+        warmup_steps: int | float = 0.1,
+        cooldown_steps: int | float = 0.3,
         finalize: bool = True,
         **settings: Any,
     ) -> None:

@@ -25,8 +25,10 @@ class PlatonLightningCallback(Callback):
             the default, the share of groups.
         granularity: "unstructured", "semi_structured" for n:m, or "structured" for heads, neurons
             and channels.
-        warmup_steps: Steps before pruning starts: a count, or a fraction of the run in [0, 1).
-        cooldown_steps: Steps at the end with the final amount: a count, or a fraction of the run.
+        warmup_steps: Steps before pruning starts: a count, or a fraction of the run in [0, 1); a
+            tenth unless given.
+        cooldown_steps: Steps at the end with the final amount: a count, or a fraction of the run;
+            about a third (0.3) unless given.
         settings: As in :func:`platon_prune.global_unstructured`, ``semi_structured`` and so on.
 
     Attributes:
@@ -43,8 +45,8 @@ class PlatonLightningCallback(Callback):
         amount: float | int | None = None,
         *,
         granularity: str = "unstructured",
-        warmup_steps: int | float = 0,
-        cooldown_steps: int | float = 0,
+        warmup_steps: int | float = 0.1,
+        cooldown_steps: int | float = 0.3,
         **settings: Any,
     ) -> None:
         self.amount = check_granularity(granularity, amount)
@@ -63,6 +65,7 @@ class PlatonLightningCallback(Callback):
         if stage != "fit":
             return
         self._saved = None
+        # A fit that an exception ended never reached on_train_end, so its masks are still on.
         if self.scheduler is not None and self.scheduler.last_step and self._is_pruning:
             self._let_go()
         if not self._is_pruning:
@@ -89,6 +92,7 @@ class PlatonLightningCallback(Callback):
             warmup_steps=self.warmup_steps,
             cooldown_steps=self.cooldown_steps,
         )
+        # The state that Lightning loaded must be of the step at which it goes on.
         if self._saved is not None and self._saved["last_step"] == trainer.global_step:
             self.scheduler.load_state_dict(self._saved)
             self._saved = None
@@ -102,8 +106,10 @@ class PlatonLightningCallback(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Count steps that a gradient scaler skipped, and log."""
         assert self.scheduler is not None
+        # The optimizer's hook does not run where a scaler skipped the step; Lightning counts it.
         while self.scheduler.last_step < trainer.global_step:
             self.scheduler.step(skipped=True)
+        # Counting zeros waits for the device, and only a choice changes how many there are.
         if self.scheduler.schedule.is_choosing_step(self.scheduler.last_step):
             self._sparsity = self.scheduler.sparsity()
         pl_module.log("pruning_amount", self.scheduler.amount)

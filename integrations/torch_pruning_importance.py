@@ -66,11 +66,13 @@ class PlatonImportance(Importance):  # type: ignore[misc]
         platon_prune.remove(model)
         self._names = {module: name for name, module in model.named_modules()}
         self._written: dict[str, Tensor] = {}
+        # Gradients of unscored parameters would be taken for scores.
         for parameter in model.parameters():
             parameter.grad = None
         for name, score in scores.items():
             parameter = model.get_parameter(name)
             parameter.grad = score.to(parameter)
+            # Sorted, so that any entry can be looked up after torch-pruning has cut the tensor.
             self._written[name] = parameter.grad.flatten().sort().values
 
     @torch.no_grad()

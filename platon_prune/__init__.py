@@ -45,6 +45,7 @@ from platon_prune.schedule import (
 from platon_prune.scheduling.memory import Memory
 from platon_prune.scheduling.scheduler import PlatonScheduler
 from platon_prune.shrinking.shrink import PlaceReport, ShrinkReport, shrink
+from platon_prune.studies.own import study
 from platon_prune.version import __version__
 from platon_prune.warning import PruningWarning
 
@@ -104,6 +105,7 @@ __all__ = [
     "semi_structured",
     "shrink",
     "structure",
+    "study",
     "summary",
     "to_semi_structured",
     "to_sparse_inference",

@@ -15,6 +15,8 @@ COMMANDS = ("demo", "bench", "deploy", "inspect", "export", "scale", "study")
 # Each is a module of platon_prune.integrations.recipes with main(argv), which reads its own flags.
 # It is imported only when it is chosen, since it needs transformers.
 RECIPES = {
+    "text": "Fine-tune and prune a model on a file of texts: classes, labels or numbers.",
+    "clm": "Fine-tune and prune a causal language model, on texts or chats.",
     "glue": "Fine-tune and prune a model on a task of GLUE, by name or from local files.",
     "squad": "Fine-tune and prune a model that answers questions, on SQuAD.",
     "image": "Fine-tune and prune a model that classifies images.",

@@ -17,7 +17,8 @@ GROUND = (
 # A wing imports from steps before its own; docs/contributing.md says what lives in each.
 STEPS = [
     ("amounts",), GROUND, ("tensors",), ("choice",), ("masks", "history"), ("scheduling", "groups"),
-    ("shrinking", "reports", "plots"), ("pruning", "runtimes", "export"), ("deploy",),
+    ("shrinking", "reports", "plots"), ("pruning", "runtimes", "export"),
+    ("deploy", "studies"),
     ("commands",),
 ]  # fmt: skip
 STEP_OF = {wing: step for step, wings in enumerate(STEPS) for wing in wings}

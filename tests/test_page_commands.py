@@ -12,10 +12,16 @@ import yaml
 from pages import PAGES, ROOT, blocks_of, name_of, pages_with, spans_of
 
 from platon_prune.cli import COMMANDS, RECIPES
-from platon_prune.integrations.recipes import arguments, glue, image, parsing, squad
+from platon_prune.integrations.recipes import arguments, clm, glue, image, parsing, squad, text
 
-DATA = {"glue": glue.GlueArguments, "squad": squad.SquadArguments, "image": image.ImageArguments}
-PRESETS = {"glue": glue.GLUE_PRESETS, "squad": squad.SQUAD_PRESETS, "image": {}}
+DATA = {
+    "text": text.TextArguments,
+    "clm": clm.ClmArguments,
+    "glue": glue.GlueArguments,
+    "squad": squad.SquadArguments,
+    "image": image.ImageArguments,
+}
+PRESETS = {"glue": glue.GLUE_PRESETS, "squad": squad.SQUAD_PRESETS}
 # Flags of other programs that the pages speak of.
 FOREIGN = {
     "--nproc-per-node": "torchrun",
@@ -75,7 +81,7 @@ def check_platon_prune(words):
     try:
         if command in RECIPES:
             preset = parser_of(command).parse_given(flags).get("preset")
-            assert preset is None or preset in PRESETS[command]
+            assert preset is None or preset in PRESETS.get(command, {})
         else:
             parser_of(command).parse_args(flags)
     except SystemExit as error:

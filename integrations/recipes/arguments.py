@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from transformers import TrainingArguments
 
 from platon_prune import CriterionName, Masking, ScheduleName
@@ -14,6 +15,9 @@ from platon_prune import CriterionName, Masking, ScheduleName
 ADAMAX = "adamax"
 MASKS_FILE = "masks.bin"
 ZEROS = "zeros"
+UNSTRUCTURED, SEMI_STRUCTURED, STRUCTURED = "unstructured", "semi_structured", "structured"
+# Of what is pruned by default where that is no single weights.
+DEFAULT_AMOUNTS = {SEMI_STRUCTURED: 1.0, STRUCTURED: 0.5}
 
 
 def _flag(help: str, default: Any = None, **metadata: Any) -> Any:
@@ -93,6 +97,20 @@ class PruningArguments:
         "step: pruned weights stay zero between choices; window: they train until the next one.",
         "step",
     )
+    pruning_granularity: Literal["unstructured", "semi_structured", "structured"] = _flag(
+        "What goes: single weights, all but n of every m neighbours, or heads, neurons and "
+        "channels. --amount is 1 by default for n of m, and 0.5 for the latter.",
+        UNSTRUCTURED,
+    )
+    pruning_n: int = _flag("Of every --pruning_m neighbours, how many stay.", 2)
+    pruning_m: int = _flag("How many neighbours make a group.", 4)
+    pruning_state_dtype: Literal["float32", "bfloat16"] = _flag(
+        "Numbers that scores are kept in: float32, 13 bytes a weight, or bfloat16, 7 bytes.",
+        "float32",
+    )
+    pruning_offload_averages: bool = _flag(
+        "Keep averages of scores in the memory of the host; slower.", False
+    )
     pruning_include: list[str] | None = _flag(
         "Parts of parameter names: what has one of them is pruned, biases too, instead of the "
         "weights of linear and convolution layers of the body."
@@ -107,7 +125,7 @@ class PruningArguments:
     )
 
     def __post_init__(self) -> None:
-        self.amount = _count_or_fraction("amount", self.amount, "of the weights")
+        self._check_granularity()
         if self.initial_amount == ZEROS and self.pruning_masking != "step":
             raise ValueError(
                 f"--pruning_masking must be step for --pruning_initial_amount zeros, got "
@@ -124,6 +142,27 @@ class PruningArguments:
         for name in ("pruning_beta1", "pruning_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
+
+    def _check_granularity(self) -> None:
+        if self.pruning_granularity == UNSTRUCTURED:
+            self.amount = _count_or_fraction("amount", self.amount, "of the weights")
+            return
+        what = self.pruning_granularity
+        most = 1 if what == SEMI_STRUCTURED else math.nextafter(1, 0)
+        if not 0 <= self.amount <= most:
+            raise ValueError(
+                f"--amount must be a fraction in [0, 1{']' if most == 1 else ')'} for "
+                f"--pruning_granularity {what}, got {self.amount}"
+            )
+        for flag, is_given in (
+            ("--pruning_max_amount", self.pruning_max_amount is not None),
+            (f"--pruning_initial_amount {ZEROS}", self.pruning_initial_amount == ZEROS),
+        ):
+            if is_given:
+                raise ValueError(
+                    f"{flag} must go with --pruning_granularity {UNSTRUCTURED}, got {what}: leave "
+                    "one of them out"
+                )
 
     @property
     def initial_amount(self) -> int | float | str:
@@ -155,6 +194,14 @@ class PruningArguments:
             settings["schedule"] = self.pruning_schedule
         if self.pruning_mask_history:
             settings["mask_history"] = Path(output_dir or ".", MASKS_FILE)
+        if self.pruning_granularity != UNSTRUCTURED:
+            settings["granularity"] = self.pruning_granularity
+        if self.pruning_granularity == SEMI_STRUCTURED:
+            settings |= {"n": self.pruning_n, "m": self.pruning_m}
+        if self.pruning_state_dtype != "float32":
+            settings["state_dtype"] = getattr(torch, self.pruning_state_dtype)
+        if self.pruning_offload_averages:
+            settings["offload_averages"] = True
         return {"amount": self.amount, "criterion": self.criterion, **settings}
 
 
@@ -200,6 +247,7 @@ class RecipeTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        # transformers checks the name against its own list, which has no adamax.
         uses_adamax = self.optim == ADAMAX
         if uses_adamax:
             self.optim = "adamw_torch"  # a name that the check below knows
@@ -221,6 +269,7 @@ def _initial_amount(text: str) -> int | float:
 
 def _count_or_fraction(name: str, value: float, of: str) -> int | float:
     """A whole number from 1 on is a count, anything from 0 to below 1 a fraction."""
+    # int() of infinity raises, and NaN would pass every comparison.
     if not math.isfinite(value) or value < 0 or (value >= 1 and value != int(value)):
         raise ValueError(
             f"--{name} must be a fraction {of} in [0, 1) or a whole number, got {value}"

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
-from platon_prune.integrations.hf_seals import last_complete_checkpoint
 from platon_prune.integrations.hf_trainer import PlatonCallback
 from platon_prune.integrations.recipes.distillation import RecipeTrainer
 from platon_prune.integrations.recipes.figure import can_draw, save_report
@@ -27,15 +25,27 @@ from platon_prune.integrations.recipes.report import (
     selected_names,
     write_json,
 )
+from platon_prune.integrations.recipes.run_again import (
+    deciding_settings,
+    is_finished,
+    last_checkpoint,
+    look_for_a_run,
+    remember,
+)
 
 Evaluate = Callable[[], Mapping[str, float]]
 
 
-def begin(arguments: Arguments[Any]) -> None:
+def begin(arguments: Arguments[Any]) -> bool:
     """Check what needs no data, print the settings that were chosen, and set the seed.
 
+    Returns:
+        Whether there is something to do: a run that has ended with the same settings is not run
+        again.
+
     Raises:
-        ValueError: If the run would do nothing, or lacks a model or the checkpoint to resume from.
+        ValueError: If the run would do nothing, lacks a model or the checkpoint to resume from, or
+            would write into the folder of a run with other settings.
     """
     training = arguments.training
     if not (training.do_train or training.do_eval or training.do_predict):
@@ -49,12 +59,20 @@ def begin(arguments: Arguments[Any]) -> None:
         )
     if training.resume_from_checkpoint is not None:
         training.resume_from_checkpoint = _checkpoint(arguments)
+    arguments.deciding = deciding_settings(arguments)
+    if training.do_train and training.resume_from_checkpoint is None:
+        told = look_for_a_run(arguments)
+        if told is not None:
+            say(arguments, told)
+            if is_finished(Path(training.output_dir or ".")):
+                return False
     if not torch.accelerator.is_available():
         training.dataloader_pin_memory = False  # it would only warn
     _print_settings(arguments)
     if not can_draw():
-        _say(arguments, "report.png will not be drawn: pip install 'platon-prune[plots]'")
+        say(arguments, "report.png will not be drawn: pip install 'platon-prune[plots]'")
     set_seed(training.seed)
+    return True
 
 
 def run(
@@ -64,6 +82,7 @@ def run(
     *,
     title: str,
     metric: str,
+    details: Callable[[], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Train with pruning, evaluate, and write the report into ``--output_dir``.
 
@@ -73,6 +92,7 @@ def run(
         evaluate: Returns metrics, of ``--do_eval`` and ``--do_predict`` both.
         title: Of the figure.
         metric: Which metric the figure shows over the steps, such as ``eval_accuracy``.
+        details: Returns what else belongs into ``results.json``, once all was measured.
 
     Returns:
         What was written to ``results.json``.
@@ -84,6 +104,8 @@ def run(
     if training.do_train:
         if not pruning.is_dense:
             callback = PlatonCallback(**pruning.callback(training.output_dir)).install(trainer)
+        if trainer.is_world_process_zero():
+            remember(arguments.deciding, Path(training.output_dir or "."))
         started = time.perf_counter()
         output = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         metrics["train_loss"] = output.training_loss
@@ -101,6 +123,7 @@ def run(
     results: dict[str, Any] = results_of(
         arguments, metrics, table, history, choices, trainer.state.log_history
     )
+    results |= {} if details is None else details()
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir or ".")
         write_json(results, folder / "results.json")
@@ -121,9 +144,7 @@ def _checkpoint(arguments: Arguments[Any]) -> str:
     wanted = arguments.training.resume_from_checkpoint or ""
     if wanted.lower() in ("true", "last"):
         folder = arguments.training.output_dir or "."
-        found = last_complete_checkpoint(folder)
-        if arguments.pruning.is_dense and Path(folder).is_dir():
-            found = get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
+        found = last_checkpoint(arguments)
         if found is None:
             raise ValueError(
                 f"--resume_from_checkpoint {wanted} needs a complete checkpoint in --output_dir, "
@@ -153,6 +174,7 @@ def _print_settings(arguments: Arguments[Any]) -> None:
         chosen.setdefault(name, getattr(training, name, None))
     # What is left at its default is worth a line only where it decides the numbers.
     quiet = {*vars(arguments.model), *vars(arguments.data), *vars(arguments.distillation)}
+    quiet |= {"pruning_n", "pruning_m", "pruning_state_dtype", "pruning_offload_averages"}
     quiet |= set() if training.do_train else set(chosen)
     width = max(map(len, chosen))
     for name, value in chosen.items():
@@ -162,7 +184,7 @@ def _print_settings(arguments: Arguments[Any]) -> None:
         elif name in arguments.from_preset:
             source = f"preset {pruning.preset}"
         if source != "default" or (value is not None and name not in quiet):
-            _say(arguments, f"{name:<{width}}  {value}  ({source})")
+            say(arguments, f"{name:<{width}}  {value}  ({source})")
     _print_unused(arguments)
 
 
@@ -182,7 +204,7 @@ def _print_unused(arguments: Arguments[Any]) -> None:
         if name.startswith("pruning_") or name == "criterion"
     )
     if unused:
-        _say(arguments, f"{reason}: {', '.join(unused)} will not be used")
+        say(arguments, f"{reason}: {', '.join(unused)} will not be used")
 
 
 def _print_results(
@@ -195,7 +217,8 @@ def _print_results(
     print(f"\nresults.json{' and the model are' if trained else ' is'} in {folder}")
 
 
-def _say(arguments: Arguments[Any], text: str) -> None:
+def say(arguments: Arguments[Any], text: str) -> None:
+    """Print a line, in one process of many."""
     if arguments.training.process_index == 0:
         print(text)
 

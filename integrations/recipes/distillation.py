@@ -113,11 +113,15 @@ class RecipeTrainer(Trainer):
         )
         if self.teacher is not None and model.training:
             weight = self.distillation.distillation_weight
-            distance = distillation_loss(
-                outputs, self._teach(inputs), self.distillation.distillation_temperature
-            )
+            distance = self.distance(outputs, self._teach(inputs), inputs)
             loss = (1 - weight) * loss + weight * distance
         return (loss, outputs) if return_outputs else loss
+
+    def distance(
+        self, student: Mapping[str, Any], teacher: Mapping[str, Any], inputs: Mapping[str, Any]
+    ) -> Tensor:
+        """How far a batch's predictions are from the teacher's, all of them counted."""
+        return distillation_loss(student, teacher, self.distillation.distillation_temperature)
 
     def _teach(self, inputs: dict[str, Any]) -> Mapping[str, Any]:
         assert self.teacher is not None

@@ -36,8 +36,10 @@ def save_report(
         metric: Name of the metric in the log, such as ``eval_accuracy``.
         path: File to write.
     """
+    # Not pyplot, which would open a window or need a display.
     from matplotlib.figure import Figure
 
+    # A row for each layer has to be legible, however many there are.
     height = max(6.0, 1.5 + 0.2 * len(table))
     figure = Figure(figsize=(13, height), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(3, 2, width_ratios=(1, 1.1))

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 
 from platon_prune.integrations.recipes import tables
+from platon_prune.integrations.recipes.files import shown_path
 from platon_prune.integrations.recipes.glue_tasks import TASKS, Task
 from platon_prune.integrations.recipes.parsing import Arguments
 
@@ -69,14 +70,18 @@ def read_splits(arguments: Arguments[GlueArguments], task: Task) -> dict[str, da
         needed |= _flags_of(task.validation, "validation", data.max_eval_samples)
     if training.do_predict:
         needed |= _flags_of(task.test, "test", data.max_predict_samples)
+    # Files or the Hub, never both: a forgotten flag would mix two versions of a task.
     source = data.files if data.files else _from_hub(task, arguments)
     splits = {}
     for split, (flag, limit) in needed.items():
         if split in source:
             found = source[split]
-            table = tables.read_table(flag, found) if isinstance(found, str) else found
-            table = _check(flag, table, task, labelled=not split.startswith("test"))
+            is_file = isinstance(found, str)
+            table = tables.read_table(flag, found) if is_file else found
+            named = f"{flag} {shown_path(found, 40)}" if is_file else flag
+            table = _check(named, table, task, labelled=not split.startswith("test"))
             splits[split] = table.select(range(min(limit or len(table), len(table))))
+        # Those who have MNLI's matched part alone may evaluate on it alone.
         elif not split.endswith("mismatched"):
             raise ValueError(
                 f"{flag} must name a file for what is to be done, got none: give it, or give no "
@@ -108,15 +113,18 @@ def _from_hub(task: Task, arguments: Arguments[GlueArguments]) -> Mapping[str, A
     return loaded
 
 
-def _check(flag: str, table: datasets.Dataset, task: Task, labelled: bool) -> datasets.Dataset:
+def _check(
+    flag: str, table: tables.Table | datasets.Dataset, task: Task, labelled: bool
+) -> datasets.Dataset:
     """Name the columns as the task does, and make the labels numbers."""
-    table = tables.name_columns(flag, table, task.columns, labelled)
-    if "label" not in table.column_names:
-        return table
-    labels = list(table["label"])
-    table = table.remove_columns("label")
-    if not labelled and all(str(label) in ("-1", "-1.0", "") for label in labels):
-        return table
+    examples = tables.name_columns(flag, table, task.columns, labelled)
+    if "label" not in examples.column_names:
+        return examples
+    labels = list(examples["label"])
+    examples = examples.remove_columns("label")
+    # GLUE's test files mark every label as -1: there is nothing to measure then.
+    if not labelled and all(tables.label_text(label) in ("-1", "") for label in labels):
+        return examples
     if task.is_regression:
-        return table.add_column("label", tables.numbers_in(flag, labels, *task.label_range))
-    return table.add_column("label", tables.class_numbers(flag, labels, task.labels))
+        return examples.add_column("label", tables.numbers_in(flag, labels, *task.label_range))
+    return examples.add_column("label", tables.class_numbers(flag, labels, task.labels))

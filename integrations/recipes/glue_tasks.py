@@ -13,8 +13,9 @@ Metric = Callable[[Any, Any], float]
 
 
 def accuracy(predictions: Any, labels: Any) -> float:
-    """Share of the predictions that equal their label."""
-    return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
+    """Share of the predictions that equal their label; of several labels, all of them."""
+    equal = np.asarray(predictions) == np.asarray(labels)
+    return float(np.mean(equal if equal.ndim == 1 else equal.all(axis=-1)))
 
 
 def f1(predictions: Any, labels: Any) -> float:
@@ -24,11 +25,27 @@ def f1(predictions: Any, labels: Any) -> float:
     return float(f1_score(labels, predictions, zero_division=0))
 
 
+def macro_f1(predictions: Any, labels: Any) -> float:
+    """Mean of the F1 of every class that is predicted or right somewhere."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="macro", zero_division=0))
+
+
+def micro_f1(predictions: Any, labels: Any) -> float:
+    """F1 over all labels of all examples together."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="micro", zero_division=0))
+
+
 def matthews_correlation(predictions: Any, labels: Any) -> float:
     """Matthews' correlation coefficient, in [-1, 1]; 0 if all predictions are equal."""
     from sklearn.metrics import matthews_corrcoef
 
-    return float(matthews_corrcoef(labels, predictions))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a single class in both
+        return float(matthews_corrcoef(labels, predictions))
 
 
 def pearson(predictions: Any, labels: Any) -> float:
@@ -55,7 +72,7 @@ def _correlation(measure: Callable[..., Any], predictions: Any, labels: Any) -> 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of GLUE.
+    """What is predicted from one or two columns of text: a task of GLUE, or of one's own file.
 
     Args:
         name: As ``datasets`` calls it.
@@ -65,6 +82,8 @@ class Task:
         validation: Splits to evaluate on, and the prefix of their metrics.
         test: Splits to predict.
         label_range: Of a regression task.
+        multi_label: Whether an example may have any number of the labels.
+        combines: Whether the mean of several metrics is one as well, as GLUE has it.
     """
 
     name: str
@@ -74,6 +93,8 @@ class Task:
     validation: tuple[tuple[str, str], ...] = (("eval", "validation"),)
     test: tuple[tuple[str, str], ...] = (("test", "test"),)
     label_range: tuple[float, float] = (0.0, 0.0)
+    multi_label: bool = False
+    combines: bool = True
 
     @property
     def is_regression(self) -> bool:
@@ -81,8 +102,10 @@ class Task:
         return not self.labels
 
     def predictions(self, logits: Any) -> Any:
-        """What the logits say: the number of a class, or the value itself."""
+        """What the logits say: the number of a class, a 1 for each label, or the value itself."""
         logits = np.asarray(logits)
+        if self.multi_label:
+            return (logits > 0).astype(np.int64)  # where the probability is above a half
         return logits[..., 0] if self.is_regression else logits.argmax(axis=-1)
 
     def measure(self, logits: Any, labels: Any) -> dict[str, float]:
@@ -90,14 +113,32 @@ class Task:
 
         Args:
             logits: (examples, classes), or (examples, 1) for regression.
-            labels: (examples,).
+            labels: (examples,), or (examples, labels) of 0 and 1.
         """
         predictions = self.predictions(logits)
         labels = np.asarray(labels)
         found = {name: function(predictions, labels) for name, function in self.metrics}
-        if len(found) > 1:
+        if len(found) > 1 and self.combines:
             found["combined_score"] = float(np.mean(list(found.values())))
         return found
+
+    def confusion(self, logits: Any, labels: Any) -> list[Any] | None:
+        """How often each class (row) was taken for each (column); None for regression.
+
+        Of several labels: for each label two rows, of examples without it and with it.
+        """
+        if self.is_regression:
+            return None
+        predictions, labels = self.predictions(logits), np.asarray(labels, np.int64)
+        if self.multi_label:
+            return [_counts(labels[:, i], predictions[:, i], 2) for i in range(labels.shape[1])]
+        return _counts(labels, predictions, len(self.labels))
+
+
+def _counts(labels: Any, predictions: Any, num_classes: int) -> list[list[int]]:
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(counts, (labels, predictions), 1)
+    return [[int(count) for count in row] for row in counts]
 
 
 _ACCURACY = (("accuracy", accuracy),)

@@ -24,10 +24,12 @@ from platon_prune.integrations.recipes.distillation import RecipeTrainer
 from platon_prune.integrations.recipes.glue_tasks import accuracy
 from platon_prune.integrations.recipes.image_data import (
     check_classes,
+    check_images,
     class_names,
     pixels,
     read_folder,
 )
+from platon_prune.integrations.recipes.loading import load_data_set
 from platon_prune.integrations.recipes.parsing import Arguments, parse_arguments
 
 DESCRIPTION = """Fine-tune a model that classifies images and prune it meanwhile (PLATON).
@@ -96,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     # The transform below reads the column of images, which the model's forward does not name.
     arguments.training.remove_unused_columns = False
-    begin(arguments)
+    if not begin(arguments):
+        return 0
     splits, classes = read_splits(arguments)
     processor = load(
         "--model_name_or_path must be a model with an image processor",
@@ -160,6 +163,7 @@ def read_splits(
     ):
         if wanted and split not in found:
             raise ValueError(f"there must be images for {split}, got none: give {flags}")
+    # Of all splits that were found, since a run that only evaluates numbers them as training did.
     names = class_names(found)
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples}
     wanted_splits = {"train": training.do_train, "validation": training.do_eval}
@@ -170,6 +174,8 @@ def read_splits(
     }
     for split, images in chosen.items():
         check_classes(split, images, names)
+        if not data.dataset_name:
+            check_images(split, images["image"])
     return chosen, names
 
 
@@ -186,16 +192,7 @@ def _from_folders(arguments: Arguments[ImageArguments]) -> dict[str, datasets.Da
 
 def _from_hub(arguments: Arguments[ImageArguments]) -> dict[str, datasets.Dataset]:
     data = arguments.data
-    try:
-        with arguments.training.main_process_first(desc="loading the data"):
-            loaded = datasets.load_dataset(
-                data.dataset_name, data.dataset_config_name, cache_dir=arguments.model.cache_dir
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"--dataset_name {data.dataset_name} could not be loaded ({error}): check the name, or "
-            "give folders with --train_dir and --validation_dir"
-        ) from error
+    loaded = load_data_set(arguments, data.dataset_name or "", data.dataset_config_name)
     columns = {data.image_column: "image", data.label_column: "label"}
     found = {}
     for split, images in loaded.items():
@@ -208,6 +205,7 @@ def _from_hub(arguments: Arguments[ImageArguments]) -> dict[str, datasets.Datase
             )
         renamed = {old: new for old, new in columns.items() if old != new}
         found[split] = images.select_columns(list(columns)).rename_columns(renamed)
+    # Many data sets have but these two splits.
     if "validation" not in found and "test" in found and not data.train_val_split:
         found["validation"] = found["test"]
     return found

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 
+from platon_prune.integrations.recipes.files import shown, shown_names, shown_path
+
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+# What a Mac's zip and a network drive leave beside the images; hidden names are skipped too.
+_NO_IMAGES = ("__MACOSX", "@eaDir")
 
 
 def read_folder(flag: str, folder: str, classes: Sequence[str] | None = None) -> datasets.Dataset:
@@ -29,25 +35,29 @@ def read_folder(flag: str, folder: str, classes: Sequence[str] | None = None) ->
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise ValueError(f"{flag} must be a folder, got {folder!r}, which is none: check its name")
-    own = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        raise ValueError(
+            f"{flag} must be a folder, got {shown_path(folder)!r}, which is none: check its name"
+        )
+    own = sorted(p.name for p in root.iterdir() if p.is_dir() and _is_visible([p.name]))
     if not own:
-        raise ValueError(f"{flag} must have one folder of images per class, got none in {folder!r}")
+        raise ValueError(
+            f"{flag} must have one folder of images per class, got none in {shown_path(folder)!r}"
+        )
     names = list(own if classes is None else classes)
     unknown = [name for name in own if name not in names]
     if unknown:
         raise ValueError(
-            f"{flag} must have the classes of the training images ({', '.join(names)}), got "
-            f"{', '.join(unknown)} as well: remove or rename these folders"
+            f"{flag} must have the classes of the training images ({shown_names(names)}), got "
+            f"{shown_names(unknown)} as well: remove or rename these folders"
         )
     paths: list[str] = []
     labels: list[int] = []
     for name in own:
-        files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in ENDINGS)
+        files = sorted(_images_in(root / name))
         if not files:
             raise ValueError(
                 f"{flag}: each class must have images ({', '.join(ENDINGS)}), got none in "
-                f"{root / name}: add some, or remove the folder"
+                f"{shown_path(root / name)}: add some, or remove the folder"
             )
         paths += map(str, files)
         labels += [names.index(name)] * len(files)
@@ -55,6 +65,43 @@ def read_folder(flag: str, folder: str, classes: Sequence[str] | None = None) ->
         {"image": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
     )
     return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
+
+
+def _images_in(folder: Path) -> Iterable[Path]:
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in ENDINGS and _is_visible(path.relative_to(folder).parts):
+            yield path
+
+
+def _is_visible(parts: Sequence[str]) -> bool:
+    """Whether no part of a path is hidden, as ``._0.png`` and ``.ipynb_checkpoints`` are."""
+    return not any(part.startswith(".") or part in _NO_IMAGES for part in parts)
+
+
+def check_images(flag: str, paths: Sequence[str]) -> None:
+    """Open every file once, so that a broken one is found now and not after hours of training.
+
+    Args:
+        flag: For errors.
+        paths: Files of images.
+
+    Raises:
+        ValueError: If a file can't be read as an image, or is larger than PIL allows; names it.
+    """
+    with ThreadPoolExecutor() as threads:
+        # In order, so that the first of several is named every time.
+        reasons = [reason for reason in threads.map(_reason_against, paths) if reason]
+    if reasons:
+        more = f" ({len(reasons)} files can't be read)" if len(reasons) > 1 else ""
+        raise ValueError(f"{flag}: {reasons[0]}{more}")
+
+
+def _reason_against(path: str) -> str | None:
+    try:
+        _opened(path, quick=True)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def class_names(splits: Mapping[str, datasets.Dataset]) -> list[str]:
@@ -75,8 +122,8 @@ def class_names(splits: Mapping[str, datasets.Dataset]) -> list[str]:
     labels = set(images.unique("label"))
     if not all(isinstance(label, int) and label >= 0 for label in labels):
         raise ValueError(
-            f"labels must be whole numbers from 0, got {min(labels, key=str)!r}: choose another "
-            "--label_column"
+            f"labels must be whole numbers from 0, got {shown(min(labels, key=str))}: choose "
+            "another --label_column"
         )
     return [str(number) for number in range(max(labels) + 1)]
 
@@ -90,8 +137,8 @@ def check_classes(split: str, images: datasets.Dataset, names: Sequence[str]) ->
     for row, label in enumerate(images["label"], start=1):
         if not (isinstance(label, int) and 0 <= label < len(names)):
             raise ValueError(
-                f"{split}: label must be from 0 to {len(names) - 1}, got {label!r} in row {row}: "
-                "remove or correct it"
+                f"{split}: label must be from 0 to {len(names) - 1}, got {shown(label)} in row "
+                f"{row}: remove or correct it"
             )
 
 
@@ -104,22 +151,63 @@ def pixels(image: Any, augmentation: str = "none") -> Any:
             and mirrors half of them; "flip" only mirrors; "none" does neither.
 
     Raises:
-        ValueError: If the file is no image.
+        ValueError: If the file is no image, is too large, or has values that are neither of 8 nor
+            of 16 bits.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
 
-    if isinstance(image, str):
-        try:
-            with Image.open(image) as opened:
-                image = opened.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{image} must be an image: remove or replace it ({error})") from error
-    image = image.convert("RGB")
+    name = image if isinstance(image, str) else "an image of the data set"
+    image = _to_8_bits(name, _opened(image) if isinstance(image, str) else image).convert("RGB")
     if augmentation == "crop":
         image = image.crop(_random_box(*image.size))
     if augmentation != "none" and _uniform(0, 1) < 0.5:
         image = ImageOps.mirror(image)
     return image
+
+
+def _opened(path: str, quick: bool = False) -> Any:
+    """The decoded image of a file; a ValueError in one sentence if that fails.
+
+    Args:
+        path: The file.
+        quick: Whether a small version will do, which JPEG decodes several times as fast.
+    """
+    from PIL import Image
+
+    name = shown_path(path)
+    try:
+        with Image.open(path) as opened:
+            if quick:
+                opened.draft(None, (1, 1))
+            opened.load()
+            return opened.copy()
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ValueError(
+            f"{name} must be an image of at most {most:,} pixels, PIL's limit: make it smaller, or "
+            "cut it into parts"
+        ) from None
+    # Broken files end PIL's decoders in errors of many types: SyntaxError, struct.error, ...
+    except Exception as error:
+        reason = str(error).replace(path, name)[:100]
+        raise ValueError(f"{name} must be an image: remove or replace it ({reason})") from error
+
+
+def _to_8_bits(name: str, image: Any) -> Any:
+    """Grey values of 16 bits scaled to 8; PIL's ``convert`` would clip most of them to white."""
+    from PIL import Image
+
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F" or low < 0 or high > 65535:
+        raise ValueError(
+            f"{name} must have values of 8 or 16 bits, got {shown(float(low))} to "
+            f"{shown(float(high))} (PIL's mode {image.mode}): convert it"
+        )
+    # Rounded, so that 65535 becomes 255 and black stays black.
+    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def _random_box(width: int, height: int) -> tuple[int, int, int, int]:

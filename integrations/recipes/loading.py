@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import datasets
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
@@ -38,12 +39,34 @@ def load(what: str, from_pretrained: Callable[..., Any], name: str, **settings: 
             f"save_pretrained wrote ({_first_line(error)})"
         ) from error
     except RuntimeError as error:
+        # from_pretrained has no error of its own for a head of another size.
         if "mismatch" not in str(error) and "shape" not in str(error):
             raise
         raise ValueError(
             f"{what} with as many labels as the data, got {name!r} with another number: add "
             f"--ignore_mismatched_sizes to give it a new head ({_first_line(error)})"
         ) from error
+
+
+def load_data_set(
+    arguments: Arguments[Any], name: str, config: str | None
+) -> Mapping[str, datasets.Dataset]:
+    """The splits of a data set of the Hub, or of a folder.
+
+    Raises:
+        ValueError: If it can't be loaded.
+    """
+    try:
+        with arguments.training.main_process_first(desc="loading the data"):
+            loaded: Mapping[str, datasets.Dataset] = datasets.load_dataset(
+                name, config, cache_dir=arguments.model.cache_dir
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--dataset_name {name} could not be loaded ({_first_line(error)}): check the name, or "
+            "give files instead"
+        ) from error
+    return loaded
 
 
 def load_model(arguments: Arguments[Any], auto_class: Any, **config_settings: Any) -> Any:
@@ -64,6 +87,7 @@ def load_model(arguments: Arguments[Any], auto_class: Any, **config_settings: An
     )
     if not model.trust_remote_code:
         _refuse_code(_MODEL, config)
+    # Before the config is overwritten: its own order of labels is that of the trained head.
     _check_label_order(arguments, config.label2id, config_settings.get("label2id"))
     config.update(config_settings)
     return load(
@@ -100,6 +124,7 @@ def _check_label_order(
     arguments: Arguments[Any], own: dict[str, int], wanted: dict[str, int] | None
 ) -> None:
     """Refuse to evaluate a model that numbers the classes in another order than the data."""
+    # A head that is trained learns the data's order; one that is used as it is must have it.
     own = {str(name).lower(): number for name, number in own.items()}
     wanted = {name.lower(): number for name, number in (wanted or {}).items()}
     if not arguments.training.do_train and own != wanted and set(own) == set(wanted):

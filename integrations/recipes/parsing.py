@@ -14,15 +14,30 @@ from typing import Any, Generic, TypeVar
 from transformers import HfArgumentParser
 
 from platon_prune.integrations.recipes.arguments import (
+    DEFAULT_AMOUNTS,
     DistillationArguments,
     ModelArguments,
     PruningArguments,
     RecipeTrainingArguments,
 )
+from platon_prune.integrations.recipes.files import parse_json, read_text
 from platon_prune.integrations.recipes.presets import Preset
 
 DataT = TypeVar("DataT")
 _NOT_GIVEN = object()
+# The flags of the authors' own programs, and those of the recipes that mean the same.
+_AUTHORS_NAMES = {
+    "initial_warmup": "pruning_warmup_steps",
+    "final_warmup": "pruning_cooldown_steps",
+    "beta1": "pruning_beta1",
+    "beta2": "pruning_beta2",
+    "deltaT": "pruning_window",
+    "initial_threshold": "pruning_initial_amount",
+    "final_threshold": "amount",
+    "pruner_name": "criterion",
+    "non_mask_name": "pruning_exclude",
+    "mask_name": "pruning_include",
+}
 
 
 @dataclasses.dataclass
@@ -38,6 +53,7 @@ class Arguments(Generic[DataT]):
         training: transformers' arguments.
         given: Names of the flags that the user gave, on the command line or in a file.
         from_preset: Names and values that came from the preset.
+        deciding: The settings that decide the numbers, as they were when the run began.
     """
 
     recipe: str
@@ -48,6 +64,7 @@ class Arguments(Generic[DataT]):
     training: RecipeTrainingArguments
     given: frozenset[str]
     from_preset: dict[str, Any]
+    deciding: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def parse_arguments(
@@ -92,6 +109,8 @@ def parse_arguments(
         if name not in given
     }
     chosen = {**from_preset, **given}
+    if chosen.get("pruning_granularity") in DEFAULT_AMOUNTS:
+        chosen.setdefault("amount", DEFAULT_AMOUNTS[chosen["pruning_granularity"]])
     model, data, pruning, distillation, training = (_make(cls, chosen) for cls in classes)
     return Arguments(
         recipe, model, data, pruning, distillation, training, frozenset(given), from_preset
@@ -127,6 +146,7 @@ class _Parser(HfArgumentParser):
 
     def parse_given(self, flags: Sequence[str]) -> dict[str, Any]:
         """Names and values of the flags that are there; no defaults."""
+        # A mark of our own stands for "not given", since a given value may equal the default.
         nothing = argparse.Namespace(**dict.fromkeys(self.destinations.values(), _NOT_GIVEN))
         namespace, unknown = self.parse_known_args(list(flags), nothing)
         for flag in unknown:
@@ -157,7 +177,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _unknown(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
+    bare = name.removeprefix("--").replace("-", "_")
+    same = name[: len(name) - len(bare)] + _AUTHORS_NAMES.get(bare, "")
+    # What looks alike may mean something else: the authors' initial_warmup is no --warmup_steps.
+    close = [same] if same in names else difflib.get_close_matches(name, names, n=1)
     return f"there is no {name}" + (f": did you mean {close[0]}?" if close else "; see --help")
 
 
@@ -174,6 +197,7 @@ def _flags_of_file(path: Path, destinations: Mapping[str, str]) -> list[str]:
     for name, value in _read_settings(path).items():
         if name not in destinations:
             raise ValueError(f"{path}: {_unknown(str(name), list(destinations))}")
+        # As text, so that a file is read by the types and the choices of the flags.
         if isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
         elif value is not None:
@@ -186,9 +210,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
-        settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        text = read_text(path)
+        settings = parse_json(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} must be valid {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(

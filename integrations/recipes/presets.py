@@ -41,10 +41,12 @@ class Preset:
         task = {} if self.task is None else {"task_name": self.task}
         return {
             **task,
+            # Rounded: 1 - 0.1 in floating point would be shown as 0.9 with many digits.
             "amount": round(1 - self.kept / 100, 2),
             "pruning_beta1": 0.85,
             "pruning_beta2": self.beta2,
             "pruning_window": 10,
+            # The authors' code multiplies the learning rate's warm-up by these two.
             "pruning_warmup_steps": self.initial_warmup * self.warmup_steps,
             "pruning_cooldown_steps": self.final_warmup * self.warmup_steps,
             "warmup_steps": self.warmup_steps,

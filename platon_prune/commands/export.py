@@ -54,11 +54,24 @@ def run(arguments: argparse.Namespace) -> int:
     if target.exists() and target.is_dir() != source.is_dir():
         kind = "folder" if source.is_dir() else "file"
         raise ValueError(f"--output must be a {kind} as MODEL is, got {target}: give another path")
+    if target.is_dir():
+        _refuse_other_files(target)
     write = _convert_file if source.is_file() else _WRITERS[arguments.to]
     write(arguments)
     for path in sorted(target.iterdir()) if target.is_dir() else [target]:
         print(f"{path.stat().st_size / 1e6:>12,.3f} MB  {path}")
     return 0
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """A model is written beside nothing: which files belong to it could not be told later."""
+    names = sorted(path.name for path in folder.iterdir())
+    if names:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise ValueError(
+            f"--output must be a new or an empty folder, got {folder} with {shown}: give another "
+            "path, or empty it"
+        )
 
 
 # --- files --------------------------------------------------------------------------------------

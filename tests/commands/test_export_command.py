@@ -46,6 +46,16 @@ def test_dense_to_sparse_and_back_is_the_same_file(folder, tmp_path, options, ca
     assert torch.equal(logits_of(tmp_path / "dense"), logits_of(folder))
 
 
+@pytest.mark.parametrize("to", ["dense", "sparse"])
+def test_a_folder_with_other_files_is_not_written_into(folder, tmp_path, capsys, to):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert export(folder, to, tmp_path) == 2
+    assert "a new or an empty folder, got" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    (tmp_path / "notes.txt").unlink()
+    assert export(folder, to, tmp_path) == 0
+
+
 def test_files_become_sparse_and_dense_without_a_model(folder, tmp_path):
     source = folder / "model.safetensors"
     assert export(source, "sparse", tmp_path / "sparse") == 0

@@ -17,13 +17,13 @@ pytest.importorskip("matplotlib")
 
 from platon_prune import cli  # noqa: E402
 from platon_prune.commands import study  # noqa: E402
-from platon_prune.commands.study import results  # noqa: E402
-from platon_prune.commands.study.cells import Cell, Grid, Place, read_options  # noqa: E402
 from platon_prune.commands.study.digits import Together  # noqa: E402
 from platon_prune.commands.study.presets import PRESETS  # noqa: E402
-from platon_prune.commands.study.settings import without_folders  # noqa: E402
-from platon_prune.commands.study.table import Row, Sample, reference_of  # noqa: E402
 from platon_prune.schedule import CubicSchedule  # noqa: E402
+from platon_prune.studies import results  # noqa: E402
+from platon_prune.studies.cells import Cell, Grid, Place, read_options  # noqa: E402
+from platon_prune.studies.settings import without_folders  # noqa: E402
+from platon_prune.studies.table import Row, Sample, reference_of  # noqa: E402
 
 JOB = study_job.__file__
 FAKE = study_job.fake(lambda cell, place: {"accuracy": study_job.score(cell)})
@@ -389,7 +389,7 @@ def test_two_processes_in_one_folder_share_the_cells(tmp_path):
 def test_a_claim_is_held_once_and_is_free_when_its_process_was_killed(tmp_path):
     code = (
         "import os, signal, sys, pathlib\n"
-        "from platon_prune.commands.study import results\n"
+        "from platon_prune.studies import results\n"
         "with results.claim(pathlib.Path(sys.argv[1]), 'cell'):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -585,7 +585,7 @@ def test_only_the_report_is_made_again_and_options_have_a_picture_of_their_own(r
 @pytest.fixture
 def drawn(monkeypatch):
     """The labels of each picture of accuracies."""
-    from platon_prune.commands.study import figures
+    from platon_prune.studies import figures
 
     labels = {}
 
@@ -755,6 +755,52 @@ def test_sentences_are_pruned_by_the_recipe_and_taught_by_the_dense_model(
         str(tmp_path / "study" / "dense")
     )
     assert str(tmp_path) not in (tmp_path / "study" / "study.json").read_text()
+
+
+def given_to(recipe, folder):
+    """Flags of a command that name a tiny model and tiny data."""
+    import recipe_models
+    import squad_files
+
+    def made(name):
+        (folder / name).mkdir(parents=True)
+        return folder / name
+
+    if recipe == "text":
+        flags = [recipe_models.save_bert(made("bert")), *recipe_models.save_sst2(made("data"))]
+        return [*flags, "--max_seq_length", "16"]
+    if recipe == "clm":
+        (made("data") / "cats.txt").write_text("the cat sat on the mat .\n" * 20)
+        files = ["--train_file", str(folder / "data" / "cats.txt"), "--train_val_split", "0.2"]
+        return [recipe_models.save_llama(made("llama")), *files, "--block_size", "16"]
+    if recipe == "image":
+        images = recipe_models.save_images(made("images"))
+        return [recipe_models.save_vit(made("vit")), "--train_dir", str(images), "--validation_dir", str(images)]  # fmt: skip # noqa: E501
+    train, dev = (squad_files.rivers(made(name) / "f.json", 8) for name in ("train", "dev"))
+    flags = [squad_files.write_model(made("model")), "--train_file", train]
+    return [*flags, "--validation_file", dev, "--max_seq_length", "48", "--doc_stride", "12"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "metric"),
+    [("text", "accuracy"), ("clm", "perplexity"), ("image", "accuracy"), ("squad", "f1")],
+)
+def test_every_recipe_can_be_studied(recipe, metric, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "study"
+    grid = ["study", "--recipe", recipe, "--criteria", "magnitude", "--amounts", "0.5", "--seeds",
+            "0", "--steps", "4", "--option", "window=2", "--device", "cpu"]  # fmt: skip
+    own = ["--", "--model_name_or_path", *given_to(recipe, tmp_path), "--disable_tqdm", "true"]
+    assert cli.main([*grid, "--output-dir", str(folder), *own]) == 0
+    [record] = results.read(folder).values()
+    assert next(iter(study.RECIPES[recipe].options)) == "masking"
+    assert record["metrics"]["sparsity"] == 0.5
+    found = json.loads((folder / "runs" / record["key"] / "results.json").read_text())["metrics"]
+    scale = 100 if metric == "accuracy" else 1
+    assert record["metrics"][metric] == pytest.approx(scale * found[f"eval_{metric}"])
+    assert (folder / "accuracy.png").is_file()
 
 
 @pytest.mark.parametrize(

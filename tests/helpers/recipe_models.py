@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
@@ -48,6 +50,38 @@ def save_bert(folder: Path, *, pad: bool = True, end: bool = False, **changes: A
     )  # fmt: skip
     BertForSequenceClassification(BertConfig(**settings | changes)).save_pretrained(folder)
     save_tokenizer(folder, pad=pad, end=end)
+    return str(folder)
+
+
+CHAT_WORDS = [
+    "user", "assistant", "hello", "who", "are", "you", "i", "am", "a", "cat", ".", "the", "dog",
+    "sat", "on", "mat", "<", ">", "end",
+]  # fmt: skip
+CHAT_TEMPLATE = (
+    "{% for m in messages %}< {{ m['role'] }} > {{ m['content'] }} end\n{% endfor %}"
+    "{% if add_generation_prompt %}< assistant > {% endif %}"
+)
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """A word is a token; there is no pad token, as Llama's has none."""
+    vocabulary = {word: number for number, word in enumerate(["[UNK]", "</s>", *CHAT_WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="</s>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def save_llama(folder: Path) -> str:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(CHAT_WORDS) + 2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, intermediate_size=32, max_position_embeddings=64,
+        bos_token_id=None, eos_token_id=1, pad_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    chat_tokenizer().save_pretrained(folder)
     return str(folder)
 
 

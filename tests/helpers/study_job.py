@@ -11,7 +11,7 @@ from pathlib import Path
 
 from platon_prune import cli
 from platon_prune.commands import study
-from platon_prune.commands.study.cells import Cell, Option, Place, Recipe
+from platon_prune.studies.cells import Cell, Option, Place, Recipe
 
 
 def fake(run: Callable[[Cell, Place], Mapping[str, float]]) -> Recipe:

@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         examples=EXAMPLES,
         presets=SQUAD_PRESETS,
     )
-    begin(arguments)
+    if not begin(arguments):
+        return 0
     refuse_settings_that_hide_logits(arguments)
     questions = _read_questions(arguments)
     tokenizer = load_tokenizer(arguments)

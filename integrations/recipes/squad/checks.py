@@ -9,7 +9,7 @@ from platon_prune.integrations.recipes.common import load
 from platon_prune.integrations.recipes.parsing import Arguments
 from platon_prune.integrations.recipes.squad.arguments import SquadArguments
 from platon_prune.integrations.recipes.squad.windows import check_lengths
-from platon_prune.integrations.recipes.text import check_length, prepare_padding
+from platon_prune.integrations.recipes.tokenizer_checks import check_length, prepare_padding
 
 
 def refuse_settings_that_hide_logits(arguments: Arguments[SquadArguments]) -> None:
@@ -19,6 +19,7 @@ def refuse_settings_that_hide_logits(arguments: Arguments[SquadArguments]) -> No
         ValueError: If the trainer is told to return less than the logits of all windows.
     """
     training = arguments.training
+    # Windows of one question may be in different batches, so all logits have to be there at once.
     for name, wanted in (
         ("prediction_loss_only", False),
         ("batch_eval_metrics", False),

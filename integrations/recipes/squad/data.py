@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+
+from platon_prune.integrations.recipes.files import read_json, shown_names, shown_path
 
 logger = logging.getLogger(__name__)
 
@@ -42,25 +43,27 @@ def read_squad(path: str, argument: str = "path") -> datasets.Dataset:
     Raises:
         ValueError: No such file, not JSON, JSON of another shape, no questions, an id twice.
     """
+    name = shown_path(path)
     if not Path(path).is_file():
-        raise ValueError(f"{argument} must be a SQuAD JSON file, got {path}: there is no such file")
+        what = "that is a folder" if Path(path).is_dir() else "there is no such file"
+        raise ValueError(f"{argument} must be a SQuAD JSON file, got {name}: {what}")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = read_json(Path(path))
     except ValueError as error:
         raise ValueError(
-            f"{argument} must be a SQuAD JSON file, got {path}, which is not JSON: {error}"
+            f"{argument} must be a SQuAD JSON file, got {name}, which is not JSON: {error}"
         ) from None
     try:
         rows = list(_questions(content))
     except _ShapeError as error:
         raise ValueError(
-            f"{argument} must be SQuAD JSON (data, paragraphs, context and qas), got {path}, "
+            f"{argument} must be SQuAD JSON (data, paragraphs, context and qas), got {name}, "
             f"where {error}: convert the file, or give the one that the SQuAD site publishes"
         ) from None
     if not rows:
-        raise ValueError(f"{argument} must hold questions, got {path} with none")
+        raise ValueError(f"{argument} must hold questions, got {name} with none")
     questions = datasets.Dataset.from_list(rows, features=FEATURES)
-    _refuse_repeated_ids(questions, argument, path)
+    _refuse_repeated_ids(questions, argument, name)
     return questions
 
 
@@ -91,7 +94,7 @@ def load_squad(name: str, config: str | None, split: str, **options: Any) -> dat
     if missing:
         raise ValueError(
             f"--dataset_name must have the columns {', '.join(FEATURES)}, got {name} with "
-            f"{', '.join(questions.column_names)}: convert it, or use --train_file and "
+            f"{shown_names(questions.column_names)}: convert it, or use --train_file and "
             "--validation_file"
         )
     questions = questions.select_columns(list(FEATURES))
@@ -182,6 +185,7 @@ def locate(context: str, text: str, start: int) -> int | None:
     Returns:
         None where the context does not hold the text.
     """
+    # Repeated words make the text alone ambiguous, so its recorded start comes first.
     if start >= 0 and context.startswith(text, start):
         return start
     places = (found.start() for found in re.finditer(f"(?={re.escape(text)})", context))

@@ -7,29 +7,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import importlib
-import math
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from platon_prune.commands.study import results
-from platon_prune.commands.study.cells import Cell, Grid, Place, Recipe, check, read_options
 from platon_prune.commands.study.digits import DIGITS
-from platon_prune.commands.study.glue import GLUE, SST2
-from platon_prune.commands.study.machine import machine_kind, versions
+from platon_prune.commands.study.glue import OF_COMMANDS
 from platon_prune.commands.study.presets import PRESETS
-from platon_prune.commands.study.report import listing, report
-from platon_prune.commands.study.settings import without_folders
 from platon_prune.criteria import CRITERIA
+from platon_prune.studies.cells import Cell, Grid, Place, Recipe, check, read_options
+from platon_prune.studies.report import listing, report
+from platon_prune.studies.running import run_missing
 
 HELP = "Run a grid of criteria, amounts, seeds and options; draw accuracy against density."
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, GLUE, SST2)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, *OF_COMMANDS)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report-only", action="store_true", help="write tables and pictures of what is done"
     )
     parser.add_argument(
-        "flags", nargs="*", help="after --: flags of the recipes glue and sst2, such as the model"
+        "flags",
+        nargs="*",
+        help="after --: flags of the recipe, such as the model and its files; digits has none",
     )
 
 
@@ -100,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         print(listing(cells, folder))
         return 0
-    failed = 0
+    failed: Sequence[object] = ()
     if not arguments.report_only:
         for name in (*recipe.extras, "matplotlib"):
             importlib.import_module(name)
@@ -180,64 +176,3 @@ def _check_cells(recipe: Recipe, cells: Sequence[Cell]) -> None:
 
 def _both(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name in wanted)
-
-
-def run_missing(recipe: Recipe, cells: Sequence[Cell], place: Place) -> int:
-    """Run every cell that no one has finished or is running; how many failed."""
-    failed: set[str] = set()
-    progressed = True
-    # Once more for those that another process held and gave up.
-    while progressed:
-        progressed = False
-        for cell in cells:
-            if cell.key in failed or cell.key in results.read(place.folder):
-                continue
-            with results.claim(place.folder, cell.key) as mine:
-                if not mine or cell.key in results.read(place.folder):
-                    continue
-                progressed = True
-                outcome = _run_cell(recipe, cell, place)
-                if outcome is None:
-                    failed.add(cell.key)
-                else:
-                    done = len(results.read(place.folder).keys() & {each.key for each in cells})
-                    print(f"[{done}/{len(cells)}] {outcome}", flush=True)
-    return len(failed)
-
-
-def _run_cell(recipe: Recipe, cell: Cell, place: Place) -> str | None:
-    """Run a cell, write down what it measured, and say it; None, with the reason, if it failed."""
-    name = f"{cell.label}, amount {cell.amount:g}, seed {cell.seed}"
-    start = time.perf_counter()
-    try:
-        metrics = dict(recipe.run(cell, place))
-        _require_numbers(metrics)
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:
-        print(f"{name} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return None
-    seconds = time.perf_counter() - start
-    results.append(place.folder, _record(cell, metrics, seconds, place.device))
-    return f"{name}: {metrics[recipe.metric]:.1f} ({seconds:.0f} s)"
-
-
-def _record(
-    cell: Cell, metrics: Mapping[str, float], seconds: float, device: str
-) -> results.Record:
-    return {
-        "key": cell.key,
-        **dataclasses.asdict(cell),
-        "settings": without_folders(cell.settings),
-        "metrics": metrics,
-        "seconds": round(seconds, 1),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine_kind(device),
-        "versions": versions(),
-    }
-
-
-def _require_numbers(metrics: Mapping[str, float]) -> None:
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value}: training diverged")

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import platon_prune
 from platon_prune.commands.benchmarks import digits as _digits
-from platon_prune.commands.study.cells import DENSE, Cell, Option, Place, Recipe
 from platon_prune.masks.targets import find_tensors
 from platon_prune.scheduling.scheduler import PlatonScheduler
+from platon_prune.studies.cells import DENSE, Cell, Option, Place, Recipe
 from platon_prune.writing import replacing
 
 _TEMPERATURE = 2.0  # of the distillation, as in the recipes

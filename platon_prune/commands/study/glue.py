@@ -1,21 +1,54 @@
-"""The study's recipes for sentences: ``platon-prune glue``, called with the flags of a cell."""
+"""The study's recipes that are commands: ``platon-prune glue`` and so on, with flags of a cell."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from platon_prune.commands.study import results
-from platon_prune.commands.study.cells import DENSE, Cell, Option, Place, Recipe
-from platon_prune.commands.study.settings import with_contents
 from platon_prune.criteria import make_criterion
 from platon_prune.schedule import CubicSchedule
+from platon_prune.studies import results
+from platon_prune.studies.cells import DENSE, Cell, Option, Place, Recipe
+from platon_prune.studies.settings import with_contents
 
+
+@dataclass(frozen=True)
+class _Command:
+    """What a study takes of what a command measures.
+
+    Args:
+        module: Of ``platon_prune.integrations.recipes``.
+        title: What the metric is, for tables and axes.
+        metric: What it is called in the study.
+        headlines: What it is called by the command, the first that is there; none for the first
+            metric of a task of GLUE.
+        scale: From the command's value to the study's.
+        test_prefix: Of metrics on a test file, if the command has them.
+    """
+
+    module: str
+    title: str = "accuracy (%)"
+    metric: str = "accuracy"
+    headlines: tuple[str, ...] = ()
+    scale: float = 100
+    test_prefix: str = "test"
+
+
+_COMMANDS = {
+    "glue": _Command("glue", "first metric on the validation part (%)"),
+    "sst2": _Command("glue"),
+    "text": _Command("text", "accuracy, or correlation (%)", headlines=("accuracy", "pearson")),
+    "clm": _Command("clm", "perplexity", "perplexity", ("perplexity",), 1, ""),
+    "image": _Command("image", headlines=("accuracy",), test_prefix=""),
+    "squad": _Command("squad", "F1 (%)", "f1", ("f1",), 1, "predict"),
+}
 # Each option is a flag of the recipe.
 _FLAGS = {
     "masking": "--pruning_masking",
@@ -75,7 +108,7 @@ def run(cell: Cell, place: Place) -> dict[str, float]:
     teacher = _dense(cell, place) if distilled or cell.criterion == DENSE else None
     if cell.criterion == DENSE:
         assert teacher is not None
-        return _metrics(teacher)
+        return _metrics(cell.recipe, teacher)
     folder = place.folder / "runs" / cell.key
     flags = ["--criterion", cell.criterion, "--amount", str(cell.amount)]
     for name, value in cell.options.items():
@@ -88,7 +121,7 @@ def run(cell: Cell, place: Place) -> dict[str, float]:
             shutil.rmtree(path)
         elif path.name not in _KEPT:
             path.unlink()
-    return _metrics(folder)
+    return _metrics(cell.recipe, folder)
 
 
 def _dense(cell: Cell, place: Place) -> Path:
@@ -102,30 +135,33 @@ def _dense(cell: Cell, place: Place) -> Path:
 
 
 def _train(cell: Cell, place: Place, folder: Path, flags: Sequence[str]) -> None:
-    from platon_prune.integrations.recipes import glue
-
+    command = _COMMANDS[cell.recipe]
+    module = importlib.import_module(f"platon_prune.integrations.recipes.{command.module}")
     shared = cell.settings["flags"]
     done = ["--do_train", "--do_eval"]
-    if "--test_file" in _values(shared):
+    if "--test_file" in _values(shared) and command.test_prefix:
         done.append("--do_predict")
     where = ["--use_cpu"] if place.device == "cpu" else []
     seeded = ["--seed", str(cell.seed), "--output_dir", str(folder)]
     # Without checkpoints: a cell that was killed starts again, since one may be half written.
-    glue.main(["--save_strategy", "no", *shared, *flags, *seeded, *done, *where])
+    module.main(["--save_strategy", "no", *shared, *flags, *seeded, *done, *where])
 
 
-def _metrics(folder: Path) -> dict[str, float]:
-    """What the recipe measured; the task's first metric as ``accuracy``, in percent."""
+def _metrics(recipe: str, folder: Path) -> dict[str, float]:
+    """What the command measured, its headline first; in percent where the recipe is."""
+    command = _COMMANDS[recipe]
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    headline = _headline(found["settings"]["data"]["task_name"])
+    measured = found["metrics"]
+    headlines = command.headlines or (_headline(found["settings"]["data"]["task_name"]),)
+    headline = next(name for name in headlines if f"eval_{name}" in measured)
     metrics = {
-        "accuracy": 100 * found["metrics"][f"eval_{headline}"],
+        command.metric: command.scale * measured[f"eval_{headline}"],
         "sparsity": found["sparsity"],
         "kept": found["selected_weights"] - found["pruned_weights"],
         "selected": found["selected_weights"],
     }
-    test = found["metrics"].get(f"test_{headline}")
-    return metrics if test is None else {**metrics, "test_accuracy": 100 * test}
+    test = measured.get(f"{command.test_prefix}_{headline}") if command.test_prefix else None
+    return metrics if test is None else {**metrics, "test_accuracy": command.scale * test}
 
 
 def _headline(task_name: str) -> str:
@@ -220,19 +256,22 @@ def _check_length(cell: Cell, chosen: Mapping[str, Any]) -> None:
         )
 
 
-def _recipe(name: str, defaults: Sequence[str]) -> Recipe:
+def _recipe(name: str, defaults: Sequence[str] = ()) -> Recipe:
+    command = _COMMANDS[name]
     return Recipe(
         name,
         run,
-        title="first metric on the validation part (%)" if name == "glue" else "accuracy (%)",
+        metric=command.metric,
+        title=command.title,
         columns={"test_accuracy": "on the test part (%)"},
         options=OPTIONS,
         extras=("transformers", "datasets"),
         settings=lambda steps, flags: _settings(defaults, steps, flags),
         defaults=_defaults,
         check=_check,
+        is_percent=command.scale == 100 or name == "squad",
     )
 
 
-GLUE = _recipe("glue", [])
 SST2 = _recipe("sst2", [part for flag, values in _SST2.items() for part in (flag, *values)])
+OF_COMMANDS = (*(_recipe(name) for name in _COMMANDS if name != "sst2"), SST2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from platon_prune.commands.study.cells import DENSE, Grid
+from platon_prune.studies.cells import DENSE, Grid
 
 # Name of the preset to its recipe and its grids.
 PRESETS: dict[str, tuple[str, tuple[Grid, ...]]] = {

@@ -391,8 +391,8 @@ def test_columns_may_have_the_tasks_or_general_names(tmp_path, task, columns):
 
 def test_labels_may_be_names_or_numbers(tmp_path):
     path = tmp_path / "rows.tsv"
-    path.write_text("sentence\tlabel\na\tpositive\na\t0\na\t1.0\n")
-    with pytest.raises(ValueError, match="label must be .* got '1.0' in row 3"):
+    path.write_text("sentence\tlabel\na\tpositive\na\t0\na\t1.5\n")
+    with pytest.raises(ValueError, match="label must be .* got '1.5' in row 3"):
         splits_of(tmp_path, "--do_train", "--train_file", path)
     assert tables.class_numbers("f", ["Positive", "0", 1, 1.0], ("negative", "positive")) == [
         1, 0, 1, 1,

@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -204,6 +205,56 @@ def test_a_broken_image_is_named(tmp_path):
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(ValueError, match="broken.png must be an image: remove or replace it"):
         pixels(str(tmp_path / "broken.png"))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_16_bits_of_grey_are_scaled_to_8(mode):
+    values = np.linspace(0, 65535, 256).astype({"I": "int32", "I;16B": ">u2"}.get(mode, "uint16"))
+    image = Image.frombytes(mode, (16, 16), values.tobytes())
+    found = np.asarray(pixels(image))[..., 0].ravel()
+    assert np.abs(found.astype(int) - values.astype(int) // 257).max() <= 1
+    assert (found[0], found[-1]) == (0, 255)
+
+
+def test_values_of_neither_8_nor_16_bits_are_refused(tmp_path):
+    Image.fromarray(np.array([[0, 70_000]], "int32")).save(tmp_path / "deep.tif")
+    with pytest.raises(ValueError, match="deep.tif must have values of 8 or 16 bits, got 0.0 to 7"):
+        pixels(str(tmp_path / "deep.tif"))
+
+
+def test_an_image_above_the_limit_of_pil_is_named(tmp_path, monkeypatch):
+    Image.new("RGB", (60, 60)).save(tmp_path / "big.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="big.png must be an image of at most 2,000 pixels"):
+        pixels(str(tmp_path / "big.png"))
+
+
+def test_hidden_files_and_what_a_mac_leaves_behind_are_no_images(tmp_path):
+    save_images(tmp_path, ("blue", "red"), count=1)
+    for junk in ("blue/._0.png", "blue/.ipynb_checkpoints/0.png", "red/__MACOSX/0.png",
+                 "__MACOSX/0.png", ".cache/0.png"):  # fmt: skip
+        (tmp_path / junk).parent.mkdir(exist_ok=True)
+        (tmp_path / junk).write_bytes(b"\0\5\x16\7")
+    table = read_folder("--train_dir", str(tmp_path))
+    assert table.features["label"].names == ["blue", "red"]
+    assert [path.rsplit("/", 2)[1:] for path in table["image"]] == [
+        ["blue", "0.png"], ["red", "0.png"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_every_file_is_opened_before_training(vit, images, tmp_path, capsys, ending):
+    folder = save_images(tmp_path / "train", count=2)
+    whole = folder / "red" / f"whole.{ending}"
+    Image.effect_noise((64, 64), 50).save(whole)
+    (folder / "red" / f"cut.{ending}").write_bytes(whole.read_bytes()[:-600])
+    (folder / "blue" / "empty.gif").touch()
+    given = ["--train_dir", folder, "--output_dir", tmp_path / "out"]
+    assert run("image", *flags(vit, images, tmp_path / "out", *TRAIN, *given)) == 2
+    shown = capsys.readouterr().err
+    assert "train: " in shown and "blue/empty.gif must be an image: remove or replace it" in shown
+    assert "(2 files can't be read)" in shown
+    assert not (tmp_path / "out").exists()
 
 
 def test_flip_mirrors_about_half_of_the_images():

@@ -14,11 +14,16 @@ import ranks
 import recipe_jobs
 import sharding_on_cpu
 import torch
-from recipe_models import results, save_bert, save_images, save_sst2, save_vit
+from recipe_models import results, save_bert, save_images, save_llama, save_sst2, save_vit
 from safetensors.torch import load_file
 from squad_files import rivers, write_model
 
-LAYERS = {"glue": "BertLayer", "squad": "BertLayer", "image": "ViTLayer"}
+LAYERS = {
+    "glue": "BertLayer",
+    "squad": "BertLayer",
+    "image": "ViTLayer",
+    "clm": "LlamaDecoderLayer",
+}
 LAYOUTS = ["ddp", "fsdp"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # What torchrun starts: the command itself, or the same with sharding allowed on the CPU.
@@ -28,7 +33,13 @@ PROGRAM = {
 }
 # Two layers: attention has 4 matrices of 16 x 16, the feed-forward part 2 of 16 x 32; the patches
 # of the image model are 3 colours x 4 x 4.
-SELECTED = {"glue": 4096, "squad": 4096, "image": 4096 + 16 * 48}
+# Llama's attention has two narrower matrices, its feed-forward part a third one.
+SELECTED = {
+    "glue": 4096,
+    "squad": 4096,
+    "image": 4096 + 16 * 48,
+    "clm": 2 * (2 * 16 * 16 + 2 * 8 * 16 + 3 * 16 * 32),
+}
 STEPS = (
     "--max_steps", "6", "--save_strategy", "steps", "--save_steps", "4", "--logging_steps", "2",
     "--per_device_train_batch_size", "4", "--learning_rate", "0.01", "--amount", "0.75",
@@ -40,7 +51,9 @@ STEPS = (
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     """The flags of each recipe that name a tiny model and tiny data."""
-    glue, squad, image = (tmp_path_factory.mktemp(name) for name in LAYERS)
+    glue, squad, image, clm = (tmp_path_factory.mktemp(name) for name in LAYERS)
+    cats = clm / "cats.txt"
+    cats.write_text("the cat sat on the mat .\nthe dog sat on a cat .\n" * 20)
     train, validation = save_images(image / "train"), save_images(image / "validation", count=3)
     return {
         "glue": [
@@ -55,6 +68,10 @@ def given(tmp_path_factory):
         "image": [
             "--model_name_or_path", save_vit(image), "--train_dir", str(train),
             "--validation_dir", str(validation),
+        ],
+        "clm": [
+            "--model_name_or_path", save_llama(clm), "--train_file", str(cats),
+            "--validation_file", str(cats), "--block_size", "16", "--generation_tokens", "4",
         ],
     }  # fmt: skip
 
@@ -115,7 +132,9 @@ def test_two_processes_leave_one_report_and_an_ordinary_model(whole_run, given, 
     flags = [*given[recipe], "--model_name_or_path", str(folder), "--output_dir", str(alone)]
     recipe_jobs.start(recipe, [*flags, "--do_eval"])
     assert results(alone)["sparsity"] == found["sparsity"] == count / SELECTED[recipe]
-    shared = {"eval_accuracy", "eval_f1", "eval_exact_match"} & found["metrics"].keys()
+    shared = {"eval_accuracy", "eval_f1", "eval_exact_match", "eval_tokens"} & found[
+        "metrics"
+    ].keys()
     assert shared
     for name in shared:
         assert results(alone)["metrics"][name] == found["metrics"][name], name

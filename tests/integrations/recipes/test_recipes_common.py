@@ -160,6 +160,10 @@ def test_settings_out_of_range_are_refused_by_name(flags, message):
     [
         (["--pruning_amont", "0.9"], "there is no --pruning_amont: did you mean --pruning_amount?"),
         (["--learn", "0.1"], "there is no --learn"),
+        (["--initial_warmup", "1"], "no --initial_warmup: did you mean --pruning_warmup_steps?"),
+        (["--final-warmup=1"], "no --final-warmup: did you mean --pruning_cooldown_steps?"),
+        (["--deltaT", "1"], "there is no --deltaT: did you mean --pruning_window?"),
+        (["--final_threshold", "1"], "there is no --final_threshold: did you mean --amount?"),
         (["--amount", "most"], "invalid float value: 'most'"),
         (["--criterion", "taylor"], "invalid choice: 'taylor'"),
         (

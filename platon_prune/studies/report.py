@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from platon_prune.commands.study import results, table
-from platon_prune.commands.study.cells import Cell, Recipe
-from platon_prune.commands.study.figures import save_pictures
+from platon_prune.studies import results, table
+from platon_prune.studies.cells import Cell, Recipe
+from platon_prune.studies.figures import save_pictures
 from platon_prune.writing import write_text
 
 
@@ -24,9 +24,7 @@ def listing(cells: Sequence[Cell], folder: Path) -> str:
             state, done = "done", done + 1
         elif results.is_claimed(folder, cell.key):
             state = "running"
-        lines.append(
-            f"{state:8} {cell.key}  {cell.label}, amount {cell.amount:g}, seed {cell.seed}"
-        )
+        lines.append(f"{state:8} {cell.key}  {cell.name}")
     return "\n".join([*lines, f"{done} of {len(cells)} done"])
 
 
@@ -70,6 +68,7 @@ def _hint(rows: Sequence[table.Row]) -> str:
 def _plain_row(row: table.Row, rows: Sequence[table.Row], recipe: Recipe) -> dict[str, Any]:
     metrics = sorted({name for measured in row.by_seed.values() for name in measured})
     reference = table.reference_of(row, rows)
+    assert recipe.metric is not None
     plain: dict[str, Any] = {
         "criterion": row.criterion,
         "amount": row.amount,

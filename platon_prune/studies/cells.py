@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from platon_prune.commands.study.settings import without_folders
+from platon_prune.studies.settings import without_folders
 
 DENSE = "dense"  # stands among the criteria for a model that is not pruned
 
@@ -21,7 +21,7 @@ class Cell:
 
     Args:
         recipe: Name of the recipe.
-        criterion: How weights are scored, or "dense".
+        criterion: How weights are scored, or "dense"; empty in a study that does not vary it.
         amount: Fraction pruned in the end; 0 for "dense".
         seed: Of everything that is drawn.
         options: Those that differ from the recipe's defaults.
@@ -51,10 +51,16 @@ class Cell:
         """Criterion and options, in words."""
         return label_of(self.criterion, self.options)
 
+    @property
+    def name(self) -> str:
+        """All that tells the cell from others of its study, in words."""
+        return f"{self.label}, amount {self.amount:g}, seed {self.seed}"
+
 
 def label_of(criterion: str, options: Mapping[str, Any]) -> str:
-    """Criterion and options as ``platon, window=1``."""
-    return ", ".join([criterion, *(f"{name}={_shown(options[name])}" for name in sorted(options))])
+    """Criterion and options as ``platon, window=1``; "all" where there is neither."""
+    named = [f"{name}={_shown(options[name])}" for name in sorted(options)]
+    return ", ".join([*([criterion] if criterion else []), *named]) or "all"
 
 
 def _shown(value: Any) -> str:
@@ -100,7 +106,7 @@ class Recipe:
     Args:
         name: As given to ``--recipe``.
         run: Trains, and returns what was measured; called again from the start if it was killed.
-        metric: Which of the measured values the study is about, in percent.
+        metric: Which of the measured values the study is about; None for the first of them.
         title: What that is, for tables and axes.
         columns: Other measured values for the table, with their headings.
         options: What a grid may vary.
@@ -110,11 +116,13 @@ class Recipe:
         defaults: From those settings to the options whose default they change; None for one that
             is not known.
         check: Raises a ValueError that says what must hold for a cell to run.
+        is_percent: Whether the metric is in percent.
+        has_amounts: Whether the cells differ in what is pruned.
     """
 
     name: str
     run: Callable[[Cell, Place], Mapping[str, float]]
-    metric: str = "accuracy"
+    metric: str | None = "accuracy"
     title: str = "accuracy (%)"
     columns: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -122,6 +130,12 @@ class Recipe:
     settings: Callable[[int | None, Sequence[str]], dict[str, Any]] = lambda steps, flags: {}
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda settings: {}
     check: Callable[[Cell], None] = lambda cell: None
+    is_percent: bool = True
+    has_amounts: bool = True
+
+    def shown(self, value: float, sign: str = "") -> str:
+        """A value of the metric: percentages with one decimal, others with four digits."""
+        return f"{value:{sign}.1f}" if self.is_percent else f"{value:{sign}.4g}"
 
     def given(self, settings: Mapping[str, Any]) -> Recipe:
         """The recipe with the defaults that its options have under these settings."""

@@ -24,15 +24,24 @@ def prepare_padding(tokenizer: Any, model: Any) -> None:
             )
         print(f"the tokenizer has no pad token: padding with its end token {tokenizer.eos_token}")
         tokenizer.pad_token = tokenizer.eos_token
+    check_vocabulary(tokenizer, model)
+    # Classifiers that read the last token find it by this number.
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def check_vocabulary(tokenizer: Any, model: Any) -> None:
+    """Compare the tokens of the tokenizer with those that the model has an embedding for.
+
+    Raises:
+        ValueError: If the tokenizer has more.
+    """
     num_embeddings = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > num_embeddings:
         raise ValueError(
             f"the model must have an embedding for each of the tokenizer's {len(tokenizer)} "
             f"tokens, got {num_embeddings}: use the tokenizer that the model was trained with"
         )
-    # Classifiers that read the last token find it by this number.
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def longest_input(tokenizer: Any, model: Any) -> int | None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from platon_prune.commands.study.cells import DENSE, Cell, Recipe, label_of
-from platon_prune.commands.study.results import Record
+from platon_prune.studies.cells import DENSE, Cell, Recipe, label_of
+from platon_prune.studies.results import Record
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def rows_of(cells: Sequence[Cell], records: Mapping[str, Record]) -> list[Row]:
 def reference_of(row: Row, rows: Sequence[Row]) -> Row | None:
     """What a row is compared with, at its amount: its criterion without options, or the first.
 
-    Where no row is without options, that is the first criterion with the same ones.
+    Where no row is without options, that is the first criterion with the same ones; where criteria
+    are not varied, the first row.
     """
     others = [r for r in rows if r.amount == row.amount and r.by_seed and r.criterion != DENSE]
     plain = [r for r in others if not r.options]
@@ -99,6 +100,8 @@ def reference_of(row: Row, rows: Sequence[Row]) -> Row | None:
     if row.options and plain:
         return next((r for r in plain if r.criterion == row.criterion), None)
     first = next((r for r in others if r.options == row.options), None)
+    if first is row and not row.criterion and others:
+        first = others[0]  # a study of options alone: all are compared with the first
     return None if first is row else first
 
 
@@ -148,37 +151,44 @@ def distinct(records: Sequence[Record], name: str) -> list[Any]:
 
 
 def _table(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
+    assert recipe.metric is not None
     columns = {
         name: heading
         for name, heading in recipe.columns.items()
         if any(row.sample(name) for row in rows)
     }
-    heads = ["density", "", recipe.title, "seeds", "difference, seed by seed", *columns.values()]
-    lines = [heads, ["---:", "---", *["---:"] * (len(heads) - 2)]]
+    density = ["density"] if recipe.has_amounts else []
+    heads = [*density, "", recipe.title, "seeds", "difference, seed by seed", *columns.values()]
+    lines = [
+        heads,
+        [*["---:" for _ in density], "---", *["---:"] * (len(heads) - 1 - len(density))],
+    ]
     for row in sorted(rows, key=lambda row: row.amount):
         score = row.sample(recipe.metric)
         other = reference_of(row, rows)
         differences = {} if other is None else row.differences(other, recipe.metric)
         lines.append(
             [
-                f"{100 * (1 - row.amount):.3g} %",
+                *[f"{100 * (1 - row.amount):.3g} %" for _ in density],
                 row.label,
-                _spread(score),
+                _spread(recipe, score),
                 f"{len(row.by_seed)} of {row.num_seeds}",
-                _spread(Sample.of(list(differences.values())) if differences else None, sign="+"),
+                _spread(
+                    recipe, Sample.of(list(differences.values())) if differences else None, "+"
+                ),
                 *(_mean(row.sample(name)) for name in columns),
             ]
         )
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _spread(sample: Sample | None, sign: str = "") -> str:
+def _spread(recipe: Recipe, sample: Sample | None, sign: str = "") -> str:
     if sample is None:
         return ""
-    mean, low, high = (f"{v:{sign}.1f}" for v in (sample.mean, sample.low, sample.high))
-    return (
-        mean if sample.deviation is None else f"{mean} ± {sample.deviation:.1f} ({low} to {high})"
-    )
+    mean, low, high = (recipe.shown(v, sign) for v in (sample.mean, sample.low, sample.high))
+    if sample.deviation is None:
+        return mean
+    return f"{mean} ± {recipe.shown(sample.deviation)} ({low} to {high})"
 
 
 def _mean(sample: Sample | None) -> str:

@@ -7,29 +7,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from platon_prune.commands.study.cells import DENSE, Recipe
-from platon_prune.commands.study.table import Row, is_changed, reference_of
 from platon_prune.plots import accuracy_against_density
 from platon_prune.plots._style import COLOURS, INK, plain, save
+from platon_prune.studies.cells import DENSE, Recipe
+from platon_prune.studies.table import Row, is_changed, reference_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 # All that a report may draw; those of an earlier one that it does not are taken away.
-_PICTURE = re.compile(r"(accuracy(_\d+)?|options)\.png")
+_PICTURE = re.compile(r"(accuracy(_\d+)?|options|values)\.png")
 
 
 def save_pictures(recipe: Recipe, rows: Sequence[Row], folder: Path) -> list[Path]:
     """Draw what the rows have, each row once, and take away the pictures of an earlier report.
 
     Rows with options go to ``options.png`` where there is one without them to compare with; all
-    others to ``accuracy.png``, and to ``accuracy_2.png`` and on where they are too many for one.
+    others to ``accuracy.png``, and to ``accuracy_2.png`` and on where they are too many for one;
+    those of a study that does not vary the amount to ``values.png``.
 
     Returns:
         The files that were written.
     """
+    assert recipe.metric is not None
     measured = [row for row in rows if row.sample(recipe.metric)]
+    if not recipe.has_amounts:
+        _save_values(recipe, measured, folder / "values.png")
+        return [folder / "values.png"]
     changed = [row for row in measured if is_changed(row, rows)]
     dense = next((row for row in measured if row.criterion == DENSE), None)
     paths = _save_accuracies(
@@ -47,6 +52,7 @@ def save_pictures(recipe: Recipe, rows: Sequence[Row], folder: Path) -> list[Pat
 def _save_accuracies(
     recipe: Recipe, rows: Sequence[Row], dense: Row | None, folder: Path
 ) -> list[Path]:
+    assert recipe.metric is not None
     curves: dict[str, dict[float, list[float]]] = {}
     for row in rows:
         curves.setdefault(row.label, {})[1 - row.amount] = row.values(recipe.metric)
@@ -61,14 +67,31 @@ def _save_accuracies(
             dense=dense.values(recipe.metric) if dense is not None else (),
             ylabel=recipe.title,
             heading="Mean, lowest to highest, and every seed",
-            by_distance_to_100=True,
+            by_distance_to_100=recipe.is_percent,
         )
     return paths
+
+
+def _save_values(recipe: Recipe, rows: Sequence[Row], path: Path) -> None:
+    """Every row as a line of dots, with its mean."""
+    from matplotlib.figure import Figure
+
+    assert recipe.metric is not None
+    figure = Figure(figsize=(6.8, 0.34 * len(rows) + 1.6), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    for height, row in enumerate(rows):
+        _draw_differences(axes, height, row.values(recipe.metric))
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(recipe.title)
+    plain(axes)
+    save(figure, path)
 
 
 def _save_options(recipe: Recipe, rows: Sequence[Row], all_rows: Sequence[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
+    assert recipe.metric is not None
     amounts = sorted({row.amount for row in rows})
     alone = len({row.criterion for row in rows}) == 1
     names = [row.label.partition(", ")[2] if alone else row.label for row in rows]

@@ -12,6 +12,7 @@ from typing import Any
 
 _MODELS = ("--model_name_or_path", "--tokenizer_name", "--config_name")
 _FILES = ("_file", "_config")  # what flags end with that may name a file
+_FOLDERS = ("--train_dir", "--validation_dir")  # of images
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 # What is read of a model's folder; optimizers, logs and reports beside it change no result.
 _MODEL_FILES = (
@@ -52,7 +53,8 @@ def with_contents(flags: Sequence[str]) -> dict[str, list[str]]:
     for flag, before, text in _parts(flags):
         if _is_read(flag, text):
             text = os.path.abspath(text)  # of which the last part is a name, whatever was typed
-            contents.append(f"{Path(text).name}:{digest(Path(text))}")
+            found_digest = _listing(Path(text)) if flag in _FOLDERS else digest(Path(text))
+            contents.append(f"{Path(text).name}:{found_digest}")
         found.append(before + text)
     return {"flags": found} | ({"contents": contents} if contents else {})
 
@@ -77,9 +79,9 @@ def _last_part(flag: str, text: str) -> str:
 
 
 def _is_read(flag: str, text: str) -> bool:
-    if not text or not (flag in _MODELS or flag.endswith(_FILES)):
+    if not text or not (flag in _MODELS or flag.endswith((*_FILES, *_FOLDERS))):
         return False
-    return os.path.isfile(text) or (flag in _MODELS and os.path.isdir(text))
+    return os.path.isfile(text) or (flag in (*_MODELS, *_FOLDERS) and os.path.isdir(text))
 
 
 def _digest(path: Path) -> str:
@@ -88,6 +90,13 @@ def _digest(path: Path) -> str:
         return _sha256(path)[:12]
     files = {file for pattern in _MODEL_FILES for file in path.glob(pattern) if file.is_file()}
     listed = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(files))
+    return hashlib.sha256(listed.encode()).hexdigest()[:12]
+
+
+def _listing(folder: Path) -> str:
+    """Twelve hexadecimal digits of names and sizes of all files; images are too many to read."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listed = "".join(f"{p.stat().st_size} {p.relative_to(folder).as_posix()}\n" for p in files)
     return hashlib.sha256(listed.encode()).hexdigest()[:12]
 
 

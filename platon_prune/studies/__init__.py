@@ -1,0 +1,1 @@
+"""A grid of runs: each done once, whatever interrupts it, with tables and pictures."""
