@@ -153,6 +153,14 @@ def _refuse_torn(folder: Path) -> None:
         )
 
 
+def folder_written_last(output_dir: str, step: int) -> Path | None:
+    """The folder of a step's checkpoint; of several trials, the one that was written last."""
+    # Trials of a hyperparameter search write one folder deeper.
+    root, name = Path(output_dir), f"checkpoint-{step}"
+    folders = [folder for folder in (root / name, *root.glob(f"*/{name}")) if folder.is_dir()]
+    return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
 def save_whole(run: str, scheduler: PlatonScheduler, folder: Path) -> None:
     """Write the state of a scheduler whose tensors are whole, as one file of a checkpoint.
 

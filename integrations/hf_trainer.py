@@ -20,6 +20,7 @@ import platon_prune
 from platon_prune import PlatonScheduler, PruningWarning
 from platon_prune.integrations.granularities import check_granularity, put_masks_on
 from platon_prune.integrations.hf_checkpoints import (
+    folder_written_last,
     save_shards,
     save_whole,
     saved_states,
@@ -328,11 +329,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         args, state = self._running
         if args.save_only_model or state.global_step != self.scheduler.last_step:
             return None
-        # Trials of a hyperparameter search write one folder deeper.
-        name = f"checkpoint-{state.global_step}"
-        root = Path(args.output_dir or ".")
-        folders = [folder for folder in (root / name, *root.glob(f"*/{name}")) if folder.is_dir()]
-        return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+        return folder_written_last(args.output_dir or ".", state.global_step)
 
     def _agreed_folder(self, args: TrainingArguments) -> Path | None:
         """The folder that was written into, as the process that writes has it; collective."""

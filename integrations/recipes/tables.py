@@ -122,10 +122,10 @@ def _read_lines(lines: Iterator[str], **dialect: Any) -> Table:
             rows.append(row)
         first_line = reader.line_num + 1
 
-    def reader(column: int) -> Callable[[], list[Any]]:
+    def values_of(column: int) -> Callable[[], list[Any]]:
         return lambda: [row[column] for row in rows]
 
-    return Table(len(rows), {name: reader(column) for column, name in enumerate(names)})
+    return Table(len(rows), {name: values_of(column) for column, name in enumerate(names)})
 
 
 def _read_json(path: Path) -> Table:
