@@ -209,7 +209,7 @@ class _Share:
 
     def accumulate_(self, selected: dict[str, nn.Parameter], masking: bool) -> None:
         """Add this step's samples to the windows, or zero what the masks prune."""
-        operands = []
+        operands, gradients = [], []
         remembered = self.remembered()
         for name, mask in zip(self.shapes, self.masks, strict=True):
             parameter, window = selected[name], None
@@ -220,10 +220,10 @@ class _Share:
                         f"{name} has no gradient: call update_and_pruning after loss.backward() "
                         "and before optimizer.zero_grad()"
                     )
-            gradient = None if masking else parameter.grad
-            operands.append(Operands(parameter.detach(), gradient, mask, window))
+            gradients.append(None if masking else parameter.grad)
+            operands.append(Operands(parameter.detach(), mask, window))
         formula = self.criterion.formula or "abs_product"
-        backend_for(self.line.device).accumulate_(operands, formula, None, masking)
+        backend_for(self.line.device).accumulate_(operands, gradients, formula, None, masking)
 
     def scored(self, selected: dict[str, nn.Parameter]) -> ScoredLine:
         """All of it in a line.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import torch
@@ -109,14 +110,18 @@ class SelectedTensors(Sequence[TrackedTensor]):
     def place(self) -> bool:
         """Follow the tensors where they were sharded or moved; whether processes must settle."""
         if not self._store.is_seated():
-            self.require_running()
-            # Whatever mode this is called in: what is made here is used for the rest of the run.
-            with torch.inference_mode(False), torch.no_grad():
-                moved = [tensor.place() for tensor in self._tensors]
-                self._store.seat()
-            if any(moved):
-                self._is_settled = self._is_checked = False
+            self._follow()
         return not self._is_settled
+
+    def _follow(self) -> None:
+        """Look for the tensors, and bring what is remembered of them to where they are."""
+        self.require_running()
+        # Whatever mode this is called in: what is made here is used for the rest of the run.
+        with torch.inference_mode(False), torch.no_grad():
+            moved = [tensor.place() for tensor in self._tensors]
+            self._store.seat()
+        if any(moved):
+            self._is_settled = self._is_checked = False
 
     def settle(self, settings: Settings) -> None:
         """Find out which process holds what; collective."""
@@ -148,7 +153,8 @@ class SelectedTensors(Sequence[TrackedTensor]):
         try:
             if not self._store.is_seated():
                 self.require_masks()
-            moved = self.place()
+                self._follow()
+            moved = not self._is_settled
             if not self._is_checked:
                 self._require_parts()
             if read:
@@ -167,7 +173,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
 
     def _may_wait(self, flag: Tensor | None) -> bool:
         """Whether what a flag says may be left on its device until it is needed."""
-        is_alone = self.processes.size == 1 and self._store.is_seated()
+        is_alone = self.processes.size == 1 and self._store.is_whole
         return is_alone and flag is not None and flag.device.type != "cpu"
 
     def _require_parts(self) -> None:
@@ -188,7 +194,9 @@ class SelectedTensors(Sequence[TrackedTensor]):
                 "pass skipped=True if the optimizer did not step"
             )
         # Those that lie elsewhere are looked at once all processes have voted to bring them.
-        here = [None if is_sharded(gradient) else gradient for gradient in gradients]
+        here = gradients
+        if not set(map(type, gradients)) <= {Tensor, NoneType}:
+            here = [None if is_sharded(gradient) else gradient for gradient in gradients]
         flag = self._outcomes.flag(self._store.devices[0])
         if isinstance(skipped, Tensor):
             flag.add_(skipped.to(flag, non_blocking=True))
@@ -204,7 +212,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         self._store.accumulate_(gradients.each, gradients.flag, masking)
         if gradients.each is None:
             return Outcome(True, frozenset())
-        without = frozenset(i for i, each in enumerate(gradients.each) if each is None)
+        without = frozenset([i for i, each in enumerate(gradients.each) if each is None])
         if gradients.flag is None:
             return Outcome(False, without)
         self._outcomes.add(without)

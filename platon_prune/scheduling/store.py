@@ -10,32 +10,19 @@ from torch import Tensor
 
 from platon_prune.choice.scored import Line, ScoredLine, ScoredTensor, ScoredTensors, gather
 from platon_prune.criteria import Criterion
+from platon_prune.masks.masked import weight_of
 from platon_prune.scheduling.averages import Averages, Storage
 from platon_prune.scheduling.tracked import TrackedTensor
-from platon_prune.tensors.backends import Operands, address_of, backend_for
+from platon_prune.tensors.backends import FixedList, Operands, address_of, backend_for
 from platon_prune.tensors.blocks import Scratch, blocks
 from platon_prune.tensors.collectives import Processes
-from platon_prune.tensors.shards import as_placed, is_sharded
+from platon_prune.tensors.shards import as_placed
 
+_STRIDED = torch.strided  # looked up once, not for each gradient
 
-class _Seat(NamedTuple):
-    """Where a tensor was when it was last looked for; all of it is cheap to compare."""
-
-    parameters: Mapping[str, Tensor]
-    key: str
-    buffers: Mapping[str, Tensor]
-    mask_key: str
-    parameter: Tensor
-    mask: Tensor
-    address: int | None  # None where there is none: it is not compared
-
-    def is_taken(self) -> bool:
-        """Whether the same tensor and mask are still there, in the same memory."""
-        return (
-            self.parameters.get(self.key) is self.parameter
-            and self.buffers.get(self.mask_key) is self.mask
-            and (self.address is None or self.parameter.data_ptr() == self.address)
-        )
+# Where a tensor was when it was last looked for: a module's parameters or buffers, its key there,
+# and itself. No named tuple: a bare one is taken apart in half the time.
+_Seat = tuple[Mapping[str, Tensor | None], str, Tensor]
 
 
 class _Share(NamedTuple):
@@ -45,13 +32,13 @@ class _Share(NamedTuple):
         numbers: Which of the scheduler's tensors they are, in order.
         line: They in a line.
         averages: What is remembered of them; None if the criterion keeps nothing.
-        operands: What a step touches of each, without its gradient.
+        operands: What a step touches of each; the same list until a tensor moves.
     """
 
     numbers: Sequence[int]
     line: Line
     averages: Averages | None
-    operands: Sequence[Operands]
+    operands: FixedList[Operands]
 
 
 class Store:
@@ -76,21 +63,37 @@ class Store:
         self._tensors = tensors
         self._scratch = scratch
         self._shares: list[_Share] = []
-        # Of each tensor where its first module has it, and the other modules of shared ones; None
-        # if they have to be looked for.
-        self._seats: list[_Seat] | None = None
-        self._other_seats: list[_Seat] = []
+        # The parameters; None if the tensors have to be looked for at each step.
+        self._parameters: list[Tensor] | None = None
+        # Where modules have them and the masks, shared ones several times.
+        self._seats: list[_Seat] = []
+        # Memory can move under a tensor that stays the same object: `.data = ...`.
+        self._addressed: list[Tensor] = []
+        self._addresses: list[int] = []
 
     # --- where the tensors are ----------------------------------------------------------------
 
     def is_seated(self) -> bool:
         """Whether all tensors are where they were, so that nothing has to be looked up."""
-        if self._seats is None:
+        if self._parameters is None:
             return False
-        return all(seat.is_taken() for seat in (*self._seats, *self._other_seats))
+        # Hundreds of tensors pass here at each step, so as little as can be is done for each.
+        try:
+            for holder, key, tensor in self._seats:
+                if holder[key] is not tensor:
+                    return False
+        except KeyError:  # finalized
+            return False
+        return list(map(Tensor.data_ptr, self._addressed)) == self._addresses
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this process holds all of every tensor, as of when they were last followed."""
+        return self._parameters is not None
 
     def seat(self) -> None:
         """Follow the tensors to where they are; what is remembered of them comes along."""
+        self._parameters = None
         weights = [tensor.weight for tensor in self._tensors]
         if any(weight.is_meta for weight in weights):
             return  # nothing is allocated for a model that has no values yet
@@ -101,11 +104,12 @@ class Store:
         if homes != self._homes():
             self._move(homes)
         self._shares = [share._replace(operands=self._operands(share)) for share in self._shares]
-        seats = [_seats_of(tensor) for tensor in self._tensors]
-        # Sharded tensors change hands in ways that seats do not show.
-        is_alone = all(tensor.is_alone for tensor in self._tensors)
-        self._seats = [first for first, *_ in seats] if is_alone else None
-        self._other_seats = [seat for _, *others in seats for seat in others]
+        if not all(tensor.is_alone for tensor in self._tensors):
+            return  # sharded tensors change hands in ways that seats do not show
+        self._seats = [seat for tensor in self._tensors for seat in _seats_of(tensor)]
+        self._addressed = [held for _, _, held in self._seats if address_of(held) is not None]
+        self._addresses = [held.data_ptr() for held in self._addressed]
+        self._parameters = [weight_of(*tensor.target.sites[0]) for tensor in self._tensors]
 
     def _homes(self) -> dict[int, tuple[torch.device, int]]:
         return {
@@ -129,20 +133,20 @@ class Store:
                     for name, values in self._tensors[i].remembered.items():
                         remembered[name].copy_(values)
                     self._tensors[i].remembered = remembered
-            self._shares.append(_Share(numbers, line, averages, ()))
+            self._shares.append(_Share(numbers, line, averages, FixedList()))
 
-    def _operands(self, share: _Share) -> list[Operands]:
-        operands = []
+    def _operands(self, share: _Share) -> FixedList[Operands]:
+        operands: FixedList[Operands] = FixedList()
         for i in share.numbers:
             tensor = self._tensors[i]
             weight, window = tensor.weight, tensor.remembered.get("window")
             shaped = None if window is None else window.view(weight.shape)
-            operands.append(Operands(weight, None, tensor.mask, shaped))
+            operands.append(Operands(weight, tensor.mask, shaped))
         return operands
 
     def forget(self) -> None:
         """Free all of it."""
-        self._shares, self._seats = [], None
+        self._shares, self._seats, self._addressed, self._parameters = [], [], [], None
 
     @property
     def devices(self) -> list[torch.device]:
@@ -157,14 +161,13 @@ class Store:
 
     def gradients(self) -> list[Tensor | None]:
         """The gradient of each tensor; one that lies otherwise than its tensor as it is."""
-        if self._seats is None:
+        if self._parameters is None:
             return [tensor.gradient for tensor in self._tensors]
-        gradients = (seat.parameter.grad for seat in self._seats)
-        return [
-            gradient if type(gradient) is Tensor and gradient.layout is torch.strided
-            else None if gradient is None else tensor.gradient
-            for gradient, tensor in zip(gradients, self._tensors, strict=True)
-        ]  # fmt: skip
+        gradients = FixedList([parameter.grad for parameter in self._parameters])
+        for i, gradient in enumerate(gradients):
+            if type(gradient) is not Tensor or gradient.layout is not _STRIDED:
+                gradients[i] = None if gradient is None else self._tensors[i].gradient
+        return gradients
 
     def flag_non_finite_(self, gradients: Sequence[Tensor | None], flag: Tensor) -> None:
         """Set a flag if an entry is not finite, wherever it is; nothing is waited for.
@@ -174,14 +177,12 @@ class Store:
             flag: float32, one entry, 0, on the first device.
         """
         for share in self._shares:
-            present = [g for i in share.numbers if (g := gradients[i]) is not None]
-            if not present:
-                continue
+            here = _of_share(gradients, share)
             if share.line.device == flag.device:
-                backend_for(flag.device).flag_non_finite_(present, flag)
+                backend_for(flag.device).flag_non_finite_(here, flag)
                 continue
             own = torch.zeros(1, device=share.line.device)
-            backend_for(own.device).flag_non_finite_(present, own)
+            backend_for(own.device).flag_non_finite_(here, own)
             flag.add_(own.to(flag.device, non_blocking=True))
 
     def accumulate_(
@@ -197,23 +198,26 @@ class Store:
         for share in self._shares:
             device = share.line.device
             here = None if flag is None else flag.to(device, non_blocking=True)
-            operands = share.operands
             formula = self.criterion.formula
+            added = None
             if gradients is not None and self.criterion.windowed:
-                operands = [
-                    operand._replace(gradient=gradients[i])
-                    for i, operand in zip(share.numbers, operands, strict=True)
-                ]
+                added = _of_share(gradients, share)
                 if formula is None:
-                    self._sample_(operands, here)
-                    operands = share.operands
+                    self._sample_(share.operands, added, here)
+                    added = None
             elif not masking:
                 continue
-            backend_for(device).accumulate_(operands, formula or "abs_product", here, masking)
+            backend = backend_for(device)
+            backend.accumulate_(share.operands, added, formula or "abs_product", here, masking)
 
-    def _sample_(self, operands: Sequence[Operands], flag: Tensor | None) -> None:
+    def _sample_(
+        self,
+        operands: Sequence[Operands],
+        gradients: Sequence[Tensor | None],
+        flag: Tensor | None,
+    ) -> None:
         """The same with what a user's criterion says of a step, tensor by tensor."""
-        for weight, gradient, _, window in operands:
+        for (weight, _, window), gradient in zip(operands, gradients, strict=True):
             if gradient is None or window is None:
                 continue
             for block, grad, total in blocks(weight, gradient, window):
@@ -316,7 +320,7 @@ class Store:
 
     def _scored_line(self) -> ScoredLine | None:
         """All tensors in a line; None where a score or a place does not allow it."""
-        if len(self._shares) != 1 or self.criterion.num_statistics or self._seats is None:
+        if len(self._shares) != 1 or self.criterion.num_statistics or self._parameters is None:
             return None
         (share,) = self._shares
         weights: list[list[Tensor]] | None = None
@@ -351,12 +355,19 @@ class Store:
         return share.line.pick([operand.weight for operand in share.operands], index, flat)
 
 
-def _seats_of(tensor: TrackedTensor) -> list[_Seat]:
-    seats = []
+def _of_share(gradients: Sequence[Tensor | None], share: _Share) -> Sequence[Tensor | None]:
+    """Those of one device; the list itself, of which more may be known, if that is all of them."""
+    if len(share.numbers) == len(gradients):
+        return gradients
+    return [gradients[i] for i in share.numbers]
+
+
+def _seats_of(tensor: TrackedTensor) -> Iterator[_Seat]:
     for module, name in tensor.target.sites:
-        key, mask_key = f"{name}_orig", f"{name}_mask"
-        parameter, mask = module._parameters[key], module._buffers[mask_key]
-        assert parameter is not None and mask is not None
-        held = (module._parameters, key, module._buffers, mask_key, parameter, mask)
-        seats.append(_Seat(*held, None if is_sharded(parameter) else address_of(parameter)))
-    return seats
+        for holder, key in (
+            (module._parameters, f"{name}_orig"),
+            (module._buffers, f"{name}_mask"),
+        ):
+            held = holder[key]
+            assert held is not None
+            yield holder, key, held

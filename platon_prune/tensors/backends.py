@@ -7,6 +7,7 @@ operations (`foreach`), or by one Triton kernel over a table of addresses (`trit
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from platon_prune.tensors.foreach_backend import FOREACH
-from platon_prune.tensors.interface import Backend, BackendName, Operands
+from platon_prune.tensors.interface import Backend, BackendName, FixedList, Operands
 from platon_prune.tensors.plain_backend import PLAIN
 
 __all__ = [
     "Backend",
     "BackendName",
+    "FixedList",
     "Operands",
     "address_of",
     "backend_for",
@@ -61,6 +63,7 @@ def is_fake(tensor: Tensor) -> bool:
     return fakes is not None and isinstance(tensor, fakes.FakeTensor)
 
 
+@functools.cache  # a search of the file system, otherwise at each step
 def has_triton() -> bool:
     """Whether Triton is installed; torch's CUDA, ROCm and XPU wheels bring it."""
     return importlib.util.find_spec("triton") is not None

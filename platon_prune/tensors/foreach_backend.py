@@ -40,26 +40,32 @@ class ForeachBackend:
     def __reduce__(self) -> str:
         return "FOREACH"  # a copy of a scheduler goes on with the one that is there
 
-    def flag_non_finite_(self, gradients: Sequence[Tensor], flag: Tensor) -> None:
+    def flag_non_finite_(self, gradients: Sequence[Tensor | None], flag: Tensor) -> None:
         """See :meth:`Backend.flag_non_finite_`."""
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for gradient in gradients:
-            if gradient.numel():  # the largest of nothing is an error
+            # The largest of nothing is an error.
+            if gradient is not None and gradient.numel():
                 by_dtype.setdefault(gradient.dtype, []).append(gradient)
         for alike in by_dtype.values():
             raise_flag_(torch._foreach_norm(alike, float("inf")), flag)
 
     def accumulate_(
-        self, tensors: Sequence[Operands], formula: Formula, flag: Tensor | None, masking: bool
+        self,
+        tensors: Sequence[Operands],
+        gradients: Sequence[Tensor | None] | None,
+        formula: Formula,
+        flag: Tensor | None,
+        masking: bool,
     ) -> None:
         """See :meth:`Backend.accumulate_`."""
         guard = None if flag is None else guard_of(flag)
         groups: dict[tuple[torch.dtype, ...], list[_Piece]] = {}
         fitting, others = [], []
-        for operands in tensors:
-            weight, gradient, _, window = operands
+        for operands, gradient in zip(tensors, gradients or [None] * len(tensors), strict=True):
+            weight, _, window = operands
             if not weight.is_contiguous() or not (gradient is None or gradient.is_contiguous()):
-                others.append(operands)
+                others.append((operands, gradient))
                 continue
             fitting.append(operands)
             if gradient is not None and window is not None:
@@ -73,7 +79,8 @@ class ForeachBackend:
             _zero_pruned_(fitting)
         self.num_plain = len(others)
         if others:
-            PLAIN.accumulate_(others, formula, flag, masking)
+            rest, added = [one for one, _ in others], [gradient for _, gradient in others]
+            PLAIN.accumulate_(rest, added, formula, flag, masking)
 
     def count_digits_(self, keys: Tensor, counts: Tensor, high: Tensor | None) -> None:
         """See :meth:`Backend.count_digits_`."""
@@ -168,7 +175,7 @@ def _cut(tensor: Tensor, limit: int) -> tuple[Tensor, ...]:
 
 def _zero_pruned_(tensors: Sequence[Operands]) -> None:
     zeros: dict[torch.dtype, Tensor] = {}
-    for weight, _, mask, _ in tensors:
+    for weight, mask, _ in tensors:
         if weight.dtype not in zeros:
             zeros[weight.dtype] = weight.new_zeros(())
         # A multiplication would leave NaN and -0.

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
 from platon_prune.criteria import Formula
 
+_Each = TypeVar("_Each")
 BackendName = Literal["plain", "foreach", "triton"]
 
 
 class Operands(NamedTuple):
-    """What a step reads and writes of one tensor; all on one device.
+    """What a step reads and writes of one tensor beside its gradient; all on one device.
 
     Args:
         weight: float32, float64, float16 or bfloat16; any shape and strides.
-        gradient: Of the same shape, dense, of any of these dtypes; None adds nothing to the window.
         mask: Bool, of the same shape, contiguous; False is pruned.
         window: Sum of the samples so far: float32 or bfloat16, of the same shape, contiguous; None
             where the criterion keeps none.
     """
 
     weight: Tensor
-    gradient: Tensor | None
     mask: Tensor
     window: Tensor | None
+
+
+class FixedList(list[_Each]):
+    """A list, of operands or of gradients, of which none moves in memory as long as it lives.
+
+    A backend may look at them once and keep what it saw. Whoever made the list makes a new one
+    when a tensor has moved: for operands that is rare, gradients are new at each step.
+    """
+
+    # By identity: what was seen of a list is forgotten with it.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
 
 class Backend(Protocol):
@@ -34,16 +45,21 @@ class Backend(Protocol):
 
     name: BackendName
 
-    def flag_non_finite_(self, gradients: Sequence[Tensor], flag: Tensor) -> None:
+    def flag_non_finite_(self, gradients: Sequence[Tensor | None], flag: Tensor) -> None:
         """Set ``flag`` to 1 if an entry of a gradient is not finite; leave it as it is otherwise.
 
         Args:
-            gradients: Dense, on the flag's device.
+            gradients: Dense, on the flag's device; None for one that is not there.
             flag: float32, one entry; 0 before the first call of a step.
         """
 
     def accumulate_(
-        self, tensors: Sequence[Operands], formula: Formula, flag: Tensor | None, masking: bool
+        self,
+        tensors: Sequence[Operands],
+        gradients: Sequence[Tensor | None] | None,
+        formula: Formula,
+        flag: Tensor | None,
+        masking: bool,
     ) -> None:
         """Add this step's samples to the windows, then zero what the masks prune.
 
@@ -52,6 +68,8 @@ class Backend(Protocol):
 
         Args:
             tensors: All tensors of a device.
+            gradients: Of each of them, of its shape, dense, of any dtype that a weight may have; a
+                None adds nothing to its window, and one None for all adds nothing to any.
             formula: The sample.
             flag: Where its entry is not 0, no window is changed; None if all is known to be finite.
             masking: Whether to zero.

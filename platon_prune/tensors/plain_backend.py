@@ -32,28 +32,37 @@ class PlainBackend:
     def __reduce__(self) -> str:
         return "PLAIN"  # a copy of a scheduler goes on with the one that is there
 
-    def flag_non_finite_(self, gradients: Sequence[Tensor], flag: Tensor) -> None:
+    def flag_non_finite_(self, gradients: Sequence[Tensor | None], flag: Tensor) -> None:
         """See :meth:`Backend.flag_non_finite_`."""
         # A NaN is both extremes. Unlike a sum, they can't overflow.
-        raise_flag_(
-            [x for gradient in gradients if gradient.numel() for x in torch.aminmax(gradient)], flag
-        )
+        present = [each for each in gradients if each is not None and each.numel()]
+        raise_flag_([extreme for each in present for extreme in torch.aminmax(each)], flag)
 
     def accumulate_(
-        self, tensors: Sequence[Operands], formula: Formula, flag: Tensor | None, masking: bool
+        self,
+        tensors: Sequence[Operands],
+        gradients: Sequence[Tensor | None] | None,
+        formula: Formula,
+        flag: Tensor | None,
+        masking: bool,
     ) -> None:
         """See :meth:`Backend.accumulate_`."""
         is_skipped: bool | Tensor = False
         if flag is not None:
             # On a CPU there is nothing to wait for, and a look spares one walk through the sample.
             is_skipped = bool(flag) if flag.device.type == "cpu" else guard_of(flag)
-        for operands in tensors:
-            self._accumulate(operands, formula, is_skipped, masking)
+        for operands, gradient in zip(tensors, gradients or [None] * len(tensors), strict=True):
+            self._accumulate(operands, gradient, formula, is_skipped, masking)
 
     def _accumulate(
-        self, operands: Operands, formula: Formula, is_skipped: bool | Tensor, masking: bool
+        self,
+        operands: Operands,
+        gradient: Tensor | None,
+        formula: Formula,
+        is_skipped: bool | Tensor,
+        masking: bool,
     ) -> None:
-        weight, gradient, mask, window = operands
+        weight, mask, window = operands
         scratch = self._local.scratch
         if gradient is None or window is None or is_skipped is True:
             if masking:

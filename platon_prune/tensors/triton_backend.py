@@ -6,15 +6,16 @@ import contextlib
 import functools
 import operator
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from platon_prune.criteria import Formula
-from platon_prune.tensors.interface import BackendName, Operands
+from platon_prune.tensors.interface import BackendName, FixedList, Operands
 from platon_prune.tensors.plain_backend import NUM_DIGITS, PLAIN
 from platon_prune.tensors.triton_kernels import (
     TYPES,
@@ -28,20 +29,52 @@ BLOCK = 4096
 NUM_WARPS = 8
 # Histograms that programs take in turns: fewer of them wait for one another at one bin.
 NUM_HISTOGRAMS = 16
+# Tables of one sort that are kept before all are dropped: most are then of models long gone.
 MAX_TABLES = 64
 
+# Dtypes of weight, gradient and window; of the gradient alone to flag.
+_Kind = tuple[torch.dtype, ...]
+# Of each gradient its dtype; None where there is none, and a layout where it is not contiguous.
+_Forms = tuple[torch.dtype | torch.layout | None, ...]
 
-# Dtypes of weight, gradient and window.
-_Kind = tuple[torch.dtype, torch.dtype, torch.dtype]
 
+class _Group(NamedTuple):
+    """Tensors that are alike in dtypes: what one launch works on.
 
-class _Table(NamedTuple):
-    """What a launch reads: rows of addresses, and which chunk belongs to which of them."""
+    Args:
+        kind: The dtypes.
+        chunks: Of each program, the number of a tensor and of a chunk of it.
+        num_chunks: How many programs there are.
+        is_aligned: Whether sizes and addresses are multiples of 16, those of gradients aside.
+    """
 
-    numbers: list[int]
-    rows: Tensor
+    kind: _Kind
     chunks: Tensor
     num_chunks: int
+    is_aligned: bool
+
+
+class _Plan(NamedTuple):
+    """What the launches over some tensors read, as long as only gradients move.
+
+    Args:
+        table: A row of each tensor, on the device.
+        groups: Those that fit.
+        written: The weights in them.
+        others: The numbers of the tensors that fit none.
+    """
+
+    table: Tensor
+    groups: Sequence[_Group]
+    written: Sequence[Tensor]
+    others: Sequence[int]
+
+
+class _Numbers(NamedTuple):
+    """Some numbers, and the same ones on a device; whether all are multiples of 16."""
+
+    here: list[int]
+    there: Tensor
     is_aligned: bool
 
 
@@ -61,76 +94,55 @@ class TritonBackend:
     def __init__(self, block: int = BLOCK) -> None:
         self.num_plain = 0
         self._block = block
-        self._tables: dict[tuple, _Table] = {}
+        # Numbers are looked up by themselves, and what holds tensors, or holds for them alone, by
+        # the list of them until that is gone: by its `id` another list would find it.
+        self._plans: WeakKeyDictionary[FixedList, dict[_Forms, _Plan]] = WeakKeyDictionary()
+        self._seen: WeakKeyDictionary[FixedList, tuple[_Forms, _Numbers]] = WeakKeyDictionary()
+        self._flag_plans: dict[tuple, _Plan] = {}
+        self._chunk_maps: dict[tuple, Tensor] = {}
+        self._sent: dict[tuple, _Numbers] = {}
 
     def __reduce__(self) -> str:
         return "TRITON"  # a copy of a scheduler goes on with the one that is there
 
-    def flag_non_finite_(self, gradients: Sequence[Tensor], flag: Tensor) -> None:
+    def flag_non_finite_(self, gradients: Sequence[Tensor | None], flag: Tensor) -> None:
         """See :meth:`Backend.flag_non_finite_`."""
-        groups: dict[torch.dtype, list[int]] = {}
-        others = []
-        address = _address_of(flag)
-        for gradient in gradients:
-            dtype = gradient.dtype
-            if dtype not in TYPES or not gradient.is_contiguous():
-                others.append(gradient)
-                continue
-            if dtype not in groups:
-                groups[dtype] = []
-            groups[dtype] += (address(gradient), gradient.numel())
-        for dtype, numbers in groups.items():
-            table = self._table((dtype,), numbers, 2, flag)
-            self._launch(flag_kernel, table, flag, gradient_type=TYPES[dtype])
-        if others:
-            PLAIN.flag_non_finite_(others, flag)
+        forms, addresses = self._look_at(gradients, flag)
+        plan = self._flag_plan(forms, gradients, flag)
+        for group in plan.groups:
+            types = {"gradient_type": TYPES[group.kind[0]]}
+            self._launch(flag_kernel, plan.table, addresses, group, flag, **types)
+        if plan.others:
+            PLAIN.flag_non_finite_([gradients[i] for i in plan.others], flag)
 
     def accumulate_(
-        self, tensors: Sequence[Operands], formula: Formula, flag: Tensor | None, masking: bool
+        self,
+        tensors: Sequence[Operands],
+        gradients: Sequence[Tensor | None] | None,
+        formula: Formula,
+        flag: Tensor | None,
+        masking: bool,
     ) -> None:
         """See :meth:`Backend.accumulate_`."""
-        groups: dict[_Kind, list[int]] = {}
-        others, written = [], []
-        address = _address_of(tensors[0].weight) if tensors else Tensor.data_ptr
-        # Hundreds of tensors pass here at each step, so each line is written to be quick.
-        for operands in tensors:
-            weight, gradient, mask, window = operands
-            dtype = weight.dtype
-            kind = (
-                dtype,
-                dtype if gradient is None else gradient.dtype,
-                torch.float32 if window is None else window.dtype,
-            )
-            if kind not in groups:
-                if dtype not in TYPES or kind[1] not in TYPES:
-                    others.append(operands)
-                    continue
-                groups[kind] = []
-            if not (weight.is_contiguous() and (gradient is None or gradient.is_contiguous())):
-                others.append(operands)
-                continue
-            written.append(weight)
-            groups[kind] += (
-                address(weight),
-                0 if gradient is None else address(gradient),
-                address(mask),
-                0 if window is None else address(window),
-                weight.numel(),
-            )
-        for kind, numbers in groups.items():
-            table = self._table(kind, numbers, 5, tensors[0].weight)
-            weights, gradients, windows = (TYPES[dtype] for dtype in kind)
+        if not tensors:
+            return
+        gradients = [None] * len(tensors) if gradients is None else gradients
+        forms, addresses = self._look_at(gradients, tensors[0].weight)
+        plan = self._plan_of(tensors, forms)
+        for group in plan.groups:
+            weights, added, windows = (TYPES[dtype] for dtype in group.kind)
             self._launch(
-                accumulate_kernel, table, flag, formula=formula, is_guarded=flag is not None,
-                masking=masking, weight_type=weights, gradient_type=gradients,
-                window_type=windows,
+                accumulate_kernel, plan.table, addresses, group, flag, formula=formula,
+                is_guarded=flag is not None, masking=masking, weight_type=weights,
+                gradient_type=added, window_type=windows,
             )  # fmt: skip
-        if masking and written:
+        if masking and plan.written:
             # As an operation of torch would: autograd must see that what it saved has changed.
-            torch.autograd.graph.increment_version(written)
-        self.num_plain = len(others)
-        if others:
-            PLAIN.accumulate_(others, formula, flag, masking)
+            torch.autograd.graph.increment_version(plan.written)
+        self.num_plain = len(plan.others)
+        if plan.others:
+            rest = [tensors[i] for i in plan.others]
+            PLAIN.accumulate_(rest, [gradients[i] for i in plan.others], formula, flag, masking)
 
     def count_digits_(self, keys: Tensor, counts: Tensor, high: Tensor | None) -> None:
         """See :meth:`Backend.count_digits_`."""
@@ -145,46 +157,142 @@ class TritonBackend:
                     )  # fmt: skip
             counts.add_(several.sum(0))
 
-    def _table(self, kind: tuple, numbers: list[int], width: int, like: Tensor) -> _Table:
-        """The table of some rows on the device, sent only if a number in it has changed."""
-        numels = numbers[width - 1 :: width]
-        key = (like.device, *kind, *numels)
-        kept = self._tables.get(key)
-        if kept is not None and kept.numbers == numbers:
-            return kept
-        rows = _send(numbers, "q", like)
-        is_aligned = not functools.reduce(operator.or_, numbers, 0) & 15
-        if kept is not None:
-            kept = kept._replace(numbers=numbers, rows=rows, is_aligned=is_aligned)
-        else:
-            if len(self._tables) >= MAX_TABLES:  # of models long gone
-                self._tables.clear()
-            chunks = [
+    # --- what launches read -------------------------------------------------------------------
+
+    def _plan_of(self, tensors: Sequence[Operands], forms: _Forms) -> _Plan:
+        """A plan for tensors whose gradients have these forms; made once for a fixed list."""
+        # A fake plan, kept, would be taken for a real one.
+        if not isinstance(tensors, FixedList) or isinstance(tensors[0].weight, FakeTensor):
+            return self._plan(tensors, forms)
+        kept = self._plans.setdefault(tensors, {})
+        if forms not in kept:
+            _make_room(kept)
+            kept[forms] = self._plan(tensors, forms)
+        return kept[forms]
+
+    def _plan(self, tensors: Sequence[Operands], forms: _Forms) -> _Plan:
+        like = tensors[0].weight
+        members: dict[_Kind | None, list[int]] = {}
+        rows: list[int] = []
+        address = Tensor.numel if isinstance(like, FakeTensor) else Tensor.data_ptr
+        for i, ((weight, mask, window), form) in enumerate(zip(tensors, forms, strict=True)):
+            added = weight.dtype if form is None else form
+            kind = None
+            if weight.dtype in TYPES and added in TYPES and weight.is_contiguous():
+                kind = (weight.dtype, added, torch.float32 if window is None else window.dtype)
+            members.setdefault(kind, []).append(i)
+            total = 0 if window is None else address(window)
+            rows += (address(weight), address(mask), total, weight.numel())
+        plan = self._grouped(members, rows, 4, like)
+        others = set(plan.others)
+        written = [one.weight for i, one in enumerate(tensors) if i not in others]
+        return plan._replace(written=written)
+
+    def _flag_plan(self, forms: _Forms, gradients: Sequence[Tensor | None], flag: Tensor) -> _Plan:
+        """A plan for gradients of these forms; made once for the same sizes."""
+        numels = [0 if each is None else each.numel() for each in gradients]
+        key = (flag.device, forms, *numels)
+        plan = None if isinstance(flag, FakeTensor) else self._flag_plans.get(key)
+        if plan is not None:
+            return plan
+        members: dict[_Kind | None, list[int]] = {}
+        for i, form in enumerate(forms):
+            if form is not None:
+                members.setdefault((form,) if form in TYPES else None, []).append(i)
+        plan = self._grouped(members, numels, 1, flag)
+        if not isinstance(flag, FakeTensor):
+            _make_room(self._flag_plans)
+            self._flag_plans[key] = plan
+        return plan
+
+    def _grouped(
+        self, members: dict[_Kind | None, list[int]], rows: list[int], width: int, like: Tensor
+    ) -> _Plan:
+        """A plan of tensors by kind, from rows that end with a size; those of no kind fit none."""
+        others = members.pop(None, [])
+        groups = []
+        for kind, numbers in members.items():
+            assert kind is not None
+            numels = [0] * (len(rows) // width)
+            bits = 0
+            for i in numbers:
+                row = rows[i * width : (i + 1) * width]
+                numels[i] = row[-1]
+                bits = functools.reduce(operator.or_, row, bits)
+            chunks = self._chunk_map(numels, like)
+            groups.append(_Group(kind, chunks, len(chunks) // 2, not bits & 15))
+        return _Plan(self._send_once(f"rows of {width}", rows, like).there, groups, (), others)
+
+    def _chunk_map(self, numels: list[int], like: Tensor) -> Tensor:
+        """Which chunk of which tensor each program of a launch works on."""
+        key = (like.device, *numels)
+        chunks = None if isinstance(like, FakeTensor) else self._chunk_maps.get(key)
+        if chunks is None:
+            pairs = [
                 number
                 for tensor, numel in enumerate(numels)
                 for chunk in range(-(-numel // self._block))
                 for number in (tensor, chunk)
             ]
-            chunk_map = _send(chunks, "i", like)
-            kept = _Table(numbers, rows, chunk_map, len(chunks) // 2, is_aligned)
-        if not isinstance(rows, FakeTensor):  # kept, it would be taken for a real one
-            self._tables[key] = kept
+            chunks = _send(pairs, "i", like)
+            if not isinstance(like, FakeTensor):
+                _make_room(self._chunk_maps)
+                self._chunk_maps[key] = chunks
+        return chunks
+
+    def _look_at(self, gradients: Sequence[Tensor | None], like: Tensor) -> tuple[_Forms, _Numbers]:
+        """The forms of gradients, and where they are, 0 for none; once for flag and sum."""
+        seen = self._seen.get(gradients) if isinstance(gradients, FixedList) else None
+        if seen is not None:
+            return seen
+        is_fake = isinstance(like, FakeTensor)  # then there are no addresses, and none is kept
+        addresses = [0 if each is None or is_fake else each.data_ptr() for each in gradients]
+        seen = _forms(gradients), self._send_once("gradients", addresses, like)
+        if isinstance(gradients, FixedList) and not is_fake:
+            self._seen[gradients] = seen
+        return seen
+
+    def _send_once(self, role: str, numbers: list[int], like: Tensor) -> _Numbers:
+        """Numbers on a device, sent only if one of them has changed."""
+        key = (role, like.device, len(numbers))
+        kept = None if isinstance(like, FakeTensor) else self._sent.get(key)
+        if kept is not None and kept.here == numbers:
+            return kept
+        is_aligned = not functools.reduce(operator.or_, numbers, 0) & 15
+        kept = _Numbers(numbers, _send(numbers, "q", like), is_aligned)
+        if not isinstance(like, FakeTensor):
+            _make_room(self._sent)
+            self._sent[key] = kept
         return kept
 
-    def _launch(self, kernel: Any, table: _Table, flag: Tensor | None, **constants: Any) -> None:
-        if not table.num_chunks or isinstance(table.rows, FakeTensor):
+    def _launch(
+        self, kernel: Any, table: Tensor, addresses: _Numbers, group: _Group, flag: Tensor | None,
+        **constants: Any,
+    ) -> None:  # fmt: skip
+        if not group.num_chunks or isinstance(addresses.there, FakeTensor):
             return
-        with _on(table.rows.device):
+        with _on(table.device):
             # Fused, a product and a sum would be rounded once, and differ from the plain twin's.
-            kernel[(table.num_chunks,)](
-                table.rows, table.chunks, flag, is_aligned=table.is_aligned, size=self._block,
+            kernel[(group.num_chunks,)](
+                table, addresses.there, group.chunks, flag,
+                is_aligned=group.is_aligned and addresses.is_aligned, size=self._block,
                 num_warps=NUM_WARPS, enable_fp_fusion=False, **constants,
             )  # fmt: skip
 
 
-def _address_of(like: Tensor) -> Callable[[Tensor], int]:
-    # A fake tensor has no address, and a launch over fake tensors does not take place.
-    return Tensor.numel if isinstance(like, FakeTensor) else Tensor.data_ptr
+def _forms(gradients: Sequence[Tensor | None]) -> _Forms:
+    # From a list: a tuple of a generator takes twice as long, at each step.
+    return tuple(
+        [
+            None if each is None else each.dtype if each.is_contiguous() else each.layout
+            for each in gradients
+        ]
+    )
+
+
+def _make_room(kept: dict) -> None:
+    if len(kept) >= MAX_TABLES:
+        kept.clear()
 
 
 def _send(numbers: list[int], code: str, like: Tensor) -> Tensor:

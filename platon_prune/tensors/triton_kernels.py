@@ -35,14 +35,15 @@ def in_dtype(total, window_type: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def flag_kernel(  # type: ignore[no-untyped-def]
-    table, chunks, flag, gradient_type: tl.constexpr, is_aligned: tl.constexpr, size: tl.constexpr
+    numels, addresses, chunks, flag, gradient_type: tl.constexpr, is_aligned: tl.constexpr,
+    size: tl.constexpr,
 ):  # fmt: skip
-    """Set the flag if an entry of a gradient is not finite; rows are address, numel."""
+    """Set the flag if an entry of a gradient is not finite; a gradient has an address and numel."""
     chunk = chunks + 2 * tl.program_id(0)
-    row = table + 2 * tl.load(chunk)
+    tensor = tl.load(chunk)
     start = tl.load(chunk + 1).to(tl.int64) * size
-    left = tl.load(row + 1) - start
-    gradients = tl.load(row).to(tl.pointer_type(gradient_type)) + start
+    left = tl.load(numels + tensor) - start
+    gradients = tl.load(addresses + tensor).to(tl.pointer_type(gradient_type)) + start
     if is_aligned:
         left = tl.multiple_of(left, 16)
         gradients = tl.multiple_of(gradients, 16)
@@ -56,19 +57,21 @@ def flag_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def accumulate_kernel(  # type: ignore[no-untyped-def]
-    table, chunks, flag, weight_type: tl.constexpr, gradient_type: tl.constexpr,
+    table, addresses, chunks, flag, weight_type: tl.constexpr, gradient_type: tl.constexpr,
     window_type: tl.constexpr, formula: tl.constexpr, is_guarded: tl.constexpr,
     masking: tl.constexpr, is_aligned: tl.constexpr, size: tl.constexpr,
 ):  # fmt: skip
-    """Add samples, then zero; rows are weight, gradient or 0, mask, window or 0, numel."""
+    """Add samples, then zero; rows are weight, mask, window or 0, numel; a gradient may be at 0."""
     chunk = chunks + 2 * tl.program_id(0)
-    row = table + 5 * tl.load(chunk)
+    tensor = tl.load(chunk)
+    row = table + 4 * tensor
     start = tl.load(chunk + 1).to(tl.int64) * size
-    left = tl.load(row + 4) - start
+    left = tl.load(row + 3) - start
     weights = tl.load(row).to(tl.pointer_type(weight_type)) + start
-    gradients = tl.load(row + 1).to(tl.pointer_type(gradient_type)) + start
-    masks = tl.load(row + 2).to(tl.pointer_type(tl.int8)) + start
-    windows = tl.load(row + 3).to(tl.pointer_type(window_type)) + start
+    address = tl.load(addresses + tensor)
+    gradients = address.to(tl.pointer_type(gradient_type)) + start
+    masks = tl.load(row + 1).to(tl.pointer_type(tl.int8)) + start
+    windows = tl.load(row + 2).to(tl.pointer_type(window_type)) + start
     if is_aligned:  # then a thread reads several entries at once
         left = tl.multiple_of(left, 16)
         weights = tl.multiple_of(weights, 16)
@@ -78,7 +81,7 @@ def accumulate_kernel(  # type: ignore[no-untyped-def]
     at = tl.arange(0, size)
     inside = at < left
     weight = tl.load(weights + at, mask=inside, other=0.0)
-    adds = (tl.load(row + 1) != 0) & (tl.load(row + 3) != 0)
+    adds = (address != 0) & (tl.load(row + 2) != 0)
     if is_guarded:
         adds = adds & (tl.load(flag) == 0)
     if adds:

@@ -1,6 +1,9 @@
 """What backends must equal: tensors of every kind, and a comparison bit by bit."""
 
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from platon_prune.tensors.backends import Operands
 from platon_prune.tensors.plain_backend import PLAIN
@@ -26,6 +29,22 @@ KINDS = [
 ]
 
 
+class Learning(NamedTuple):
+    """A tensor with its gradient, and what is remembered of it."""
+
+    weight: Tensor
+    gradient: Tensor | None
+    mask: Tensor
+    window: Tensor | None
+
+
+def step(backend, tensors, formula, flag, masking):
+    """Let a backend take a step over tensors with their gradients."""
+    operands = [Operands(each.weight, each.mask, each.window) for each in tensors]
+    gradients = [each.gradient for each in tensors]
+    backend.accumulate_(operands, gradients, formula, flag, masking)
+
+
 def values(shape, dtype, seed, special=False):
     """Random values that start at an odd address, with special ones among them if asked for."""
     generator = torch.Generator().manual_seed(seed)
@@ -47,7 +66,7 @@ def operands_of(kind, seed, special=False, density=0.5, shapes=SHAPES):
         mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed + i)) < density
         made = [values(shape, dtype, 7 * seed + i, special) for dtype in (weight, gradient)]
         total = values(shape, window, 7 * seed - i, special)
-        result.append(Operands(made[0], made[1], mask, total))
+        result.append(Learning(made[0], made[1], mask, total))
     first, second, *_ = (operands_of(kind, seed + 1, special, density, [(33,), (40,)])
                          if len(shapes) > 2 else (None, None))  # fmt: skip
     if first is not None:
@@ -57,13 +76,13 @@ def operands_of(kind, seed, special=False, density=0.5, shapes=SHAPES):
 
 def copies(tensors):
     """The same operands with storages of their own, at addresses as odd as before."""
-    return [Operands(*(None if x is None else _copy(x) for x in operands)) for operands in tensors]
+    return [Learning(*(None if x is None else _copy(x) for x in operands)) for operands in tensors]
 
 
 def assert_same_bits(tensors, others):
     """NaN equals NaN whatever its bits; everything else must be the same to the bit."""
     for operands, expected in zip(tensors, others, strict=True):
-        for name, ours, theirs in zip(Operands._fields, operands, expected, strict=True):
+        for name, ours, theirs in zip(Learning._fields, operands, expected, strict=True):
             if ours is not None:
                 differs = _bits(ours) != _bits(theirs)
                 pairs = (ours.reshape(-1)[differs].tolist(), theirs.reshape(-1)[differs].tolist())
@@ -73,10 +92,10 @@ def assert_same_bits(tensors, others):
 def compare_steps(backend, make, formula, flagged, masking, steps=2):
     """Run the same steps on a backend and on its plain twin, and compare all that they write."""
     flag = None if flagged is None else torch.tensor([float(flagged)])
-    for step in range(steps):  # at new addresses each time
-        ours, theirs = make(step), copies(make(step))
-        backend.accumulate_(ours, formula, flag, masking)
-        PLAIN.accumulate_(theirs, formula, flag, masking)
+    for number in range(steps):  # at new addresses each time
+        ours, theirs = make(number), copies(make(number))
+        step(backend, ours, formula, flag, masking)
+        step(PLAIN, theirs, formula, flag, masking)
         assert_same_bits(ours, theirs)
 
 

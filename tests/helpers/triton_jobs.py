@@ -5,11 +5,12 @@ Run with ``TRITON_INTERPRET=1``, which Triton reads when it is imported.
 
 import itertools
 import sys
+import weakref
 
 import backend_twin as twin
 import torch
 
-from platon_prune.tensors.backends import Operands
+from platon_prune.tensors.backends import FixedList, Operands
 from platon_prune.tensors.plain_backend import PLAIN
 from platon_prune.tensors.triton_backend import TritonBackend
 
@@ -53,9 +54,11 @@ def check_masks_and_mixtures():
     aligned = [torch.randn(256), torch.randn(256), torch.rand(256) < 0.5, torch.zeros(256)]
     assert all(tensor.data_ptr() % 16 == 0 for tensor in aligned)
     twin.compare_steps(
-        backend, lambda step: [Operands(*(x.clone() for x in aligned))], "abs_product", 0, True
+        backend, lambda step: [twin.Learning(*(x.clone() for x in aligned))], "abs_product", 0, True
     )
-    transposed = [Operands(torch.randn(9, 5).t(), torch.randn(5, 9), torch.rand(5, 9) < 0.5, None)]
+    transposed = [
+        twin.Learning(torch.randn(9, 5).t(), torch.randn(5, 9), torch.rand(5, 9) < 0.5, None)
+    ]
     twin.compare_steps(backend, lambda step: transposed, "abs_product", None, True)
     assert backend.num_plain == 1
 
@@ -71,7 +74,7 @@ def check_flags():
         )
         for flagged in (0.0, 1.0):
             flag = torch.tensor([flagged])
-            backend.flag_non_finite_(finite, flag)
+            backend.flag_non_finite_([None, *finite], flag)
             assert flag.item() == flagged
         for tensor, value in itertools.product((1, 4, 5), (torch.nan, torch.inf, -torch.inf)):
             broken = [gradient.clone() for gradient in finite]
@@ -99,12 +102,50 @@ def check_versions():
     before = weight._version
     kept = torch.zeros(5, dtype=torch.bool)
     TritonBackend(block=16).accumulate_(
-        [Operands(weight.detach(), None, kept, None)], "abs_product", None, True
+        [Operands(weight.detach(), kept, None)], None, "abs_product", None, True
     )
     assert weight.tolist() == [0.0] * 5 and weight._version == before + 1
 
 
-CHECKS = [check_steps, check_masks_and_mixtures, check_flags, check_digits, check_versions]
+def check_fixed_lists():
+    """What is kept of a fixed list holds for that list alone, whatever its gradients are."""
+    backend = TritonBackend(block=128)
+    for seed in range(3):  # the next list may get the number, and the addresses, of the last
+        ours = twin.operands_of(twin.KINDS[0], seed, special=True)
+        theirs = twin.copies(ours)
+        fixed = FixedList(Operands(one.weight, one.mask, one.window) for one in ours)
+        for step, kind in enumerate([0, 0, 1, 9, 0]):  # float64 gradients do not fit
+            made = twin.operands_of(twin.KINDS[kind], 50 + step, special=True)
+            gradients = [one.gradient for one in made]
+            gradients[step] = None
+            gradients = FixedList(gradients) if step % 2 else gradients
+            flags = [torch.zeros(1), torch.zeros(1)]
+            for runner, flag in zip((backend, PLAIN), flags, strict=True):
+                runner.flag_non_finite_(gradients, flag)
+            assert flags[0] == flags[1] == 1
+            backend.accumulate_(fixed, gradients, "abs_product", None, step != 1)
+            twin.step(
+                PLAIN,
+                [one._replace(gradient=g) for one, g in zip(theirs, gradients, strict=True)],
+                "abs_product", None, step != 1,
+            )  # fmt: skip
+            twin.assert_same_bits(ours, theirs)
+        backend.accumulate_(fixed, None, "abs_product", None, True)
+        twin.assert_same_bits(ours, theirs)
+        assert len(backend._plans) == 1
+        alive = weakref.ref(fixed[3].window)
+        del fixed, ours, gradients
+        assert alive() is None and not backend._plans and not backend._seen
+
+
+CHECKS = [
+    check_steps,
+    check_masks_and_mixtures,
+    check_fixed_lists,
+    check_flags,
+    check_digits,
+    check_versions,
+]
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

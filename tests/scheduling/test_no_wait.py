@@ -13,7 +13,7 @@ from platon_prune.tensors import backends
 
 STEPS_PER_WINDOW = 5
 # Neither a launch nor a wait.
-VIEWS = re.compile(r"view|split|detach|alias|slice|empty|permute|transpose|as_strided")
+VIEWS = re.compile(r"prim::device|view|split|detach|alias|slice|empty|permute|transpose|as_strided")
 
 
 class Launches(TorchDispatchMode):

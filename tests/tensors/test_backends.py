@@ -69,7 +69,7 @@ def test_a_step_adds_the_sample_then_zeroes_what_is_pruned(backend, formula):
     weight, window = torch.tensor(WEIGHT), torch.full((4,), 1.0)
     mask = torch.tensor(KEPT)
     backend.accumulate_(
-        [Operands(weight, torch.tensor(GRADIENT), mask, window)], formula, None, masking=True
+        [Operands(weight, mask, window)], [torch.tensor(GRADIENT)], formula, None, masking=True
     )
     assert window[:3].tolist() == [1 + added for added in ADDED[formula]]
     assert weight.tolist() == [2.0, 0.0, 0.0, 0.0]
@@ -81,10 +81,9 @@ def test_a_step_adds_the_sample_then_zeroes_what_is_pruned(backend, formula):
 def test_a_raised_flag_leaves_every_bit_of_a_window_and_masks_all_the_same(name, dtype):
     window = torch.tensor([-0.0, 1.5, torch.inf], dtype=dtype)
     before, weight = window.clone(), torch.ones(3)
-    operands = Operands(
-        weight, torch.full((3,), torch.nan), torch.tensor([True, False, True]), window
-    )
-    _new(name).accumulate_([operands], "abs_product", torch.ones(1), masking=True)
+    operands = Operands(weight, torch.tensor([True, False, True]), window)
+    gradients = [torch.full((3,), torch.nan)]
+    _new(name).accumulate_([operands], gradients, "abs_product", torch.ones(1), masking=True)
     assert torch.equal(window, before) and torch.signbit(window[0])
     assert weight.tolist() == [1.0, 0.0, 1.0]
 
@@ -101,7 +100,7 @@ def test_the_flag_is_raised_by_what_is_not_finite_alone(name, dtype):
         ([torch.tensor(torch.inf, dtype=dtype)], 1.0),
     ]:
         flag = torch.zeros(1)
-        backend.flag_non_finite_(gradients, flag)
+        backend.flag_non_finite_([None, *gradients], flag)
         assert flag.item() == expected
     flag = torch.ones(1)
     backend.flag_non_finite_(finite, flag)
@@ -138,10 +137,9 @@ def test_any_strides_are_taken_and_those_that_do_not_fit_are_counted(name):
     backend = _new(name)
     weight, gradient = torch.arange(6.0).view(3, 2).t(), torch.ones(2, 3)
     mask, window = torch.tensor([[True, True, False]] * 2), torch.zeros(2, 3)
-    fitting = Operands(torch.ones(3), torch.ones(3), torch.ones(3).bool(), torch.zeros(3))
-    backend.accumulate_(
-        [Operands(weight, gradient, mask, window), fitting], "abs_product", None, True
-    )
+    fitting = Operands(torch.ones(3), torch.ones(3).bool(), torch.zeros(3))
+    tensors, gradients = [Operands(weight, mask, window), fitting], [gradient, torch.ones(3)]
+    backend.accumulate_(tensors, gradients, "abs_product", None, True)
     assert window.tolist() == [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
     assert weight.tolist() == [[0.0, 2.0, 0.0], [1.0, 3.0, 0.0]]
     assert fitting.window is not None and fitting.window.tolist() == [1.0] * 3
@@ -162,7 +160,7 @@ def _small(num_tensors, device="cpu", kind=(torch.float32,) * 3):
     """Layers so small that a step of them is all overhead."""
     weight, gradient, window = kind
     return [
-        Operands(
+        twin.Learning(
             torch.ones(64, 64, dtype=weight, device=device),
             torch.ones(64, 64, dtype=gradient, device=device),
             torch.ones(64, 64, dtype=torch.bool, device=device),
@@ -178,11 +176,11 @@ KINDS = [(torch.float32,) * 3, (torch.bfloat16,) * 3]
 def _operations(backend, tensors):
     """Names of those of one step, once its temporaries are there: of the flag, and of the rest."""
     flag = torch.zeros(1)
-    backend.accumulate_(tensors, "abs_product", flag, True)
+    twin.step(backend, tensors, "abs_product", flag, True)
     with Counting() as flagging:
         backend.flag_non_finite_([one.gradient for one in tensors], flag)
     with Counting() as adding:
-        backend.accumulate_(tensors, "abs_product", flag, True)
+        twin.step(backend, tensors, "abs_product", flag, True)
     return flagging.names, adding.names
 
 
@@ -222,7 +220,7 @@ def test_a_step_reads_no_value_of_a_device(name, kind, monkeypatch):
         with Counting() as counting:
             for formula in twin.FORMULAS:
                 backend.flag_non_finite_([one.gradient for one in tensors[:3]], flag)
-                backend.accumulate_(tensors, formula, flag, True)
+                twin.step(backend, tensors, formula, flag, True)
             backend.count_digits_(keys, counts, None)
             backend.count_digits_(keys, counts, torch.zeros(1, dtype=torch.int64, device="cuda"))
     assert "_local_scalar_dense" not in counting.names
