@@ -40,7 +40,7 @@ _SAFE: tuple[tuple[str, frozenset[str], Any], ...] = (
 class Criterion:
     """Turns weights and gradients into scores; the lowest scores are pruned.
 
-    A step's samples are added up over a window, and :meth:`update_averages_` takes in their mean
+    A step's samples are added up over a window, and :meth:`update_averages_` is given their mean
     when it ends. The least that a windowed criterion defines is :meth:`sample_`, or
     :meth:`sample` if it needs the gradient itself; :meth:`update_averages_`; and :meth:`score`,
     or :meth:`score_with` if it looks at a whole tensor.

@@ -55,7 +55,7 @@ class Schedule(Protocol):
         """Fraction pruned by the schedule at ``step`` (counted from 1)."""
 
     def ends_window(self, step: int) -> bool:
-        """Whether the averages take in their window at ``step``."""
+        """Whether a window ends at ``step``, so that the averages are updated from its mean."""
 
     def is_choosing_step(self, step: int) -> bool:
         """Whether a mask is chosen at ``step``."""
@@ -165,7 +165,7 @@ class RampSchedule:
         return self.total_steps
 
     def ends_window(self, step: int) -> bool:
-        """Whether the averages take in their window at ``step``."""
+        """Whether a window ends at ``step``, so that the averages are updated from its mean."""
         return step % self.window == 0
 
     def is_choosing_step(self, step: int) -> bool:

@@ -73,14 +73,14 @@ def _samples(tensors: Sequence[Scored], share: float, rank: int) -> Iterator[Ten
     # Rounded over all of them, and not alike in each process: no tensor is too small for it.
     so_far = rank * 0.618 % 1
     for tensor in tensors:
-        own, device = tensor.own, tensor.device
-        before, so_far = so_far, so_far + share * (own.stop - own.start)
+        owned, device = tensor.owned, tensor.device
+        before, so_far = so_far, so_far + share * (owned.stop - owned.start)
         size = int(so_far) - int(before)
         if size:
             # A generator of its own: the choice must not touch the user's random numbers.
-            generator = torch.Generator(device).manual_seed(tensor.offset + own.start + rank)
+            generator = torch.Generator(device).manual_seed(tensor.offset + owned.start + rank)
             positions = torch.randint(
-                own.start, own.stop, (size,), generator=generator, device=device
+                owned.start, owned.stop, (size,), generator=generator, device=device
             )
             yield tensor.score(positions).clone()
 

@@ -13,7 +13,7 @@ from platon_prune.choice.limits import MaxAmount
 from platon_prune.choice.scored import ScoredLine, ScoredTensor
 from platon_prune.choice.selection import Chosen, prune_smallest_, prune_smallest_of_line_
 from platon_prune.tensors.collectives import Processes
-from platon_prune.tensors.shards import Part
+from platon_prune.tensors.shards import Shard
 
 
 class Granularity:
@@ -41,12 +41,12 @@ class Granularity:
         """Whether a choice could leave nothing of a tensor; its user is warned before that."""
         return True
 
-    def require_part(self, name: str, part: Part) -> None:
+    def require_shard(self, name: str, shard: Shard) -> None:
         """Raise a ValueError if the masks of a tensor can't be chosen over its shards.
 
         Args:
             name: The tensor's name.
-            part: The shard that this process holds.
+            shard: The shard that this process holds.
         """
         # Nothing to refuse by default: single weights don't care who holds their neighbours.
 

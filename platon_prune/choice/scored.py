@@ -14,7 +14,7 @@ from torch import Tensor
 from platon_prune.tensors.bits import unpack_bits_
 from platon_prune.tensors.blocks import CPU_BLOCK, Scratch, slices
 from platon_prune.tensors.segments import ROW, SegmentCounts, Segments
-from platon_prune.tensors.shards import Part
+from platon_prune.tensors.shards import Shard
 
 
 class Scored(Protocol):
@@ -29,8 +29,8 @@ class Scored(Protocol):
         """Number of entries that all processes hold together."""
 
     @property
-    def own(self) -> slice:
-        """What of it this process counts."""
+    def owned(self) -> slice:
+        """The slice that this process counts, so that each entry of a replica is counted once."""
 
     @property
     def device(self) -> torch.device:
@@ -62,14 +62,14 @@ class Scored(Protocol):
 
 @dataclass(frozen=True)
 class ScoredTensor:
-    """One tensor that takes part in a choice, or the part of it that this process holds.
+    """One tensor that takes part in a choice, or the shard of it that this process holds.
 
     Args:
         score: Returns the scores at a slice, or at an int64 tensor of positions, of the flat
             tensor: float32, never NaN. The result is used before the next call only.
         mask: Contiguous bool mask (True = kept); read for the order of ties, then overwritten.
         offset: Global position of the first entry of the whole tensor; fixes the order of ties.
-        part: Which part of the whole tensor it is; None if it is the whole of it.
+        shard: Which entries of the whole tensor this process holds; None if all of them.
         name: What to call it in a message.
         signed: Whether a score can be negative, or -0.
     """
@@ -77,7 +77,7 @@ class ScoredTensor:
     score: Callable[[slice | Tensor], Tensor]
     mask: Tensor
     offset: int
-    part: Part | None = None
+    shard: Shard | None = None
     name: str = ""
     signed: bool = True
 
@@ -99,21 +99,21 @@ class ScoredTensor:
     @property
     def whole_numel(self) -> int:
         """Number of entries that all processes hold together."""
-        return self.numel if self.part is None else self.part.shape.numel()
+        return self.numel if self.shard is None else self.shard.shape.numel()
 
     @property
-    def own(self) -> slice:
-        """What of it this process counts."""
-        return slice(0, self.numel) if self.part is None else self.part.own
+    def owned(self) -> slice:
+        """The slice that this process counts, so that each entry of a replica is counted once."""
+        return slice(0, self.numel) if self.shard is None else self.shard.owned
 
     @property
-    def copies(self) -> int:
-        """How many processes hold the same part."""
-        return 1 if self.part is None else self.part.copies
+    def num_replicas(self) -> int:
+        """How many processes hold the same shard."""
+        return 1 if self.shard is None else self.shard.num_replicas
 
     def positions(self, local: Tensor) -> Tensor:
         """Global positions of positions in the flat tensor."""
-        return (local if self.part is None else self.part.positions(local)) + self.offset
+        return (local if self.shard is None else self.shard.positions(local)) + self.offset
 
     def kept(self, piece: slice) -> Tensor:
         """The mask of a piece."""
@@ -270,7 +270,7 @@ class ScoredLine:
         return self.line.numel
 
     @property
-    def own(self) -> slice:
+    def owned(self) -> slice:
         """All of it."""
         return slice(0, self.line.numel)
 
@@ -319,7 +319,7 @@ class ScoredLine:
         return torch.stack([counter.totals() for counter in counters], 1)
 
     @property
-    def copies(self) -> int:
+    def num_replicas(self) -> int:
         """One: no other process holds any of it."""
         return 1
 
@@ -328,7 +328,7 @@ class ScoredLine:
         return self._flags(piece, "new")
 
     def masks_in(self, piece: slice) -> Sequence[Tensor]:
-        """The parts of the masks that lie in a slab."""
+        """The pieces of the masks that lie in a slab."""
         return self.masks[piece.start // self.line.slab_size]
 
     def counter(self) -> SegmentCounts:

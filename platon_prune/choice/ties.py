@@ -15,7 +15,7 @@ from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.ordering import tie_keys
 from platon_prune.tensors.ranking import kth_smallest, positions_of
 
-_Place = tuple[int, int]  # of a piece: where its tensor begins among all, and it in its tensor
+_PieceKey = tuple[int, int]  # the offset of a piece's tensor, and where the piece begins in it
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class TieBreak:
     threshold: float
     kept: bool
     cutoff: int | float | Tensor
-    found: Mapping[_Place, Tensor] | None = None
+    found: Mapping[_PieceKey, Tensor] | None = None
 
     def split(self, tensor: Scored, piece: slice, scores: Tensor) -> tuple[Tensor, Tensor] | None:
         """Positions of a piece's tied entries, and whether each stays; None if it has none."""
         if self.found is None:
             tied = _tied(scores, self.threshold)
         else:
-            tied = self.found.get(_place(tensor, piece), scores[:0])
+            tied = self.found.get(_key_of(tensor, piece), scores[:0])
         if not tied.numel():
             return None
         is_kept = tensor.kept_at(piece, tied)
@@ -58,7 +58,7 @@ def tie_break(
     pieces: list[tuple[Scored, slice]] = []  # those with ties: mostly one or two
     num_tied = num_kept = 0
     for tensor in tensors:
-        for piece, scores in tensor.pieces(tensor.own):
+        for piece, scores in tensor.pieces(tensor.owned):
             tied = _tied(scores, threshold)
             if tied.numel():
                 pieces.append((tensor, piece))
@@ -89,24 +89,24 @@ def _split_state(num_pruned: int, num_tied: int, num_kept: int) -> tuple[bool, i
 
 def _on_device(tensors: Sequence[Scored], threshold: float, num_pruned: int) -> TieBreak:
     """The same with one wait for the device, however many pieces have ties."""
-    places: list[tuple[Scored, slice]] = []
+    pieces: list[tuple[Scored, slice]] = []
     counts: list[Tensor] = []
     for tensor in tensors:
-        for piece, scores in tensor.pieces(tensor.own):
+        for piece, scores in tensor.pieces(tensor.owned):
             flags = scores == threshold
-            places.append((tensor, piece))
+            pieces.append((tensor, piece))
             counts.append(torch.stack([flags.sum(), flags.logical_and_(tensor.kept(piece)).sum()]))
     numbers = torch.stack(counts).tolist()
     num_tied, num_kept = (sum(column) for column in zip(*numbers, strict=True))
     kept, rank, among = _split_state(num_pruned, num_tied, num_kept)
-    found: dict[_Place, Tensor] = {}
+    found: dict[_PieceKey, Tensor] = {}
     keys, states = [], []
-    for (tensor, piece), (size, _) in zip(places, numbers, strict=True):
+    for (tensor, piece), (size, _) in zip(pieces, numbers, strict=True):
         if size:
             # Its size is known, so that nothing has to be waited for.
             flags = tensor.score(piece) == threshold
             tied = torch.nonzero_static(flags, size=size).squeeze(1)
-            found[_place(tensor, piece)] = tied
+            found[_key_of(tensor, piece)] = tied
             keys.append(tie_keys(tensor.positions(tied + piece.start)))
             states.append(tensor.kept_at(piece, tied))
     split = torch.nonzero_static(torch.cat(states) == kept, size=among).squeeze(1)
@@ -114,7 +114,7 @@ def _on_device(tensors: Sequence[Scored], threshold: float, num_pruned: int) -> 
     return TieBreak(threshold, kept, cutoff, found)
 
 
-def _place(tensor: Scored, piece: slice) -> _Place:
+def _key_of(tensor: Scored, piece: slice) -> _PieceKey:
     return tensor.offset, piece.start
 
 

@@ -7,7 +7,7 @@ import os
 from torch import Tensor
 
 from platon_prune.history.mask_history import MaskHistory
-from platon_prune.history.mask_recorder import MaskRecorder, checked_step, require_place
+from platon_prune.history.mask_recorder import MaskRecorder, checked_step, require_writable
 from platon_prune.scheduling.selected import SelectedTensors
 from platon_prune.warning import PruningWarning
 
@@ -38,7 +38,7 @@ class Recording:
         def read() -> MaskHistory:
             self._tensors.require_whole()
             if processes.rank == 0:
-                require_place(path)
+                require_writable(path)
             return MaskHistory(path, self._tensors.shapes())
 
         history = processes.all_or_none("record_masks", read, lambda _: None)

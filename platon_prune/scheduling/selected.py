@@ -106,13 +106,13 @@ class SelectedTensors(Sequence[TrackedTensor]):
         """Make processes compare their settings again at the next step."""
         self._is_settled = False
 
-    def place(self) -> bool:
+    def locate(self) -> bool:
         """Follow the tensors where they were sharded or moved; whether processes must settle."""
         if not self._store.is_seated():
             self.require_running()
             # Whatever mode this is called in: what is made here is used for the rest of the run.
             with torch.inference_mode(False), torch.no_grad():
-                moved = [tensor.place() for tensor in self._tensors]
+                moved = [tensor.locate() for tensor in self._tensors]
                 self._store.seat()
             if any(moved):
                 self._is_settled = self._is_checked = False
@@ -148,21 +148,22 @@ class SelectedTensors(Sequence[TrackedTensor]):
         try:
             if not self._store.is_seated():
                 self.require_masks()
-            moved = self.place()
+            moved = self.locate()
             if not self._is_checked:
-                self._require_parts()
+                self._require_shards()
             if read:
                 found = self._flagged_gradients(skipped)
         except Exception as raised:
             error = raised
         if error is None and self._may_wait(found.flag):
             return found
-        outcome, found = agreement.agree(self.processes, step, found, error=error, settle=moved)
-        if outcome.settle:
+        decision, found = agreement.agree(self.processes, step, found, error=error, settle=moved)
+        if decision.settle:
             self.settle(settings())
-        if outcome.bring and found.each is not None:
-            brought = agreement.bring_gradients(self.processes, step, self._tensors, found.each)
-            return StepGradients(brought)
+        if decision.redistribute and found.each is not None:
+            return StepGradients(
+                agreement.redistribute_gradients(self.processes, step, self._tensors, found.each)
+            )
         return found
 
     def _may_wait(self, flag: Tensor | None) -> bool:
@@ -170,10 +171,10 @@ class SelectedTensors(Sequence[TrackedTensor]):
         is_alone = self.processes.size == 1 and self._store.is_seated()
         return is_alone and flag is not None and flag.device.type != "cpu"
 
-    def _require_parts(self) -> None:
+    def _require_shards(self) -> None:
         for tensor in self._tensors:
-            assert tensor.part is not None
-            self.granularity.require_part(tensor.name, tensor.part)
+            assert tensor.shard is not None
+            self.granularity.require_shard(tensor.name, tensor.shard)
         self._is_checked = True
 
     def _flagged_gradients(self, skipped: bool | Tensor) -> StepGradients:
@@ -187,7 +188,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
                 "scheduler.step() after loss.backward() and before optimizer.zero_grad(), or "
                 "pass skipped=True if the optimizer did not step"
             )
-        # Those that lie elsewhere are looked at once all processes have voted to bring them.
+        # Those that lie elsewhere are looked at once all processes have voted to redistribute them.
         here = [None if is_sharded(gradient) else gradient for gradient in gradients]
         flag = self._outcomes.flag(self._store.devices[0])
         if isinstance(skipped, Tensor):
@@ -279,7 +280,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         """Prune what is zero; how many entries of each tensor that are. Collective.
 
         Raises:
-            ValueError: If there are none, or not the same in processes that hold the same part.
+            ValueError: If there are none, or not the same in processes that hold the same shard.
         """
         counts = agreement.zeros(self.processes, self._tensors, self.require_running)
         if not any(counts):
@@ -346,22 +347,22 @@ class SelectedTensors(Sequence[TrackedTensor]):
         Returns:
             float32, of the weight's shape and placed as it is, a new tensor.
         """
-        moved, tensor = self.place(), self.named(name)
+        moved, tensor = self.locate(), self.named(name)
         if self.criterion.num_statistics and moved:
             self.settle(settings)  # else a replica would be counted more than once
         return self._store.score(tensor, self.processes)
 
     def sparsity(self, settings: Settings) -> float:
         """Measured fraction of zeros; collective if the model is sharded."""
-        moved, sharded = self.place(), any(is_sharded(t.parameter) for t in self._tensors)
+        moved, sharded = self.locate(), any(is_sharded(t.parameter) for t in self._tensors)
         if moved and sharded:
             self.settle(settings)
-        kept = torch.tensor(sum(tensor.count_kept(own=sharded) for tensor in self._tensors))
+        kept = torch.tensor(sum(tensor.count_kept(owned=sharded) for tensor in self._tensors))
         return 1 - int(self.processes.sum(kept) if sharded else kept) / self.num_weights
 
     def bytes(self) -> dict[str, int]:
         """What is kept in this process, by kind."""
-        self.place()
+        self.locate()
         rows = [tensor.bytes() for tensor in self._tensors]
         total = {kind: sum(row[kind] for row in rows) for kind in rows[0]}
         aside = {kind: size for kind, size in total.items() if kind != "mask"}
@@ -370,7 +371,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
     def check_state(self, state: Any, settings: Settings) -> None:
         """Raise an error unless a saved state fits the tensors, as `states.check_state` tells."""
         self.require_masks()
-        self.place()
+        self.locate()
         check_state(state, settings, self.shapes(), self._tensors[0].expected_entries())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
