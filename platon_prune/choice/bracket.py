@@ -39,6 +39,7 @@ def sampled_bracket(tensors: Sequence[Scored], k: int, processes: Processes) -> 
     if not share:
         return -math.inf, math.inf
     samples = [to_ints(sample) for sample in _samples(tensors, share, processes.rank)]
+    # The lower end is sent with its sign turned, so that one maximum serves both ends.
     ends = [(-int(sample.min()), int(sample.max())) for sample in samples if sample.numel()]
     least, most = bounds(torch.float32)
     minus_low, high = processes.maximum(
@@ -52,10 +53,12 @@ def sampled_bracket(tensors: Sequence[Scored], k: int, processes: Processes) -> 
         return (-math.inf, math.inf) if low > high else (of_int(low, torch.float32),) * 2
     up_to, shift = histogram(iter(samples), low, high, processes)
     size = int(up_to[-1])
+    # The rank in the sample is nearly normal: so many standard deviations miss rarely enough.
     fraction = k / total
     margin = 1 + _BRACKET_SIGMAS * math.sqrt(size * fraction * (1 - fraction))
     first, last = math.floor(fraction * size - margin), math.ceil(fraction * size + margin)
     bracket = [-math.inf, math.inf]
+    # An end that the sample does not reach stays open: a wrong bracket costs another sweep.
     if first >= 0:
         bracket[0] = of_int(low + (_digit(up_to, first) << shift), torch.float32)
     if last < size:

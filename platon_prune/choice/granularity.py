@@ -114,6 +114,7 @@ class Unstructured(Granularity):
 
     def choose_in_line_(self, line: ScoredLine, amount: float) -> Chosen:
         """Prune the entries with the smallest scores of all tensors together."""
+        # Rounded from the same total as elsewhere: in a line and tensor by tensor choose alike.
         return prune_smallest_of_line_(line, round(amount * line.numel))
 
     def choose_(

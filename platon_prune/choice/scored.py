@@ -230,13 +230,17 @@ def _slab_size(numel: int, device: torch.device) -> int:
 
 def gather(pieces: Sequence[Tensor], out: Tensor) -> Tensor:
     """Copy pieces side by side into a flat tensor, in one multi-tensor operation."""
-    torch._foreach_copy_(list(out.split([piece.numel() for piece in pieces])), list(pieces))
+    torch._foreach_copy_(
+        list(out.split_with_sizes([piece.numel() for piece in pieces])), list(pieces)
+    )
     return out
 
 
 def scatter_(flat: Tensor, pieces: Sequence[Tensor]) -> None:
     """Copy a flat tensor back to where its pieces lie, in one multi-tensor operation."""
-    torch._foreach_copy_(list(pieces), list(flat.split([piece.numel() for piece in pieces])))
+    torch._foreach_copy_(
+        list(pieces), list(flat.split_with_sizes([piece.numel() for piece in pieces]))
+    )
 
 
 @dataclass

@@ -126,6 +126,7 @@ def find_cut(tensors: Sequence[Scored], count: int, processes: Processes = ALONE
     if not count:
         return None
     threshold, below, equal = rank_scores(tensors, count, processes)
+    # Ties are looked at only where the threshold cuts through them, which is rare.
     if below + equal == count:
         return Cut(float(threshold))
     return Cut(float(threshold), tie_break(tensors, float(threshold), count - below, processes))
@@ -135,10 +136,12 @@ def rank_scores(tensors: Sequence[Scored], count: int, processes: Processes = AL
     """The ``count``-th smallest score, with how many are smaller and how many equal it."""
 
     def blocks() -> Iterator[Tensor]:
+        # Owned slices only: a replica's entries must be ranked once, whoever holds them.
         return (scores for tensor in tensors for _, scores in tensor.pieces(tensor.owned))
 
     devices = [tensor.device for tensor in tensors]
     if digits.serves(devices, processes):
+        # Digits come from the device with one wait; a sample and a sweep would take several.
         signed = any(tensor.signed for tensor in tensors)
         return digits.kth_smallest_by_digits(blocks, count, devices[0], signed)
     bracket = sampled_bracket(tensors, count, processes)
@@ -164,6 +167,7 @@ def write_masks_(
         for piece, scores in tensor.pieces():
             mask = tensor.flat_mask[piece]
             if tensor.num_replicas > 1:
+                # Before the mask is overwritten; by position, lest swapped pieces agree.
                 digests[i] += (piece.start + 1) * digest(scores, mask, scratch)
             if cut is None:
                 mask.fill_(True)
@@ -222,6 +226,7 @@ def require_same_replicas(
     # add up to zero, and so do equal digests: one exchange of 8 bytes a tensor is enough.
     if processes.size == 1:
         return
+    # As Python integers, which do not overflow before the remainder is taken.
     weighted = [
         digest * _weight_of_replica(tensor.shard) % _DIGEST_MODULUS
         for tensor, digest in zip(tensors, digests, strict=True)

@@ -55,6 +55,7 @@ def tie_break(
     """Decide which ``num_pruned`` of the entries at the threshold are pruned; collective."""
     if digits.serves([tensor.device for tensor in tensors], processes):
         return _on_device(tensors, threshold, num_pruned)
+    # Two walks: how many tied entries there are decides which of them are split.
     pieces: list[tuple[Scored, slice]] = []  # those with ties: mostly one or two
     num_tied = num_kept = 0
     for tensor in tensors:
@@ -64,16 +65,19 @@ def tie_break(
                 pieces.append((tensor, piece))
                 num_tied += tied.numel()
                 num_kept += int(tensor.kept_at(piece, tied).sum())
+    # One exchange of two numbers: all processes then split the same state at the same rank.
     counts = processes.sum(torch.tensor([num_tied, num_kept]))
     num_tied, num_kept = (int(count) for count in counts.tolist())
     kept, rank, among = _split_state(num_pruned, num_tied, num_kept)
 
     def keys() -> Iterator[Tensor]:
         for tensor, piece in pieces:
+            # Scored again instead of kept: what a score returns is valid until the next call only.
             tied = _tied(tensor.score(piece), threshold)
             split = tied[tensor.kept_at(piece, tied) == kept]
             yield tie_keys(tensor.positions(split + piece.start))
 
+    # Tie keys are as good as random, so their ranks tell where they lie without a sample.
     bracket = even_bracket(rank, among)
     cutoff = kth_smallest(keys, rank, bracket, processes, torch.int64, exact=False).value
     return TieBreak(threshold, kept, cutoff)
@@ -81,6 +85,7 @@ def tie_break(
 
 def _split_state(num_pruned: int, num_tied: int, num_kept: int) -> tuple[bool, int, int]:
     """Whether kept entries are split, or pruned ones; how many of those go, and of how many."""
+    # What is pruned already goes first, so it is split only if all that is due fits into it.
     num_pruned_already = num_tied - num_kept
     if num_pruned > num_pruned_already:
         return True, num_pruned - num_pruned_already, num_kept
@@ -96,6 +101,7 @@ def _on_device(tensors: Sequence[Scored], threshold: float, num_pruned: int) -> 
             flags = scores == threshold
             pieces.append((tensor, piece))
             counts.append(torch.stack([flags.sum(), flags.logical_and_(tensor.kept(piece)).sum()]))
+    # The one wait, for the counts of all pieces.
     numbers = torch.stack(counts).tolist()
     num_tied, num_kept = (sum(column) for column in zip(*numbers, strict=True))
     kept, rank, among = _split_state(num_pruned, num_tied, num_kept)
@@ -109,6 +115,7 @@ def _on_device(tensors: Sequence[Scored], threshold: float, num_pruned: int) -> 
             found[_key_of(tensor, piece)] = tied
             keys.append(tie_keys(tensor.positions(tied + piece.start)))
             states.append(tensor.kept_at(piece, tied))
+    # Few enough to be joined and sorted: those of one score in all tensors.
     split = torch.nonzero_static(torch.cat(states) == kept, size=among).squeeze(1)
     cutoff = torch.cat(keys)[split].sort().values[rank - 1]
     return TieBreak(threshold, kept, cutoff, found)

@@ -60,8 +60,10 @@ def vote(
     """
     state = _FAILED if error is not None else _SKIPS if gradients is None else 0
     lies_apart = any(is_sharded(gradient) for gradient in gradients or ())
+    # The step with both signs: the maxima are then its largest and its smallest value.
     votes = [state, int(settle), int(lies_apart), step, -step]
     worst, any_settle, any_apart, last, minus_first = processes.maximum(votes)
+    # Its own error here, with its own traceback; the others say that a process failed.
     if error is not None:
         raise error
     if worst == _FAILED:
@@ -92,6 +94,7 @@ def agree(
         What was decided, and the gradients without a flag; none if any process has to skip.
     """
     gradients = found.each
+    # Reads the device: all processes must know before they exchange anything else.
     if found.flag is not None and float(found.flag):
         gradients = None
         found.flag.zero_()  # the next step uses it again
@@ -113,6 +116,7 @@ def redistribute_gradients(
     Raises:
         RuntimeError: Everywhere, if a process of a tensor has no such gradient and another has.
     """
+    # Redistribution is collective over a mesh: one process without its gradient would hang it.
     apart = [is_sharded(gradient) for gradient in gradients]
     lacks = [t.is_in_mesh and not here for t, here in zip(tensors, apart, strict=True)]
     anywhere = processes.maximum([int(flag) for flag in (*apart, *lacks)])
@@ -148,6 +152,7 @@ def require_same_settings(
         here |= tensor.description
     here["order of tensors"] = [tensor.name for tensor in tensors]
     everyone = processes.gather(here)
+    # All compare the same list in the same order, so all raise or none does.
     for rank, others in enumerate(everyone[1:], start=1):
         require_equal_settings(everyone[0], others, "in process 0", f"in process {rank}")
 
@@ -180,6 +185,7 @@ def zeros(
         shards: dict[Any, tuple[int, bytes]] = {}
         for found in everyone:
             key, count, digest = found[i]
+            # Replicas are counted once, and must agree.
             if shards.setdefault(key, (count, digest)) != (count, digest):
                 raise ValueError(
                     f"processes that hold the same shard of {tensor.name} must have the same "
@@ -190,7 +196,7 @@ def zeros(
 
 
 def settle(processes: Processes, tensors: Sequence[TrackedTensor]) -> None:
-    """Find out which processes hold the same shard of each tensor.
+    """Exchange which process holds which shard, and number the replicas; collective.
 
     Raises:
         RuntimeError: If some shard of a tensor is held by none of them.
@@ -203,6 +209,7 @@ def settle(processes: Processes, tensors: Sequence[TrackedTensor]) -> None:
         for rank, (keys, _) in enumerate(everyone):
             holders.setdefault(keys[i], []).append(rank)
         held = sum(everyone[ranks[0]][1][i] for ranks in holders.values())
+        # An exact choice counts all entries: with some held by nobody here it would prune too few.
         if held != tensor.whole_numel:
             raise RuntimeError(
                 f"{tensor.name} must be held completely by the processes that choose together, got "

@@ -26,6 +26,7 @@ class Memory:
     def of(cls, tensors: Sequence[Mapping[str, int]], num_weights: int) -> Memory:
         """Add up the bytes of several tensors, whose masks have one byte for a weight."""
         rows = {kind: sum(tensor[kind] for tensor in tensors) for kind in tensors[0]}
+        # A mask has one byte for a weight, so its bytes are the number of weights here.
         return cls(rows, rows["mask"], num_weights)
 
     @property

@@ -70,6 +70,7 @@ class Outcomes:
         if self._flags is None or self._flags.device != device:
             assert not self._without, "read before tensors move"
             self._flags = torch.zeros(_CAPACITY, device=device)
+        # A view for each step, so that a window's flags are one read.
         return self._flags.narrow(0, len(self._without), 1)
 
     def add(self, without_gradient: frozenset[int]) -> None:
@@ -90,6 +91,7 @@ class Outcomes:
             Outcome(flag != 0, without)
             for flag, without in zip(flags.tolist(), self._without, strict=True)
         ]
+        # The next steps set the same flags again.
         flags.zero_()
         self._without = []
         return outcomes

@@ -37,6 +37,7 @@ class Recording:
 
         def read() -> MaskHistory:
             self._tensors.require_whole()
+            # The others never write, and may not even have the folder.
             if processes.rank == 0:
                 require_writable(path)
             return MaskHistory(path, self._tensors.shapes())
@@ -64,6 +65,7 @@ class Recording:
         """Say once, when a step is done, what became of the masks that another run recorded."""
         note = None if self._recorder is None else self._recorder.note
         if self._recorder is not None and note is not None:
+            # First, so that a warning that is an error is not raised again at each step.
             self._recorder.note = None
             PruningWarning.warn(note)
 
@@ -75,6 +77,7 @@ class Recording:
             TypeError: If it is no whole number.
         """
         step = last_step if step is None else checked_step(step, last_step)
+        # The last masks are there even if none are recorded; others only in a file.
         if step == last_step and self._tensors.noticed_end() is None:
             return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
         if self._recorder is None:

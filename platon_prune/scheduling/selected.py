@@ -58,6 +58,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         self._outcomes = Outcomes()
         scratch = Scratch()
         try:
+            # Masks made in inference mode could not be updated in place outside it.
             with torch.inference_mode(False):
                 for target in targets:
                     tensor = TrackedTensor(
@@ -103,23 +104,31 @@ class SelectedTensors(Sequence[TrackedTensor]):
         agreement.require_same_settings(self.processes, {**settings, **kept}, self._tensors)
 
     def unsettle(self) -> None:
-        """Make processes compare their settings again at the next step."""
+        """Note that a setting changed: the processes compare theirs again at the next step."""
         self._is_settled = False
 
     def locate(self) -> bool:
-        """Follow the tensors where they were sharded or moved; whether processes must settle."""
+        """Find the tensors, which may have been sharded or moved since the last step.
+
+        Returns:
+            Whether the processes must :meth:`settle` before they choose.
+        """
         if not self._store.is_seated():
             self.require_running()
             # Whatever mode this is called in: what is made here is used for the rest of the run.
             with torch.inference_mode(False), torch.no_grad():
                 moved = [tensor.locate() for tensor in self._tensors]
                 self._store.seat()
+            # Shards that moved may have other replicas and other owned slices.
             if any(moved):
                 self._is_settled = self._is_checked = False
         return not self._is_settled
 
     def settle(self, settings: Settings) -> None:
-        """Find out which process holds what; collective."""
+        """Compare settings, and learn which shard each process holds; collective.
+
+        From then on each entry is counted by one process: the owner of its slice.
+        """
         self.require_agreement(settings)
         agreement.settle(self.processes, self._tensors)
         self._is_settled = True
@@ -155,6 +164,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
                 found = self._flagged_gradients(skipped)
         except Exception as raised:
             error = raised
+        # Alone on an accelerator nobody has to be asked, and the flag is read with others later.
         if error is None and self._may_wait(found.flag):
             return found
         decision, found = agreement.agree(self.processes, step, found, error=error, settle=moved)
@@ -181,6 +191,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         """The gradient of each tensor, and a flag on the device that says if one is not finite."""
         gradients = self._store.gradients()
         if self.criterion.windowed and all(gradient is None for gradient in gradients):
+            # Of a skipped step nothing is learnt, so no gradient need be there.
             if bool(skipped):
                 return StepGradients(None)
             raise RuntimeError(
@@ -192,6 +203,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         here = [None if is_sharded(gradient) else gradient for gradient in gradients]
         flag = self._outcomes.flag(self._store.devices[0])
         if isinstance(skipped, Tensor):
+            # What a GradScaler found stays on the device, as what is found here does.
             flag.add_(skipped.to(flag, non_blocking=True))
         self._store.flag_non_finite_(here, flag)
         return StepGradients(gradients, flag)
@@ -205,6 +217,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         self._store.accumulate_(gradients.each, gradients.flag, masking)
         if gradients.each is None:
             return Outcome(True, frozenset())
+        # Known without the device, so it is noted at once even if the flag is not read.
         without = frozenset(i for i, each in enumerate(gradients.each) if each is None)
         if gradients.flag is None:
             return Outcome(False, without)
@@ -257,7 +270,9 @@ class SelectedTensors(Sequence[TrackedTensor]):
             chosen = self.granularity.choose_in_line_(line, amount)
             return chosen.threshold, changes_of(names, chosen.counts.tolist(), tells)
         puts_back = self.granularity.puts_back
+        # Only where values come back: a byte an entry, for the time of the choice.
         masks = [tensor.mask.clone() for tensor in scored] if puts_back else []
+        # Packed, an eighth of the masks, since all of them are kept until the choice is made.
         bits = bits_before(scored) if tells else None
         threshold = self.granularity.choose_(scored, amount, self.processes)
         for tensor, mask in zip(self._tensors, masks, strict=False):
@@ -323,6 +338,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         Masks are often finalized through the model, of which the scheduler is not told.
         """
         if self._ended is None:
+            # Remembered: once ended, modules may be pruned anew by another scheduler.
             self._ended = next((tensor for tensor in self if tensor.is_finalized), None)
             if self._ended is not None:
                 self._forget()

@@ -99,10 +99,12 @@ class TrackedTensor:
         gradient = parameter.grad
         if gradient is None:
             return None
+        # Of an embedding with sparse=True, say; samples need every entry.
         if gradient.layout != torch.strided:
             return gradient.to_dense()
         if are_alike(gradient, parameter):
             return local_of(gradient)
+        # A plain gradient of a sharded weight is whole everywhere: its shard needs no exchange.
         return gradient if is_sharded(gradient) else local_of(placed_like(gradient, parameter))
 
     @property
@@ -131,6 +133,7 @@ class TrackedTensor:
         if self._last_device is not None:
             return self._last_device
         module, name = self.target.sites[0]
+        # Its mask may be gone by now, and the parameter back under its own name.
         held = (module._parameters.get(key) for key in (f"{name}_orig", name))
         return next((tensor.device for tensor in held if tensor is not None), torch.device("cpu"))
 
@@ -200,6 +203,7 @@ class TrackedTensor:
         for module, name in self.target.sites:
             weight = weight_of(module, name)
             first = weight if first is None else first
+            # Loading with assign=True, for one, unties what was one parameter at set-up.
             if weight is not first:
                 raise RuntimeError(
                     f"{self.name} must be one parameter shared by {len(self.target.sites)} modules "
@@ -232,8 +236,10 @@ class TrackedTensor:
                 f"{self.name} must have values whose zeros can be adopted, got a tensor on the "
                 "meta device: load the model's weights first"
             )
+        # ne, so that -0 counts as zero and NaN as a value.
         for values, kept in blocks(weight, mask):
             torch.ne(values, 0, out=kept)
+        # A digest is exchanged instead of the mask, which may be as large as the model.
         bits = pack_bits(mask)
         digest = hashlib.blake2b(to_bytes(bits)).digest()
         return shard_of(self.parameter).key, mask.numel() - count_ones(bits), digest
@@ -297,6 +303,7 @@ class TrackedTensor:
         """Take over what :meth:`state_dict` returned for a tensor of this name and shape."""
         parameter, weight = self.parameter, self.weight
         for module, name in self.target.sites:
+            # In place: the modules, and a compiled graph, hold this very mask.
             local_of(mask_of(module, name)).copy_(local_of(placed_like(state["mask"], parameter)))
         for name, values in self.remembered.items():
             values.view(weight.shape).copy_(local_of(placed_like(state[name], parameter)))
@@ -317,7 +324,9 @@ class TrackedTensor:
 
     def forget(self) -> None:
         """Free what is remembered, and let go of the modules, once the run has ended."""
+        # Recorded masks are still handed out on the device where training ran.
         self._last_device = self.device
+        # A scheduler kept for its history must not keep the model alive.
         self.target = replace(self.target, sites=())
         self._methods = []
         self.remembered = {}

@@ -60,6 +60,7 @@ class Shard:
 
     def positions(self, local: Tensor) -> Tensor:
         """Flat positions in the whole tensor of flat positions in the shard; int64."""
+        # The common case, whole or alone, must cost nothing.
         if all(index is None for index in self.indices):
             return local
         whole, stride = torch.zeros_like(local), 1
@@ -98,6 +99,7 @@ def local_of(tensor: Tensor) -> Tensor:
     if not is_sharded(tensor):
         return tensor
     local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    # A local tensor may still be on its way, as torch's functional collectives return it.
     return local.wait() if hasattr(local, "wait") else local  # type: ignore[no-any-return]
 
 
@@ -106,6 +108,7 @@ def shard_of(tensor: Tensor) -> Shard:
     if not is_sharded(tensor):
         return Shard(tensor.shape, (None,) * tensor.ndim)
     device = tensor.to_local().device  # type: ignore[attr-defined]
+    # Positions are values: they are needed before the weight has any.
     device = torch.device("cpu") if device.type == "meta" else device
     return Shard(tensor.shape, tuple(_indices(tensor, d, device) for d in range(tensor.ndim)))
 
@@ -143,6 +146,7 @@ def as_placed(local: Tensor, weight: Tensor) -> Tensor:
     """A DTensor with the weight's placements, of its local tensor; ``local`` for a plain weight."""
     if not is_sharded(weight):
         return local
+    # Of the whole tensor, contiguous: from_local can't know them from a shard alone.
     strides = torch.empty(weight.shape, device="meta").stride()
     if local.device.type not in ("meta", weight.device_mesh.device_type):  # type: ignore[attr-defined]
         return _offloaded(local, weight, strides)
@@ -182,6 +186,7 @@ def _indices(tensor: Any, dimension: int, device: torch.device) -> Tensor | None
             placements.append(ShardPlacement(0))
     if all(isinstance(placement, Replicate) for placement in placements):
         return None
+    # torch shards the numbers as it does the tensor, uneven and strided shards included.
     index = torch.arange(tensor.shape[dimension])
     if tensor.device_mesh.get_coordinate() is None:
         return index[:0].to(device)  # this process is none of the mesh's
@@ -207,6 +212,7 @@ def registered(module: nn.Module, key: str) -> nn.Parameter:
         return module._parameters[key]  # type: ignore[return-value]
     parameter, group = kept
     if module._parameters[key] is not parameter.sharded_param:
+        # What is written to the gathered parameter is lost when fully_shard frees it.
         group.reshard()
     return module._parameters[key]  # type: ignore[return-value]
 
