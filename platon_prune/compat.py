@@ -159,10 +159,10 @@ class Pruner:
         lines = [share.scored(selected) for share in self._shares]
         # The reference's rounding down, on purpose: exact counts are those of our own API.
         rank = int(sum(line.numel for line in lines) * (1 - density))
-        threshold = rank_scores(lines, rank).value if rank else -math.inf
-        self._threshold = threshold if rank else None
         if rank == 0:
+            self._threshold = None
             return
+        self._threshold = threshold = rank_scores(lines, rank).value
         for line in lines:
             for slab in line.line.slabs:
                 # As the reference does: strictly below goes, so the entry that defines the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NoReturn
 
 import torch
@@ -13,6 +14,7 @@ from platon_prune.amounts import ZEROS
 from platon_prune.criteria import Criterion
 from platon_prune.history.history import check_rows
 from platon_prune.schedule import CubicSchedule, Schedule
+from platon_prune.scheduling.outcomes import Counters
 from platon_prune.tensors.shards import local_of
 
 STATE_VERSION = 3
@@ -20,12 +22,11 @@ STATE_VERSION = 3
 _DEFAULTS = {"schedule": CubicSchedule.name}
 # Entries of a tensor's state that are weights, not scores.
 _WEIGHTS = ("refilled", "set_aside")
+# What a state must have beside its settings and tensors; a counter is saved because it is a field.
 COUNTERS = (
     "last_step",
-    "skipped_steps",
     "threshold",
-    "window_steps",
-    "has_scores",
+    *(field.name for field in fields(Counters)),
     "adopted",
     "history",
 )
