@@ -1,4 +1,4 @@
-"""What a weight's score is made of: samples of a step, averages over windows, and their product.
+"""Criteria make scores: from the samples of a step, averages over windows, and the weights.
 
 A criterion works on blocks: matching pieces of a weight, its gradient and its averages. To add
 one, derive from :class:`Criterion`, say which averages it keeps, and list it in ``CRITERIA`` and
@@ -165,7 +165,7 @@ class Sensitivity(Criterion):
         averages[0].mul_(self.beta1).add_(mean, alpha=1 - self.beta1)
 
     def score(self, weight: Tensor, averages: Sequence[Tensor], out: Tensor) -> Tensor:
-        """The average itself."""
+        """The score is the average itself."""
         return out.copy_(averages[0])
 
 

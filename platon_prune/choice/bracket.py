@@ -26,7 +26,7 @@ _BRACKET_SIGMAS = 4.0
 
 
 def sample_size(total: int) -> float:
-    """How many of so many scores all processes together look at to bracket the threshold."""
+    """The number of scores, of ``total``, that all processes together sample for a bracket."""
     if total <= min(_TINY, ranking.MAX_CANDIDATES):
         return 0.0
     return min(SAMPLE_SIZE, total * _SAMPLE_SHARE, max(_ENOUGH, total * _ENOUGH_SHARE))

@@ -55,7 +55,7 @@ class Granularity:
         return False
 
     def choose_in_line_(self, line: ScoredLine, amount: float) -> Chosen:
-        """As :meth:`choose_`, where one process has all tensors in a line of entries.
+        """Write the masks in place, where one process has all tensors in a line of entries.
 
         Args:
             line: All tensors of the scheduler.

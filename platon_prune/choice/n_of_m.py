@@ -71,6 +71,7 @@ class SemiStructured(Granularity):
         scratch = Scratch()
         # An eighth of a byte for each entry, to tell afterwards what changed.
         before = [pack_bits(line.kept(slab)) for slab in line.line.slabs]
+        # All groups first, as tensor by tensor: what one loses is known only then.
         groups.constrain_(self.n, scratch)
         count = round(amount * groups.scored.numel)
         threshold = prune_smallest_([groups.scored], count)

@@ -146,6 +146,7 @@ class ScoredTensors(Sequence[ScoredTensor]):
     def __init__(
         self, tensors: Callable[[], Iterator[ScoredTensor]], line: ScoredLine | None = None
     ) -> None:
+        # Made when first asked for: a choice in a line never needs them one by one.
         self._make = tensors
         self.line = line
 
@@ -186,6 +187,7 @@ class Line:
             slice(start, min(start + self.slab_size, self.numel))
             for start in range(0, self.numel, self.slab_size)
         ]
+        # Once for a line: cutting it anew at each choice would take a step for each tensor.
         self._cuts = [list(self._cut(slab)) for slab in self.slabs]
 
     def _cut(self, slab: slice) -> Iterator[tuple[int, slice]]:
@@ -205,6 +207,7 @@ class Line:
         """For each slab, the pieces of contiguous tensors that lie in it: flat views."""
         flat = [tensor.view(-1) for tensor in tensors]
         return [
+            # A whole tensor is handed on as it is: a view costs as much as a small operation.
             [flat[i] if within.stop - within.start == self.sizes[i] else flat[i][within]
              for i, within in cut]
             for cut in self._cuts
@@ -213,6 +216,7 @@ class Line:
     def pick(self, tensors: Sequence[Tensor], positions: Tensor, out: Tensor) -> Tensor:
         """Entries of contiguous tensors at positions of the line, in ascending order."""
         ends = torch.tensor(self.ends, device=positions.device)
+        # One search and one read for all tensors; positions are few, so most tensors have none.
         bounds = [0, *torch.searchsorted(positions, ends).tolist()]
         for i, (first, last) in enumerate(itertools.pairwise(bounds)):
             if first < last:
@@ -313,6 +317,7 @@ class ScoredLine:
         Returns:
             As :class:`~platon_prune.choice.selection.Chosen` has it.
         """
+        # Counted by slabs as well, so that the work does not grow with the number of tensors.
         counters = [self.counter() for _ in range(3)]
         for number, (slab, bits) in enumerate(zip(self.line.slabs, before, strict=True)):
             then, now = self._flags(slab, "new"), self.kept(slab)
@@ -341,10 +346,12 @@ class ScoredLine:
 
     def whole_rows(self, flags: Tensor) -> Tensor:
         """Flags of a slab with those that fill up its last row, which are False."""
+        # The flags are the front of a longer buffer, whose rest is False.
         return flags.as_strided((-(-flags.numel() // ROW) * ROW,), (1,))
 
     def _flags(self, piece: slice, role: str) -> Tensor:
         size = piece.stop - piece.start
+        # Whole rows, which are counted word by word.
         rows = self._scratch.flat(-(-size // ROW) * ROW, torch.bool, self.device, role)
         rows[size:] = False
         return rows[:size]

@@ -57,7 +57,7 @@ def prune_smallest_(
 
 
 class Chosen(NamedTuple):
-    """What a choice over a line of tensors did.
+    """The result of a choice over a line of tensors.
 
     Args:
         threshold: The largest score pruned; None if nothing was.
@@ -85,7 +85,7 @@ def prune_smallest_of_line_(line: ScoredLine, count: int) -> Chosen:
 
 @dataclass(frozen=True)
 class Cut:
-    """Which entries are the smallest: those below a value, and of those that equal it the first.
+    """A cut tells the smallest entries from the others, by their scores and, at a tie, their order.
 
     Args:
         value: The threshold.

@@ -20,7 +20,7 @@ _PieceKey = tuple[int, int]  # the offset of a piece's tensor, and where the pie
 
 @dataclass(frozen=True)
 class TieBreak:
-    """Which of the entries at the threshold stay: those of ``kept`` state above a cut-off key.
+    """A tie break says which entries at the threshold stay: those above a cut-off key.
 
     Args:
         threshold: Their score.

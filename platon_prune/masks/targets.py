@@ -319,6 +319,7 @@ def _from_pairs(pairs: Pairs) -> list[Candidate]:
     try:
         listed = [(module, name) for module, name in pairs]
     except (TypeError, ValueError):
+        # What can't be unpacked gets the same sentence as what has other things in the pairs.
         listed = []
     if not listed or not all(
         isinstance(module, nn.Module) and isinstance(name, str) for module, name in listed
@@ -337,6 +338,7 @@ def _merge_shared(candidates: list[Candidate], own_keys: set[int]) -> list[Targe
         # By identity: modules that share a weight hold the very same parameter.
         parameter = module._parameters[tensor_name]
         _, sites = merged.setdefault(id(parameter), (name, []))
+        # A module that a model holds twice is listed once by named_modules, but pairs may repeat.
         if (module, tensor_name) not in sites:
             sites.append((module, tensor_name))
     return [

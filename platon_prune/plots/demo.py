@@ -146,6 +146,7 @@ def _draw_layers(axes: Axes, comparison: Comparison) -> None:
             [min(_log_density(sparsities[name]), empty) for name in names], range(len(names)),
             marker, color=colour, markersize=6, alpha=0.85, clip_on=False,
         )  # fmt: skip
+    # Those short of the mark for empty tensors, or their labels would meet.
     ticks = [tick for tick in SPARSITY_TICKS if _log_density(tick) < empty - 0.3]
     axes.set_xticks(
         [*map(_log_density, ticks), empty], [*(f"{100 * tick:g}" for tick in ticks), "100"]

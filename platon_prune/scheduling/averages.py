@@ -1,4 +1,4 @@
-"""What is remembered between steps, of all tensors of a device in one flat buffer each.
+"""`Averages`: the window and the averages of all tensors of a device, in one flat buffer each.
 
 So the end of a window and a choice are a few operations over slabs of memory, however many tensors
 there are, and a tensor has views: ``sensitivity[offset : offset + numel]``.

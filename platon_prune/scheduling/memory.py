@@ -1,4 +1,4 @@
-"""What pruning keeps in memory for the weights."""
+"""`Memory`: the bytes that pruning keeps for the weights, kind by kind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it, in bytes."""
+        """The sum over all kinds, in bytes."""
         return sum(self.rows.values())
 
     @property

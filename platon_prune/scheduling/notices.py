@@ -1,4 +1,4 @@
-"""What a scheduler warns about while it runs, each tensor once."""
+"""`Notices`: the warnings of a running scheduler, each once for a tensor."""
 
 from __future__ import annotations
 

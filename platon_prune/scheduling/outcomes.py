@@ -1,4 +1,4 @@
-"""Whether the gradients of the last steps were finite, while only their device knows."""
+"""`Outcomes`: how the last steps went, while only their device knows; and `Counters` of steps."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Outcomes:
         return self._flags.narrow(0, len(self._without), 1)
 
     def add(self, without_gradient: frozenset[int]) -> None:
-        """A step has used the flag."""
+        """Note that a step has used its flag, and which tensors had no gradient in it."""
         self._without.append(without_gradient)
 
     @property
@@ -83,7 +83,7 @@ class Outcomes:
         return len(self._without) == _CAPACITY
 
     def read(self) -> Sequence[Outcome]:
-        """Wait for the device; what became of the steps since the last call."""
+        """Wait for the device, and return how the steps since the last call went."""
         if not self._without or self._flags is None:
             return []
         flags = self._flags.narrow(0, 0, len(self._without))

@@ -374,6 +374,7 @@ class PlatonScheduler:
                 Nothing is changed then.
             RuntimeError: If the run has ended.
         """
+        # All of it is checked before anything is changed.
         self._tensors.check_state(state, self.settings)
         self._tensors.outcomes()  # of steps that are given up
         self._adopted = state["adopted"]

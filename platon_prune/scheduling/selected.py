@@ -230,7 +230,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         return self._outcomes.is_full
 
     def had_gradients(self, without: Collection[int]) -> None:
-        """All tensors but some had a gradient in a step that counts."""
+        """Note that all tensors but some had a gradient in a step that counts."""
         for i, tensor in enumerate(self._tensors):
             tensor.had_gradient = tensor.had_gradient or i not in without
 
@@ -286,7 +286,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
             tensor.share_mask()
 
     def apply_new_masks(self) -> None:
-        """The same in a step, where the tensors have just been looked for."""
+        """Zero what new masks prune, in a step, where the tensors have just been looked for."""
         self._store.accumulate_(None, None, masking=True)
         for tensor in self._tensors:
             tensor.share_mask()

@@ -1,4 +1,4 @@
-"""What pruned weights were when they went, so that they can come back as they were."""
+"""`SetAside`: the values that pruned weights had, kept so that they can come back as they were."""
 
 from __future__ import annotations
 

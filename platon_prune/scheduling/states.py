@@ -113,11 +113,12 @@ def _check_counters(state: Mapping[str, Any]) -> None:
     last_step = state["last_step"]
     if not _is_count(last_step):
         _refuse("last_step", "a number of steps", last_step)
-    for name in ("skipped_steps", "window_steps"):
-        if not _is_count(state[name]) or state[name] > last_step:
+    for name, default in ((field.name, field.default) for field in fields(Counters)):
+        if isinstance(default, bool):
+            if type(state[name]) is not bool:
+                _refuse(name, "True or False", state[name])
+        elif not _is_count(state[name]) or state[name] > last_step:
             _refuse(name, f"a number of steps, at most {last_step}", state[name])
-    if type(state["has_scores"]) is not bool:
-        _refuse("has_scores", "True or False", state["has_scores"])
     threshold, adopted = state["threshold"], state["adopted"]
     if threshold is not None and (type(threshold) is not float or math.isnan(threshold)):
         _refuse("threshold", "a score or None", threshold)

@@ -1,4 +1,4 @@
-"""How many flags are set in each of many tensors that lie in one line, without a step for each."""
+"""Counts of set flags in each tensor of a line, in operations that do not grow with their number."""
 
 from __future__ import annotations
 

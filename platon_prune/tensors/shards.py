@@ -74,6 +74,7 @@ class Shard:
     def of(self, whole: Tensor) -> Tensor:
         """Cut the shard out of a plain tensor of the whole shape; never shares its memory."""
         shard = whole
+        # Dimension by dimension: what a process holds is a product of sets of indices.
         for dimension, index in enumerate(self.indices):
             if index is not None:
                 shard = shard.index_select(dimension, index.to(shard.device))
