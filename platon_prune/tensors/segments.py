@@ -1,4 +1,4 @@
-"""Counts of set flags in each tensor of a line, in operations that do not grow with their number."""
+"""Counts of set flags in each tensor of a line, in operations whose number is that of the slabs."""
 
 from __future__ import annotations
 
