@@ -62,6 +62,7 @@ def fraction_of_weights(argument: str, value: Any, num_weights: int) -> float:
         TypeError: If it is not a number.
         ValueError: If it is out of range.
     """
+    # By type, not by size: 1 is one weight, and 1.0 is refused as a fraction.
     if not is_count(value):
         return fraction(
             argument,
@@ -91,6 +92,7 @@ def steps_of(argument: str, value: Any, total_steps: int) -> int:
     """
     if not is_number(value):
         raise TypeError(f"{argument} must be a count or a fraction of the run, got {value!r}")
+    # A whole number is a count, 1 too: a share of the whole run would leave no ramp.
     if is_count(value):
         return int(value)
     if not 0 <= value < 1:

@@ -105,6 +105,7 @@ class Pruner:
         """
         selected = self._selected(model)
         self._seat(selected)
+        # In the reference's order: the window that ended is averaged before this step joins.
         ends_window = global_step % self.args.deltaT == 0
         for share in self._shares if self.criterion.windowed else ():
             if ends_window and share.averages is not None:
@@ -125,6 +126,7 @@ class Pruner:
         homes = {name: (each.device, each.shape) for name, each in selected.items()}
         if homes == self._homes:
             return
+        # A model may be moved between steps; what was remembered moves along.
         before = {name: kept for share in self._shares for name, kept in share.remembered().items()}
         by_device: dict[torch.device, list[str]] = {}
         for name, (device, _) in homes.items():
@@ -155,15 +157,19 @@ class Pruner:
 
     def _choose(self, selected: dict[str, nn.Parameter], density: float) -> None:
         lines = [share.scored(selected) for share in self._shares]
+        # The reference's rounding down, on purpose: exact counts are those of our own API.
         rank = int(sum(line.numel for line in lines) * (1 - density))
-        self._threshold = None if rank == 0 else rank_scores(lines, rank).value
-        for line in lines if self._threshold is not None else ():
+        if rank == 0:
+            self._threshold = None
+            return
+        self._threshold = threshold = rank_scores(lines, rank).value
+        for line in lines:
             for slab in line.line.slabs:
                 # As the reference does: strictly below goes, so the entry that defines the
                 # threshold stays. An infinite threshold is not-a-number there, and takes nothing.
                 kept = line.new_mask(slab)
-                torch.ge(line.score(slab), self._threshold, out=kept)
-                scatter_(kept.fill_(True) if math.isinf(self._threshold) else kept,
+                torch.ge(line.score(slab), threshold, out=kept)
+                scatter_(kept.fill_(True) if math.isinf(threshold) else kept,
                          line.masks_in(slab))  # fmt: skip
 
     def _selected(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -264,6 +270,7 @@ def _criterion(pruner_name: str, args: PrunerArgs) -> Criterion:
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(args, name) <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {getattr(args, name)}")
+    # The reference reads it so: no uncertainty, and the score is the sensitivity.
     if args.beta2 == 1:
         return Sensitivity(args.beta1)
     return Platon(args.beta1, args.beta2)

@@ -1,4 +1,4 @@
-"""What a weight's score is made of: samples of a step, averages over windows, and their product.
+"""Criteria make scores: from the samples of a step, averages over windows, and the weights.
 
 A criterion works on blocks: matching pieces of a weight, its gradient and its averages. To add
 one, derive from :class:`Criterion`, say which averages it keeps, and list it in ``CRITERIA`` and
@@ -24,6 +24,7 @@ def weight_times_grad(weight: Tensor, grad: Tensor, out: Tensor) -> Tensor:
 
     Both are brought to float32 first: a bfloat16 product keeps 8 bits, too few to rank weights.
     """
+    # One operation where both are float32 already, as nearly always.
     if weight.dtype == grad.dtype == torch.float32:
         return torch.mul(weight, grad, out=out)
     return out.copy_(weight).mul_(grad.to(torch.float32))
@@ -40,7 +41,7 @@ _SAFE: tuple[tuple[str, frozenset[str], Any], ...] = (
 class Criterion:
     """Turns weights and gradients into scores; the lowest scores are pruned.
 
-    A step's samples are added up over a window, and :meth:`update_averages_` takes in their mean
+    A step's samples are added up over a window, and :meth:`update_averages_` is given their mean
     when it ends. The least that a windowed criterion defines is :meth:`sample_`, or
     :meth:`sample` if it needs the gradient itself; :meth:`update_averages_`; and :meth:`score`,
     or :meth:`score_with` if it looks at a whole tensor.
@@ -160,10 +161,11 @@ class Sensitivity(Criterion):
 
     def update_averages_(self, mean: Tensor, averages: Sequence[Tensor]) -> None:
         """Exponential moving average with ``beta1``, from zero, without bias correction."""
+        # In place and without bias correction, as the reference does: ranks need no scale.
         averages[0].mul_(self.beta1).add_(mean, alpha=1 - self.beta1)
 
     def score(self, weight: Tensor, averages: Sequence[Tensor], out: Tensor) -> Tensor:
-        """The average itself."""
+        """The score is the average itself."""
         return out.copy_(averages[0])
 
 
@@ -187,6 +189,7 @@ class Platon(Sensitivity):
         """Both moving averages; the deviation is from the updated sensitivity."""
         sensitivity, uncertainty = averages
         super().update_averages_(mean, (sensitivity,))
+        # The mean is given to be overwritten: no temporary of the size of a block.
         deviation = mean.sub_(sensitivity).abs_()
         uncertainty.mul_(self.beta2).add_(deviation, alpha=1 - self.beta2)
 
@@ -217,6 +220,7 @@ class Movement(Criterion):
 
     def score(self, weight: Tensor, averages: Sequence[Tensor], out: Tensor) -> Tensor:
         """The sum itself; an overflow of both signs (NaN) counts as no movement."""
+        # A NaN would rank nowhere, and the choice counts on an order of all scores.
         return torch.nan_to_num(averages[0], nan=0.0, out=out)
 
 
@@ -233,6 +237,7 @@ class Magnitude(Criterion):
 
     def score(self, weight: Tensor, averages: Sequence[Tensor], out: Tensor) -> Tensor:
         """``|w|``; a weight that is NaN is kept, so that the model's failure stays visible."""
+        # Infinity, so that it is kept and counts as the largest.
         return out.copy_(weight).abs_().nan_to_num_(nan=torch.inf, posinf=torch.inf)
 
 
@@ -291,6 +296,7 @@ class ScaledMagnitude(Magnitude):
 
     def statistics(self, weight: Tensor) -> Tensor:
         """The sum of squares."""
+        # In float64: a float32 sum of millions of squares loses the small ones.
         finite = torch.nan_to_num(weight.double(), nan=0.0, posinf=0.0, neginf=0.0)
         return finite.square_().sum().view(1)
 
@@ -326,6 +332,7 @@ def make_criterion(criterion: str | Criterion, beta1: float, beta2: float) -> Cr
     }
     if isinstance(criterion, Criterion):
         return criterion
+    # Without this the class would fail much later, at its first method.
     if isinstance(criterion, type) and issubclass(criterion, Criterion):
         raise TypeError(
             "criterion must be a name or an instance of a criterion, got the class "
@@ -334,5 +341,6 @@ def make_criterion(criterion: str | Criterion, beta1: float, beta2: float) -> Cr
     if not isinstance(criterion, str) or criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
     cls = CRITERIA[criterion]
+    # The betas are arguments of every door; a criterion takes those that it declares.
     declared: list[str] = [field.name for field in fields(cls)] if is_dataclass(cls) else []
     return cls(**{name: beta for name, beta in betas.items() if name in declared})

@@ -18,6 +18,7 @@ def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     Returns:
         The two, for ``model(*args, **kwargs)``.
     """
+    # First: transformers' BatchEncoding is a mapping that can also be iterated like a list.
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})

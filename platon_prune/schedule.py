@@ -55,7 +55,7 @@ class Schedule(Protocol):
         """Fraction pruned by the schedule at ``step`` (counted from 1)."""
 
     def ends_window(self, step: int) -> bool:
-        """Whether the averages take in their window at ``step``."""
+        """Whether a window ends at ``step``, so that the averages are updated from its mean."""
 
     def is_choosing_step(self, step: int) -> bool:
         """Whether a mask is chosen at ``step``."""
@@ -142,6 +142,7 @@ class RampSchedule:
 
     def amount_at(self, step: int) -> float:
         """Fraction pruned by the schedule at ``step`` (counted from 1)."""
+        # The end first, so that it holds exactly, whatever a formula rounds to.
         if step >= self.ramp_end:
             return self.amount
         if step <= self.warmup_steps:
@@ -156,6 +157,7 @@ class RampSchedule:
     @property
     def first_choosing_step(self) -> int | None:
         """The first step at which a mask is chosen."""
+        # At the warm-up's last step nothing is chosen, even where a window ends there.
         after_warmup = (self.warmup_steps // self.window + 1) * self.window
         return min(after_warmup, self.ramp_end)
 
@@ -165,13 +167,14 @@ class RampSchedule:
         return self.total_steps
 
     def ends_window(self, step: int) -> bool:
-        """Whether the averages take in their window at ``step``."""
+        """Whether a window ends at ``step``, so that the averages are updated from its mean."""
         return step % self.window == 0
 
     def is_choosing_step(self, step: int) -> bool:
         """Whether a mask is chosen at ``step``: after a window, at T - t_f and at T."""
         if not self.warmup_steps < step <= self.total_steps:
             return False
+        # T − t_f and T may lie within a window: else the run would end before its final amount.
         return self.ends_window(step) or step in (self.ramp_end, self.total_steps)
 
     def starting_at(self, sparsity: float) -> RampSchedule:
@@ -284,6 +287,7 @@ class ExponentialSchedule(RampSchedule):
 
     def on_ramp(self, share: float) -> float:
         """The decay."""
+        # In densities, of which each step keeps the same share.
         density = 1 - self.initial_amount
         return 1 - density * math.pow((1 - self.amount) / density, share)
 

@@ -12,6 +12,7 @@ def table(lines: Sequence[Sequence[str]]) -> str:
         "  ".join(
             cell.rjust(width) if i else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            # No spaces at line ends: outputs are compared and pasted.
         ).rstrip()
         for line in lines
     )

@@ -17,8 +17,10 @@ def clock(device: str, processor_time: bool = False) -> Clock:
         device: Where the work is done.
         processor_time: Whether to count this thread's processor time instead of wall-clock time.
     """
+    # Processor time does not count what other programs take, nor a GPU's work.
     now = time.thread_time if processor_time else time.perf_counter
 
+    # A GPU works on after the call returns: both ends of a time wait for it.
     def wait() -> None:
         if torch.device(device).type == "cuda":
             torch.cuda.synchronize(device)
@@ -53,5 +55,6 @@ def interleaved(
     for _ in range(rounds):
         for i in order:
             times[i].append(timed(functions[i]))
+        # In turn first and last, so that a drift of the clock or a warm cache favours none.
         order.reverse()
     return times

@@ -76,16 +76,11 @@ def versions() -> dict[str, str]:
 
 def choices_of(scheduler: PlatonScheduler | None) -> list[dict[str, Any]]:
     """What each choice of the masks did, as plain numbers; without the tensors one by one."""
+    choices = () if scheduler is None else scheduler.history
+    # All fields but this one, so that a new metric of the history is in every results.json.
     return [
-        {
-            "step": choice.step,
-            "amount": choice.amount,
-            "sparsity": choice.sparsity,
-            "threshold": choice.threshold,
-            "left": choice.left,
-            "came_back": choice.came_back,
-        }
-        for choice in (() if scheduler is None else scheduler.history)
+        {name: value for name, value in vars(choice).items() if name != "sparsities"}
+        for choice in choices
     ]
 
 

@@ -26,7 +26,7 @@ _BRACKET_SIGMAS = 4.0
 
 
 def sample_size(total: int) -> float:
-    """How many of so many scores all processes together look at to bracket the threshold."""
+    """The number of scores, of ``total``, that all processes together sample for a bracket."""
     if total <= min(_TINY, ranking.MAX_CANDIDATES):
         return 0.0
     return min(SAMPLE_SIZE, total * _SAMPLE_SHARE, max(_ENOUGH, total * _ENOUGH_SHARE))
@@ -39,6 +39,7 @@ def sampled_bracket(tensors: Sequence[Scored], k: int, processes: Processes) -> 
     if not share:
         return -math.inf, math.inf
     samples = [to_ints(sample) for sample in _samples(tensors, share, processes.rank)]
+    # The lower end is sent with its sign turned, so that one maximum serves both ends.
     ends = [(-int(sample.min()), int(sample.max())) for sample in samples if sample.numel()]
     least, most = bounds(torch.float32)
     minus_low, high = processes.maximum(
@@ -52,10 +53,12 @@ def sampled_bracket(tensors: Sequence[Scored], k: int, processes: Processes) -> 
         return (-math.inf, math.inf) if low > high else (of_int(low, torch.float32),) * 2
     up_to, shift = histogram(iter(samples), low, high, processes)
     size = int(up_to[-1])
+    # The rank in the sample is nearly normal: so many standard deviations miss rarely enough.
     fraction = k / total
     margin = 1 + _BRACKET_SIGMAS * math.sqrt(size * fraction * (1 - fraction))
     first, last = math.floor(fraction * size - margin), math.ceil(fraction * size + margin)
     bracket = [-math.inf, math.inf]
+    # An end that the sample does not reach stays open: a wrong bracket costs another sweep.
     if first >= 0:
         bracket[0] = of_int(low + (_digit(up_to, first) << shift), torch.float32)
     if last < size:
@@ -73,14 +76,14 @@ def _samples(tensors: Sequence[Scored], share: float, rank: int) -> Iterator[Ten
     # Rounded over all of them, and not alike in each process: no tensor is too small for it.
     so_far = rank * 0.618 % 1
     for tensor in tensors:
-        own, device = tensor.own, tensor.device
-        before, so_far = so_far, so_far + share * (own.stop - own.start)
+        owned, device = tensor.owned, tensor.device
+        before, so_far = so_far, so_far + share * (owned.stop - owned.start)
         size = int(so_far) - int(before)
         if size:
             # A generator of its own: the choice must not touch the user's random numbers.
-            generator = torch.Generator(device).manual_seed(tensor.offset + own.start + rank)
+            generator = torch.Generator(device).manual_seed(tensor.offset + owned.start + rank)
             positions = torch.randint(
-                own.start, own.stop, (size,), generator=generator, device=device
+                owned.start, owned.stop, (size,), generator=generator, device=device
             )
             yield tensor.score(positions).clone()
 

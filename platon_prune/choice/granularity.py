@@ -13,7 +13,7 @@ from platon_prune.choice.limits import MaxAmount
 from platon_prune.choice.scored import ScoredLine, ScoredTensor
 from platon_prune.choice.selection import Chosen, prune_smallest_, prune_smallest_of_line_
 from platon_prune.tensors.collectives import Processes
-from platon_prune.tensors.shards import Part
+from platon_prune.tensors.shards import Shard
 
 
 class Granularity:
@@ -41,12 +41,12 @@ class Granularity:
         """Whether a choice could leave nothing of a tensor; its user is warned before that."""
         return True
 
-    def require_part(self, name: str, part: Part) -> None:
+    def require_shard(self, name: str, shard: Shard) -> None:
         """Raise a ValueError if the masks of a tensor can't be chosen over its shards.
 
         Args:
             name: The tensor's name.
-            part: The shard that this process holds.
+            shard: The shard that this process holds.
         """
         # Nothing to refuse by default: single weights don't care who holds their neighbours.
 
@@ -55,7 +55,7 @@ class Granularity:
         return False
 
     def choose_in_line_(self, line: ScoredLine, amount: float) -> Chosen:
-        """As :meth:`choose_`, where one process has all tensors in a line of entries.
+        """Write the masks in place, where one process has all tensors in a line of entries.
 
         Args:
             line: All tensors of the scheduler.
@@ -114,6 +114,7 @@ class Unstructured(Granularity):
 
     def choose_in_line_(self, line: ScoredLine, amount: float) -> Chosen:
         """Prune the entries with the smallest scores of all tensors together."""
+        # Rounded from the same total as elsewhere: in a line and tensor by tensor choose alike.
         return prune_smallest_of_line_(line, round(amount * line.numel))
 
     def choose_(

@@ -121,6 +121,7 @@ def prune_smallest_within_(
         full += [i for i, exceeds in zip(free, exceeding, strict=True) if exceeds]
         free = [i for i, exceeds in zip(free, exceeding, strict=True) if not exceeds]
     write_masks_([tensors[i] for i in free], cut, processes)
+    # A full tensor loses exactly its cap, whatever the others do.
     thresholds = [prune_smallest_([tensors[i]], caps[i], processes) for i in full]
     thresholds.append(None if cut is None else cut.value)
     return max((each for each in thresholds if each is not None), default=None)

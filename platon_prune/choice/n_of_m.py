@@ -11,13 +11,13 @@ from torch import Tensor
 
 from platon_prune.choice.granularity import Granularity
 from platon_prune.choice.scored import ScoredLine, ScoredTensor
-from platon_prune.choice.selection import Chosen, prune_smallest_, require_same_copies
+from platon_prune.choice.selection import Chosen, prune_smallest_, require_same_replicas
 from platon_prune.tensors.bits import pack_bits
 from platon_prune.tensors.blocks import Scratch, digest
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.lanes import Layout, keep_largest, keep_largest_of_tied, sorted_lanes
 from platon_prune.tensors.ranking import positions_of
-from platon_prune.tensors.shards import Part
+from platon_prune.tensors.shards import Shard
 
 
 class SemiStructured(Granularity):
@@ -55,9 +55,9 @@ class SemiStructured(Granularity):
         """The fraction of zeros, ``amount * (1 - n / m)``: the amount is of groups."""
         return amount * (1 - self.n / self.m)
 
-    def require_part(self, name: str, part: Part) -> None:
+    def require_shard(self, name: str, shard: Shard) -> None:
         """Raise a ValueError if the shard of this process cuts through groups."""
-        _part_of_groups(part, self.dims[name], self.m, name)
+        _shard_of_groups(shard, self.dims[name], self.m, name)
 
     def chooses_in_line(self, line: ScoredLine) -> bool:
         """Where the entries of all groups lie side by side, and no slab cuts a group."""
@@ -71,6 +71,7 @@ class SemiStructured(Granularity):
         scratch = Scratch()
         # An eighth of a byte for each entry, to tell afterwards what changed.
         before = [pack_bits(line.kept(slab)) for slab in line.line.slabs]
+        # All groups first, as tensor by tensor: what one loses is known only then.
         groups.constrain_(self.n, scratch)
         count = round(amount * groups.scored.numel)
         threshold = prune_smallest_([groups.scored], count)
@@ -93,7 +94,7 @@ class SemiStructured(Granularity):
         scratch = Scratch()
         # Constrain all first: what a group loses is known only once its n largest are.
         digests = [each.constrain_(self.n, scratch) for each in groups]
-        require_same_copies(tensors, digests, processes)
+        require_same_replicas(tensors, digests, processes)
         threshold = prune_smallest_(
             [each.scored for each in groups], round(amount * total), processes
         )
@@ -123,12 +124,12 @@ class _Groups:
         """Groups of m along a dimension; the first has the global number ``offset``."""
         layout = Layout(m, tensor.mask.shape[dim + 1 :].numel())
         num_groups, device = tensor.numel // m, tensor.mask.device
-        part = None
-        if tensor.part is not None:
-            part = _part_of_groups(tensor.part, dim, m, tensor.name)
+        shard = None
+        if tensor.shard is not None:
+            shard = _shard_of_groups(tensor.shard, dim, m, tensor.name)
         costs = torch.empty(num_groups, dtype=torch.float32, device=device)
         is_free = torch.empty(num_groups, dtype=torch.bool, device=device)
-        scored = ScoredTensor(costs.__getitem__, is_free, offset, part, tensor.name)
+        scored = ScoredTensor(costs.__getitem__, is_free, offset, shard, tensor.name)
         return cls(tensor, layout, costs, scored)
 
     @classmethod
@@ -144,12 +145,12 @@ class _Groups:
         """Write the mask as if all groups were constrained, and what that costs each.
 
         Returns:
-            A digest of the scores and of the old mask, if other processes hold the same part.
+            A digest of the scores and of the old mask, if other processes hold the same shard.
         """
         layout, of_scores = self.layout, 0
         for entries, groups in self._pieces():
             scores, mask = self.tensor.score(entries), self.tensor.kept(entries)
-            if self.tensor.copies > 1:
+            if self.tensor.num_replicas > 1:
                 of_scores += (entries.start + 1) * digest(scores, mask, scratch)
             lanes = layout.split(scores, scratch, "lanes")
             ordered = sorted_lanes(lanes, scratch)
@@ -193,9 +194,9 @@ def _sum_of(smallest: Sequence[Tensor], out: Tensor) -> None:
         out.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
-def _part_of_groups(part: Part, dim: int, m: int, name: str) -> Part:
+def _shard_of_groups(shard: Shard, dim: int, m: int, name: str) -> Shard:
     """The shard of this process counted in groups, as a shard of the tensor of all groups."""
-    shape, indices = list(part.shape), list(part.indices)
+    shape, indices = list(shard.shape), list(shard.indices)
     index = indices[dim]
     shape[dim] //= m
     if index is not None:
@@ -204,9 +205,9 @@ def _part_of_groups(part: Part, dim: int, m: int, name: str) -> Part:
         if not (torch.equal(whole.flatten(), index) and bool((first % m == 0).all())):
             raise ValueError(
                 f"{name} must be sharded in whole groups of {m} along dimension {dim}, where its "
-                f"groups lie, got a process with {index.numel()} of {part.shape[dim]} entries "
+                f"groups lie, got a process with {index.numel()} of {shard.shape[dim]} entries "
                 "there: shard another dimension (fully_shard's shard_placement_fn) or over another "
                 "number of processes, or leave it out with exclude=[...]"
             )
         indices[dim] = first // m
-    return replace(part, shape=torch.Size(shape), indices=tuple(indices))
+    return replace(shard, shape=torch.Size(shape), indices=tuple(indices))

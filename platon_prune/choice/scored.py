@@ -14,7 +14,7 @@ from torch import Tensor
 from platon_prune.tensors.bits import unpack_bits_
 from platon_prune.tensors.blocks import CPU_BLOCK, Scratch, slices
 from platon_prune.tensors.segments import ROW, SegmentCounts, Segments
-from platon_prune.tensors.shards import Part
+from platon_prune.tensors.shards import Shard
 
 
 class Scored(Protocol):
@@ -29,8 +29,8 @@ class Scored(Protocol):
         """Number of entries that all processes hold together."""
 
     @property
-    def own(self) -> slice:
-        """What of it this process counts."""
+    def owned(self) -> slice:
+        """The slice that this process counts, so that each entry of a replica is counted once."""
 
     @property
     def device(self) -> torch.device:
@@ -62,14 +62,14 @@ class Scored(Protocol):
 
 @dataclass(frozen=True)
 class ScoredTensor:
-    """One tensor that takes part in a choice, or the part of it that this process holds.
+    """One tensor that takes part in a choice, or the shard of it that this process holds.
 
     Args:
         score: Returns the scores at a slice, or at an int64 tensor of positions, of the flat
             tensor: float32, never NaN. The result is used before the next call only.
         mask: Contiguous bool mask (True = kept); read for the order of ties, then overwritten.
         offset: Global position of the first entry of the whole tensor; fixes the order of ties.
-        part: Which part of the whole tensor it is; None if it is the whole of it.
+        shard: Which entries of the whole tensor this process holds; None if all of them.
         name: What to call it in a message.
         signed: Whether a score can be negative, or -0.
     """
@@ -77,7 +77,7 @@ class ScoredTensor:
     score: Callable[[slice | Tensor], Tensor]
     mask: Tensor
     offset: int
-    part: Part | None = None
+    shard: Shard | None = None
     name: str = ""
     signed: bool = True
 
@@ -99,21 +99,21 @@ class ScoredTensor:
     @property
     def whole_numel(self) -> int:
         """Number of entries that all processes hold together."""
-        return self.numel if self.part is None else self.part.shape.numel()
+        return self.numel if self.shard is None else self.shard.shape.numel()
 
     @property
-    def own(self) -> slice:
-        """What of it this process counts."""
-        return slice(0, self.numel) if self.part is None else self.part.own
+    def owned(self) -> slice:
+        """The slice that this process counts, so that each entry of a replica is counted once."""
+        return slice(0, self.numel) if self.shard is None else self.shard.owned
 
     @property
-    def copies(self) -> int:
-        """How many processes hold the same part."""
-        return 1 if self.part is None else self.part.copies
+    def num_replicas(self) -> int:
+        """How many processes hold the same shard."""
+        return 1 if self.shard is None else self.shard.num_replicas
 
     def positions(self, local: Tensor) -> Tensor:
         """Global positions of positions in the flat tensor."""
-        return (local if self.part is None else self.part.positions(local)) + self.offset
+        return (local if self.shard is None else self.shard.positions(local)) + self.offset
 
     def kept(self, piece: slice) -> Tensor:
         """The mask of a piece."""
@@ -146,6 +146,7 @@ class ScoredTensors(Sequence[ScoredTensor]):
     def __init__(
         self, tensors: Callable[[], Iterator[ScoredTensor]], line: ScoredLine | None = None
     ) -> None:
+        # Made when first asked for: a choice in a line never needs them one by one.
         self._make = tensors
         self.line = line
 
@@ -186,6 +187,7 @@ class Line:
             slice(start, min(start + self.slab_size, self.numel))
             for start in range(0, self.numel, self.slab_size)
         ]
+        # Once for a line: cutting it anew at each choice would take a step for each tensor.
         self._cuts = [list(self._cut(slab)) for slab in self.slabs]
 
     def _cut(self, slab: slice) -> Iterator[tuple[int, slice]]:
@@ -205,6 +207,7 @@ class Line:
         """For each slab, the pieces of contiguous tensors that lie in it: flat views."""
         flat = [tensor.view(-1) for tensor in tensors]
         return [
+            # A whole tensor is handed on as it is: a view costs as much as a small operation.
             [flat[i] if within.stop - within.start == self.sizes[i] else flat[i][within]
              for i, within in cut]
             for cut in self._cuts
@@ -213,6 +216,7 @@ class Line:
     def pick(self, tensors: Sequence[Tensor], positions: Tensor, out: Tensor) -> Tensor:
         """Entries of contiguous tensors at positions of the line, in ascending order."""
         ends = torch.tensor(self.ends, device=positions.device)
+        # One search and one read for all tensors; positions are few, so most tensors have none.
         bounds = [0, *torch.searchsorted(positions, ends).tolist()]
         for i, (first, last) in enumerate(itertools.pairwise(bounds)):
             if first < last:
@@ -230,13 +234,17 @@ def _slab_size(numel: int, device: torch.device) -> int:
 
 def gather(pieces: Sequence[Tensor], out: Tensor) -> Tensor:
     """Copy pieces side by side into a flat tensor, in one multi-tensor operation."""
-    torch._foreach_copy_(list(out.split([piece.numel() for piece in pieces])), list(pieces))
+    torch._foreach_copy_(
+        list(out.split_with_sizes([piece.numel() for piece in pieces])), list(pieces)
+    )
     return out
 
 
 def scatter_(flat: Tensor, pieces: Sequence[Tensor]) -> None:
     """Copy a flat tensor back to where its pieces lie, in one multi-tensor operation."""
-    torch._foreach_copy_(list(pieces), list(flat.split([piece.numel() for piece in pieces])))
+    torch._foreach_copy_(
+        list(pieces), list(flat.split_with_sizes([piece.numel() for piece in pieces]))
+    )
 
 
 @dataclass
@@ -270,7 +278,7 @@ class ScoredLine:
         return self.line.numel
 
     @property
-    def own(self) -> slice:
+    def owned(self) -> slice:
         """All of it."""
         return slice(0, self.line.numel)
 
@@ -309,6 +317,7 @@ class ScoredLine:
         Returns:
             As :class:`~platon_prune.choice.selection.Chosen` has it.
         """
+        # Counted by slabs as well, so that the work does not grow with the number of tensors.
         counters = [self.counter() for _ in range(3)]
         for number, (slab, bits) in enumerate(zip(self.line.slabs, before, strict=True)):
             then, now = self._flags(slab, "new"), self.kept(slab)
@@ -319,7 +328,7 @@ class ScoredLine:
         return torch.stack([counter.totals() for counter in counters], 1)
 
     @property
-    def copies(self) -> int:
+    def num_replicas(self) -> int:
         """One: no other process holds any of it."""
         return 1
 
@@ -328,7 +337,7 @@ class ScoredLine:
         return self._flags(piece, "new")
 
     def masks_in(self, piece: slice) -> Sequence[Tensor]:
-        """The parts of the masks that lie in a slab."""
+        """The pieces of the masks that lie in a slab."""
         return self.masks[piece.start // self.line.slab_size]
 
     def counter(self) -> SegmentCounts:
@@ -337,10 +346,12 @@ class ScoredLine:
 
     def whole_rows(self, flags: Tensor) -> Tensor:
         """Flags of a slab with those that fill up its last row, which are False."""
+        # The flags are the front of a longer buffer, whose rest is False.
         return flags.as_strided((-(-flags.numel() // ROW) * ROW,), (1,))
 
     def _flags(self, piece: slice, role: str) -> Tensor:
         size = piece.stop - piece.start
+        # Whole rows, which are counted word by word.
         rows = self._scratch.flat(-(-size // ROW) * ROW, torch.bool, self.device, role)
         rows[size:] = False
         return rows[:size]

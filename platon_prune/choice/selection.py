@@ -26,9 +26,9 @@ from platon_prune.tensors import digits
 from platon_prune.tensors.blocks import Scratch, digest
 from platon_prune.tensors.collectives import ALONE, Processes
 from platon_prune.tensors.ranking import Ranked, kth_smallest
-from platon_prune.tensors.shards import Part
+from platon_prune.tensors.shards import Shard
 
-# What copies of a part are compared by, small enough that sums over processes do not overflow.
+# Digests of replicas are added up modulo this: small enough that no sum over processes overflows.
 _DIGEST_MODULUS = 1 << 48
 
 
@@ -38,7 +38,7 @@ def prune_smallest_(
     """Set the masks in place so that exactly ``count`` entries over all tensors are False.
 
     Args:
-        tensors: Every tensor of the global choice; of a sharded one, this process's part.
+        tensors: Every tensor of the global choice; of a sharded one, this process's shard.
         count: Entries to prune, between 0 and the number of entries in all processes, each of
             which is counted once however many hold it.
         processes: Those that choose together; each must call this with the same count.
@@ -49,7 +49,7 @@ def prune_smallest_(
         pseudo-random order of global positions, so that ties empty no tensor.
 
     Raises:
-        RuntimeError: If processes that hold the same part had different scores or masks for it.
+        RuntimeError: If processes that hold the same shard had different scores or masks for it.
     """
     cut = find_cut(tensors, count, processes)
     write_masks_(tensors, cut, processes)
@@ -57,7 +57,7 @@ def prune_smallest_(
 
 
 class Chosen(NamedTuple):
-    """What a choice over a line of tensors did.
+    """The result of a choice over a line of tensors.
 
     Args:
         threshold: The largest score pruned; None if nothing was.
@@ -85,7 +85,7 @@ def prune_smallest_of_line_(line: ScoredLine, count: int) -> Chosen:
 
 @dataclass(frozen=True)
 class Cut:
-    """Which entries are the smallest: those below a value, and of those that equal it the first.
+    """A cut tells the smallest entries from the others, by their scores and, at a tie, their order.
 
     Args:
         value: The threshold.
@@ -103,7 +103,7 @@ class Cut:
         """How many of the entries that this process counts go; reads the mask as it was."""
         pruned = 0
         scratch = Scratch()
-        for piece, scores in tensor.pieces(tensor.own):
+        for piece, scores in tensor.pieces(tensor.owned):
             # As numbers of their own type, as in the sweeps of a ranking.
             goes = torch.le(scores, self.value, out=scratch.like(scores, scores.dtype))
             split = self.split(tensor, piece, scores)
@@ -126,6 +126,7 @@ def find_cut(tensors: Sequence[Scored], count: int, processes: Processes = ALONE
     if not count:
         return None
     threshold, below, equal = rank_scores(tensors, count, processes)
+    # Ties are looked at only where the threshold cuts through them, which is rare.
     if below + equal == count:
         return Cut(float(threshold))
     return Cut(float(threshold), tie_break(tensors, float(threshold), count - below, processes))
@@ -135,10 +136,12 @@ def rank_scores(tensors: Sequence[Scored], count: int, processes: Processes = AL
     """The ``count``-th smallest score, with how many are smaller and how many equal it."""
 
     def blocks() -> Iterator[Tensor]:
-        return (scores for tensor in tensors for _, scores in tensor.pieces(tensor.own))
+        # Owned slices only: a replica's entries must be ranked once, whoever holds them.
+        return (scores for tensor in tensors for _, scores in tensor.pieces(tensor.owned))
 
     devices = [tensor.device for tensor in tensors]
     if digits.serves(devices, processes):
+        # Digits come from the device with one wait; a sample and a sweep would take several.
         signed = any(tensor.signed for tensor in tensors)
         return digits.kth_smallest_by_digits(blocks, count, devices[0], signed)
     bracket = sampled_bracket(tensors, count, processes)
@@ -156,14 +159,15 @@ def write_masks_(
         processes: Those that choose together.
 
     Raises:
-        RuntimeError: If processes that hold the same part had different scores or masks for it.
+        RuntimeError: If processes that hold the same shard had different scores or masks for it.
     """
     digests = [0] * len(tensors)
     scratch = Scratch()
     for i, tensor in enumerate(tensors):
         for piece, scores in tensor.pieces():
             mask = tensor.flat_mask[piece]
-            if tensor.copies > 1:
+            if tensor.num_replicas > 1:
+                # Before the mask is overwritten; by position, lest swapped pieces agree.
                 digests[i] += (piece.start + 1) * digest(scores, mask, scratch)
             if cut is None:
                 mask.fill_(True)
@@ -172,7 +176,7 @@ def write_masks_(
             _greater(scores, cut.value, mask, scratch)
             if split is not None:
                 mask[split[0]] = split[1]
-    require_same_copies(tensors, digests, processes)
+    require_same_replicas(tensors, digests, processes)
 
 
 def _greater(scores: Tensor, value: float, out: Tensor, scratch: Scratch) -> None:
@@ -205,10 +209,10 @@ def _write_line_(line: ScoredLine, cut: Cut | None) -> Tensor:
     return torch.stack([counter.totals() for counter in (kept_now, stayed, kept_before)], 1)
 
 
-def require_same_copies(
+def require_same_replicas(
     tensors: Sequence[ScoredTensor], digests: Sequence[int], processes: Processes
 ) -> None:
-    """Raise everywhere if processes that hold the same part found different digests for it.
+    """Raise everywhere if processes that hold the same shard found different digests for it.
 
     Args:
         tensors: Those of the choice.
@@ -218,11 +222,13 @@ def require_same_copies(
     Raises:
         RuntimeError: If they differ; names the tensors.
     """
-    # Each multiplies its digest by a number of its own; those of a part's holders add up to zero.
+    # Each process multiplies its digest by a weight of its own. The weights of a shard's replicas
+    # add up to zero, and so do equal digests: one exchange of 8 bytes a tensor is enough.
     if processes.size == 1:
         return
+    # As Python integers, which do not overflow before the remainder is taken.
     weighted = [
-        digest * _weight_of_copy(tensor.part) % _DIGEST_MODULUS
+        digest * _weight_of_replica(tensor.shard) % _DIGEST_MODULUS
         for tensor, digest in zip(tensors, digests, strict=True)
     ]
     sums = processes.sum(torch.tensor(weighted, dtype=torch.int64)).tolist()
@@ -238,9 +244,10 @@ def require_same_copies(
         )
 
 
-def _weight_of_copy(part: Part | None) -> int:
-    if part is None or part.copies == 1:
+def _weight_of_replica(shard: Shard | None) -> int:
+    if shard is None or shard.num_replicas == 1:
         return 0
     # Odd numbers that no simple pattern of differences cancels.
-    weights = [(2 * i + 1) * 0x9E3779B97F4A7C15 % _DIGEST_MODULUS for i in range(part.copies - 1)]
-    return weights[part.copy] if part.copy < part.copies - 1 else -sum(weights)
+    last = shard.num_replicas - 1
+    weights = [(2 * i + 1) * 0x9E3779B97F4A7C15 % _DIGEST_MODULUS for i in range(last)]
+    return weights[shard.replica] if shard.replica < last else -sum(weights)

@@ -15,12 +15,12 @@ from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.ordering import tie_keys
 from platon_prune.tensors.ranking import kth_smallest, positions_of
 
-_Place = tuple[int, int]  # of a piece: where its tensor begins among all, and it in its tensor
+_PieceKey = tuple[int, int]  # the offset of a piece's tensor, and where the piece begins in it
 
 
 @dataclass(frozen=True)
 class TieBreak:
-    """Which of the entries at the threshold stay: those of ``kept`` state above a cut-off key.
+    """A tie break says which entries at the threshold stay: those above a cut-off key.
 
     Args:
         threshold: Their score.
@@ -33,14 +33,14 @@ class TieBreak:
     threshold: float
     kept: bool
     cutoff: int | float | Tensor
-    found: Mapping[_Place, Tensor] | None = None
+    found: Mapping[_PieceKey, Tensor] | None = None
 
     def split(self, tensor: Scored, piece: slice, scores: Tensor) -> tuple[Tensor, Tensor] | None:
         """Positions of a piece's tied entries, and whether each stays; None if it has none."""
         if self.found is None:
             tied = _tied(scores, self.threshold)
         else:
-            tied = self.found.get(_place(tensor, piece), scores[:0])
+            tied = self.found.get(_key_of(tensor, piece), scores[:0])
         if not tied.numel():
             return None
         is_kept = tensor.kept_at(piece, tied)
@@ -55,25 +55,29 @@ def tie_break(
     """Decide which ``num_pruned`` of the entries at the threshold are pruned; collective."""
     if digits.serves([tensor.device for tensor in tensors], processes):
         return _on_device(tensors, threshold, num_pruned)
+    # Two walks: how many tied entries there are decides which of them are split.
     pieces: list[tuple[Scored, slice]] = []  # those with ties: mostly one or two
     num_tied = num_kept = 0
     for tensor in tensors:
-        for piece, scores in tensor.pieces(tensor.own):
+        for piece, scores in tensor.pieces(tensor.owned):
             tied = _tied(scores, threshold)
             if tied.numel():
                 pieces.append((tensor, piece))
                 num_tied += tied.numel()
                 num_kept += int(tensor.kept_at(piece, tied).sum())
+    # One exchange of two numbers: all processes then split the same state at the same rank.
     counts = processes.sum(torch.tensor([num_tied, num_kept]))
     num_tied, num_kept = (int(count) for count in counts.tolist())
     kept, rank, among = _split_state(num_pruned, num_tied, num_kept)
 
     def keys() -> Iterator[Tensor]:
         for tensor, piece in pieces:
+            # Scored again instead of kept: what a score returns is valid until the next call only.
             tied = _tied(tensor.score(piece), threshold)
             split = tied[tensor.kept_at(piece, tied) == kept]
             yield tie_keys(tensor.positions(split + piece.start))
 
+    # Tie keys are as good as random, so their ranks tell where they lie without a sample.
     bracket = even_bracket(rank, among)
     cutoff = kth_smallest(keys, rank, bracket, processes, torch.int64, exact=False).value
     return TieBreak(threshold, kept, cutoff)
@@ -81,6 +85,7 @@ def tie_break(
 
 def _split_state(num_pruned: int, num_tied: int, num_kept: int) -> tuple[bool, int, int]:
     """Whether kept entries are split, or pruned ones; how many of those go, and of how many."""
+    # What is pruned already goes first, so it is split only if all that is due fits into it.
     num_pruned_already = num_tied - num_kept
     if num_pruned > num_pruned_already:
         return True, num_pruned - num_pruned_already, num_kept
@@ -89,32 +94,34 @@ def _split_state(num_pruned: int, num_tied: int, num_kept: int) -> tuple[bool, i
 
 def _on_device(tensors: Sequence[Scored], threshold: float, num_pruned: int) -> TieBreak:
     """The same with one wait for the device, however many pieces have ties."""
-    places: list[tuple[Scored, slice]] = []
+    pieces: list[tuple[Scored, slice]] = []
     counts: list[Tensor] = []
     for tensor in tensors:
-        for piece, scores in tensor.pieces(tensor.own):
+        for piece, scores in tensor.pieces(tensor.owned):
             flags = scores == threshold
-            places.append((tensor, piece))
+            pieces.append((tensor, piece))
             counts.append(torch.stack([flags.sum(), flags.logical_and_(tensor.kept(piece)).sum()]))
+    # The one wait, for the counts of all pieces.
     numbers = torch.stack(counts).tolist()
     num_tied, num_kept = (sum(column) for column in zip(*numbers, strict=True))
     kept, rank, among = _split_state(num_pruned, num_tied, num_kept)
-    found: dict[_Place, Tensor] = {}
+    found: dict[_PieceKey, Tensor] = {}
     keys, states = [], []
-    for (tensor, piece), (size, _) in zip(places, numbers, strict=True):
+    for (tensor, piece), (size, _) in zip(pieces, numbers, strict=True):
         if size:
             # Its size is known, so that nothing has to be waited for.
             flags = tensor.score(piece) == threshold
             tied = torch.nonzero_static(flags, size=size).squeeze(1)
-            found[_place(tensor, piece)] = tied
+            found[_key_of(tensor, piece)] = tied
             keys.append(tie_keys(tensor.positions(tied + piece.start)))
             states.append(tensor.kept_at(piece, tied))
+    # Few enough to be joined and sorted: those of one score in all tensors.
     split = torch.nonzero_static(torch.cat(states) == kept, size=among).squeeze(1)
     cutoff = torch.cat(keys)[split].sort().values[rank - 1]
     return TieBreak(threshold, kept, cutoff, found)
 
 
-def _place(tensor: Scored, piece: slice) -> _Place:
+def _key_of(tensor: Scored, piece: slice) -> _PieceKey:
     return tensor.offset, piece.start
 
 

@@ -37,7 +37,7 @@ _ROW = 1024
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChoiceCost:
     """What one choice cost, over all processes.
 
     Args:
@@ -69,7 +69,7 @@ class CostModel:
     fixed: dict[int, float]
 
     @classmethod
-    def fit(cls, choices: Sequence[Choice]) -> CostModel:
+    def fit(cls, choices: Sequence[ChoiceCost]) -> CostModel:
         """From the sizes of one process, and from the smallest choice of each number."""
         from platon_prune.choice.bracket import sample_size
 
@@ -145,7 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def measure(num_processes: int, sizes: Sequence[int], repeats: int) -> list[Choice]:
+def measure(num_processes: int, sizes: Sequence[int], repeats: int) -> list[ChoiceCost]:
     """Start the processes, and let them choose over each size in turn, ``repeats`` times."""
     from torch.multiprocessing.spawn import spawn
 
@@ -161,7 +161,7 @@ def measure(num_processes: int, sizes: Sequence[int], repeats: int) -> list[Choi
         seconds = [statistics.mean(times) for times in zip(*(r["cpu"] for r in ranks), strict=True)]
         walls = [max(times) for times in zip(*(r["wall"] for r in ranks), strict=True)]
         choices.append(
-            Choice(
+            ChoiceCost(
                 size,
                 num_processes,
                 Spread.of(seconds),
@@ -207,13 +207,13 @@ def _share(size: int, rank: int, num_processes: int) -> ScoredTensor:
 
     from platon_prune.choice.scored import ScoredTensor
     from platon_prune.criteria import Platon
-    from platon_prune.tensors.shards import Part
+    from platon_prune.tensors.shards import Shard
 
     rows = max(1, size // _ROW)
     index = torch.arange(rows).tensor_split(num_processes)[rank]
-    part = Part(torch.Size((rows, _ROW)), (index, None))
+    shard = Shard(torch.Size((rows, _ROW)), (index, None))
     generator = torch.Generator().manual_seed(rank)
-    numel = part.local_shape.numel()
+    numel = shard.local_shape.numel()
     averages = [torch.empty(numel).log_normal_(-9, 2, generator=generator) for _ in range(2)]
     out = torch.empty(1 << 20)
     criterion = Platon()
@@ -222,7 +222,7 @@ def _share(size: int, rank: int, num_processes: int) -> ScoredTensor:
         first, second = averages[0][at], averages[1][at]
         return criterion.score(first, [first, second], out[: first.numel()])
 
-    return ScoredTensor(score, torch.ones(numel, dtype=torch.bool), 0, part)
+    return ScoredTensor(score, torch.ones(numel, dtype=torch.bool), 0, shard)
 
 
 def _counting_processes() -> Any:
@@ -241,7 +241,7 @@ def _counting_processes() -> Any:
     return counting
 
 
-def _table(choices: Sequence[Choice], model: CostModel) -> str:
+def _table(choices: Sequence[ChoiceCost], model: CostModel) -> str:
     lines = ["weights      processes  ms a process (range)        model  ratio  collectives  KiB"]
     for c in choices:
         predicted = model.seconds(c.weights, c.processes)

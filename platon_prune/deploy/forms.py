@@ -58,6 +58,7 @@ class Source:
 
     def require_cpu(self) -> None:
         """Raise an error unless the model is on the CPU."""
+        # A runtime for the CPU beside a model on a GPU would compare machines, not forms.
         device = next(self.dense.parameters()).device.type
         if device != "cpu":
             raise UnavailableError(f"it is measured on the CPU, and the model is on {device}")
@@ -143,6 +144,7 @@ def csr(source: Source) -> Form:
     """Linear layers as CSR, where each was measured to be faster so."""
     source.require_cpu()
     model = to_sparse_inference(copy.deepcopy(source.dense), source.largest)
+    # Without a layer that gains it would be the dense model under another name.
     report: Any = model.sparse_report
     if not report.num_sparse:
         left = Counter(choice.reason for choice in report)
@@ -157,6 +159,7 @@ def csr(source: Source) -> Form:
 def shrunk(source: Source) -> Form:
     """Without the heads, neurons and channels that are masked."""
     model = copy.deepcopy(source.model)
+    # From the masked model, since masks tell which groups were pruned as a whole.
     shrink(model, example_inputs=source.largest)
     return _of_torch(source, model, "shrunk")
 
@@ -170,6 +173,7 @@ def onnx(source: Source) -> Form:
     """ONNX Runtime on the CPU."""
     source.require_cpu()
     path, takes_all = _onnx_file(source)
+    # The same number of threads as torch has, or the runtimes would not be compared.
     names, prepare = onnx_runner(path, source.num_threads)
     return Form(prepare, "onnx", _with_data(path), names=tuple(names), note=_sizes_note(takes_all))
 
@@ -242,6 +246,7 @@ def _without_progress_bars() -> Iterator[None]:
 
 def _onnx_file(source: Source) -> tuple[Path, bool]:
     """The ONNX file, exported once for all who need it, and whether it takes every size."""
+    # A file beside it notes that it takes one size only: two forms ask, one exports.
     path, mark = source.folder / "model.onnx", source.folder / "model.onnx.fixed"
     if not path.exists():
         # What the other runtimes read is made by these.

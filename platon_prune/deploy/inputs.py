@@ -45,9 +45,11 @@ def make_examples(
     for name, value in [("batch_size", batch_size), *(("num_tokens", n) for n in num_tokens or ())]:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be whole numbers from 1, got {value!r}")
+    # Made on the CPU from one seed, then moved: equal inputs on every device.
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if example_inputs is None:
         examples = _from_config(model, num_tokens, batch_size)
+    # Asked before num_tokens is refused: a function is told the number.
     elif callable(example_inputs):
         sizes = num_tokens or DEFAULT_NUM_TOKENS
         examples = [Example(f"{size} tokens", example_inputs(size)) for size in sizes]
@@ -100,6 +102,7 @@ def _from_config(
 
 
 def _check_length(config: Any, sizes: Sequence[int]) -> None:
+    # Beyond its positions a model fails with an index error that names no setting.
     limits = [value for name in _LENGTH_LIMITS if (value := getattr(config, name, None))]
     if limits and max(sizes) > min(limits):
         raise ValueError(
@@ -119,6 +122,7 @@ def _text(model: nn.Module, batch_size: int, num_tokens: int) -> dict[str, Tenso
         # Some models count the positions of tokens that are no padding.
         tokens[tokens == padding] = (padding + 1) % vocabulary
     inputs = {"input_ids": tokens}
+    # Not every model of text has a mask of padding, and forward refuses what it does not know.
     accepted = inspect.signature(model.forward).parameters
     if "attention_mask" in accepted:
         inputs["attention_mask"] = torch.ones(shape, dtype=torch.int64)

@@ -125,6 +125,7 @@ def _wanted(forms: Sequence[str] | None) -> list[str]:
         return list(FORMS)
     if isinstance(forms, str):
         raise TypeError(f"forms must be a list of names, got {forms!r}: put it in brackets")
+    # Typed in a shell, where capitals are easily missed.
     by_name = {name.lower(): name for name in FORMS}
     unknown = [name for name in forms if name.lower() not in by_name]
     if unknown:
@@ -135,6 +136,7 @@ def _wanted(forms: Sequence[str] | None) -> list[str]:
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
+    # Module by module: a user may have put some of them into evaluation mode.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -181,6 +183,7 @@ def _check(
     for row in rows:
         form = built.get(row.name)
         if form is not None:
+            # Dense comes first, so what the others are compared with is there.
             outputs, problem = _outputs(form, source.examples, calls.setdefault(row.name, {}))
             expected = expected or outputs
             if row.name == "dense" and problem is not None:
@@ -233,6 +236,7 @@ def _time(
     for example in examples:
         names = [name for name in calls if example.label in calls[name]]
         functions = [calls[name][example.label] for name in names]
+        # Also the warm-up: compilers and allocators do their work in a first call.
         once = sum(map(timed, functions))
         count = rounds or min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, round(budget / max(once, 1e-3))))
         say(f"timing {len(names)} forms at {example.label}, {count} rounds")
@@ -264,6 +268,7 @@ def _with_memory(
 def _peak_bytes(form: Form, example: Example, source: Source) -> int:
     job: dict[str, Any] = {"kind": form.kind, "num_threads": source.num_threads, "modules": []}
     if form.model is not None:
+        # Unpickling imports them anyway; named, they are loaded before memory is measured.
         names = {type(module).__module__ for module in form.model.modules()}
         if "__main__" in names:
             raise ValueError("the model's class is in the script that runs, import it from a file")
@@ -291,6 +296,7 @@ def _run_job(job: dict[str, Any]) -> int:
     if result.returncode:
         *_, last = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
         raise RuntimeError(last)
+    # The last line, since a library may print something before it.
     found = json.loads(result.stdout.strip().splitlines()[-1])
     if "bytes" not in found:
         raise RuntimeError(found["reason"])
@@ -300,6 +306,7 @@ def _run_job(job: dict[str, Any]) -> int:
 def _files(source: Source, say: Callable[[str], object]) -> tuple[FileSize, ...]:
     say("writing files")
     model = source.dense
+    # The matrices alone are told too: embeddings, never pruned, fill half of a small model.
     names = [name for name, _, _ in find_tensors(model)]
     dense = sum(path.stat().st_size for path in dense_files(model, source.folder / "dense"))
     matrices = sum(getattr(module, name).nbytes for _, module, name in find_tensors(model))

@@ -67,11 +67,13 @@ def read_model(path: Path) -> nn.Module:
 
 def _from_pretrained(folder: Path) -> nn.Module:
     transformers = importlib.import_module("transformers")
+    # A command that measures must not download, nor run code that came with a folder.
     options = {"local_files_only": True, "trust_remote_code": False}
     num_tensors = _check(folder)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         names = config.architectures or []
+        # The class that was saved, with its head; AutoModel alone would leave that out.
         cls: Any = class_named(names[0]) if names else transformers.AutoModel
         if cls is None:
             raise ValueError(f"its class {names[0]} is not in transformers")
@@ -83,6 +85,7 @@ def _from_pretrained(folder: Path) -> nn.Module:
             f"MODEL must be a folder that from_pretrained can read, got {folder}, of which "
             f"transformers {transformers.__version__} says: {first_line(error)}"
         ) from error
+    # from_pretrained fills what is missing with random numbers, and only logs it.
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(

@@ -21,6 +21,7 @@ def main(job: dict[str, Any]) -> None:
         job: "kind" of the form: "torch", "onnx" or "openvino"; "path" of the form's file, "inputs"
             the path of the inputs, "num_threads", and the "modules" to import first.
     """
+    # Before memory is first looked at, since the model's code is not the form's memory.
     for name in job["modules"]:
         importlib.import_module(name)
     run = {"torch": _torch, "onnx": _onnx, "openvino": _openvino}[job["kind"]]
@@ -30,6 +31,7 @@ def main(job: dict[str, Any]) -> None:
 def _torch(job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
+    # Each thread has buffers of its own, so their number is that of the timed runs.
     torch.set_num_threads(job["num_threads"])
     inputs = torch.load(job["inputs"], weights_only=True)
     cuda = torch.cuda.is_available() and any(tensor.is_cuda for tensor in _tensors(inputs))
@@ -39,6 +41,7 @@ def _torch(job: dict[str, Any]) -> dict[str, Any]:
         model = torch.load(job["path"], weights_only=False)
         for args, kwargs in inputs:
             model(*args, **kwargs)
+    # The allocator of torch counts exactly; the system would count CUDA's context too.
     if cuda:
         return {"bytes": torch.cuda.max_memory_allocated()}
     return _stop(before)

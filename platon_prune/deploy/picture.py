@@ -26,6 +26,7 @@ def save_picture(report: DeployReport, path: str | Path) -> None:
     """
     from matplotlib.figure import Figure
 
+    # What could not be measured has no bar; the tables name it with its reason.
     rows = [row for row in report.rows if row.reason is None]
     bars = len(rows) * len(report.sizes)
     height = 2.4 + 0.22 * bars + 0.25 * len(rows)
@@ -52,6 +53,7 @@ def _draw_speed(axes: Axes, report: DeployReport, rows: Sequence[FormRow]) -> No
     num_sizes = len(report.sizes)
     thickness = 0.8 / num_sizes
     for i, size in enumerate(report.sizes):
+        # A form that can't run a size keeps its row, so that the colours stay aligned.
         shown = [(y, report.speed(row.name, size) or 0.0) for y, row in enumerate(rows)]
         offset = (i - (num_sizes - 1) / 2) * thickness
         colour = _SIZE_COLOURS[min(i, len(_SIZE_COLOURS) - 1) if num_sizes > 1 else 1]
@@ -62,6 +64,7 @@ def _draw_speed(axes: Axes, report: DeployReport, rows: Sequence[FormRow]) -> No
             times = row.times.get(size)
             text = f" {value:.2f}   ({times.median:.3g} ms)" if times else " not for this size"
             axes.text(value, position, text, va="center", fontsize=8, color=INK)
+    # Where dense is: what ends left of it is slower.
     axes.axvline(1, color=COLOURS[1], linewidth=1, linestyle=":")
     axes.set_xlabel("times as fast as dense (median time)")
     axes.margins(x=0.25)

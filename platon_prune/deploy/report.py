@@ -109,6 +109,7 @@ class DeployReport:
 
     def speed(self, name: str, size: str) -> float | None:
         """How many times as fast as dense a form is at a size; None if one was not measured."""
+        # Of medians: one slow call in a hundred moves no median.
         dense, times = self.row("dense").times.get(size), self.row(name).times.get(size)
         return dense.median / times.median if dense and times else None
 
@@ -118,6 +119,7 @@ class DeployReport:
         winners = {size: self._fastest(size) for size in self.sizes}
         sentences = [self._use(winners)]
         if any(name in ELSEWHERE for name in winners.values()):
+            # Not everybody may add a runtime, so the best form of torch is named as well.
             within = {size: self._fastest(size, ELSEWHERE) for size in self.sizes}
             sentences.append("Without leaving PyTorch: " + _lower(self._use(within)))
         sentences += [
@@ -175,6 +177,7 @@ class DeployReport:
             for row in self.rows
             if row.name not in but and self._is_same(row) and self._gains(row, size)
         }
+        # Outputs that differ rule a form out however fast it is: it is another model.
         return max(speeds, key=lambda name: speeds[name], default="dense")
 
     def _gains(self, row: FormRow, size: str) -> bool:
@@ -182,6 +185,7 @@ class DeployReport:
         dense, times = self.row("dense").times.get(size), row.times.get(size)
         if dense is None or times is None:
             return False
+        # Both must say so: a busy moment moves the one, a lucky call the other.
         ratios = (dense.median / times.median, dense.low / times.low)
         return min(ratios) >= WORTHWHILE
 
@@ -206,6 +210,7 @@ class DeployReport:
     def _disturbed(self) -> list[str]:
         """That the machine was busy, if it was."""
         times = self.row("dense").times.values()
+        # By dense alone: a form may have a slow first call of its own.
         worst = max((each.median / each.low for each in times), default=1.0)
         if worst < _BUSY:
             return []

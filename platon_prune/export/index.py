@@ -20,7 +20,7 @@ _CRC = re.compile(r"[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class TensorRecord:
     """One stored tensor; ``parts`` maps a part's name to its codec and its checksum."""
 
     dtype: str
@@ -60,7 +60,7 @@ class Index:
         versions: Versions of the modules, as a state dict's ``_metadata`` has them.
     """
 
-    records: dict[str, Record] = field(default_factory=dict)
+    records: dict[str, TensorRecord] = field(default_factory=dict)
     tied: dict[str, str] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     non_persistent: list[str] = field(default_factory=list)
@@ -84,9 +84,9 @@ class Index:
         return json.dumps(asdict(self), separators=(",", ":"))
 
 
-def record_of(tensor: torch.Tensor, encoded: Encoded) -> Record:
+def record_of(tensor: torch.Tensor, encoded: Encoded) -> TensorRecord:
     """The record of a tensor that is stored in this form."""
-    return Record(
+    return TensorRecord(
         str(tensor.dtype).removeprefix("torch."),
         tuple(tensor.shape),
         encoded.form,
@@ -138,7 +138,7 @@ def read_index(text: str, slots: Mapping[str, Slot], path: str, file_size: int) 
     return index
 
 
-def _record(name: str, entry: Any, slots: Mapping[str, Slot], path: str) -> Record:
+def _record(name: str, entry: Any, slots: Mapping[str, Slot], path: str) -> TensorRecord:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "form", "count", "parts"}:
         refuse(path, f"no description of {name}")
     dtype, shape, form, count = (entry[key] for key in ("dtype", "shape", "form", "count"))
@@ -150,7 +150,9 @@ def _record(name: str, entry: Any, slots: Mapping[str, Slot], path: str) -> Reco
         refuse(path, f"{name} in form {form!r}")
     if not is_size(count) or count > math.prod(shape):
         refuse(path, f"{name} with {count!r} values for shape {shape}")
-    record = Record(dtype, tuple(shape), form, count, _parts(name, entry["parts"], form, path))
+    record = TensorRecord(
+        dtype, tuple(shape), form, count, _parts(name, entry["parts"], form, path)
+    )
     _check_sizes(name, record, slots, path)
     return record
 
@@ -170,7 +172,7 @@ def _parts(name: str, parts: Any, form: str, path: str) -> dict[str, tuple[str, 
     return {part: (codec, crc) for part, (codec, crc) in parts.items()}
 
 
-def _check_sizes(name: str, record: Record, slots: Mapping[str, Slot], path: str) -> None:
+def _check_sizes(name: str, record: TensorRecord, slots: Mapping[str, Slot], path: str) -> None:
     """That what a tensor promises is there, before anything is allocated for it."""
     sizes = part_sizes(record.form, record.count, record.torch_dtype, record.shape)
     for part, size in sizes.items():

@@ -16,7 +16,7 @@ from platon_prune.groups.coupled import CoupledGroups, Member
 from platon_prune.groups.group_scores import group_scores
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.ordering import tie_keys
-from platon_prune.tensors.shards import Part
+from platon_prune.tensors.shards import Shard
 
 
 class Structured(Granularity):
@@ -91,9 +91,9 @@ class Structured(Granularity):
         """No: each place keeps its floor."""
         return False
 
-    def require_part(self, name: str, part: Part) -> None:
+    def require_shard(self, name: str, shard: Shard) -> None:
         """Raise a ValueError if this process holds less than the whole tensor."""
-        if any(index is not None for index in part.indices):
+        if any(index is not None for index in shard.indices):
             raise ValueError(whole_only(name))
 
     def choose_(

@@ -30,8 +30,14 @@ _TRANSPOSED = nn.modules.conv._ConvTransposeNd
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
-class _Place(NamedTuple):
-    """Coupled groups, with the names of the tensors that compute and that read them."""
+class _Traced(NamedTuple):
+    """One place as it was found in the graph: its coupled groups, and which tensors do what.
+
+    Args:
+        groups: The place.
+        computing: Tensors whose entries compute the groups.
+        reading: Tensors whose entries read what the groups give.
+    """
 
     groups: CoupledGroups
     computing: tuple[Member, ...]
@@ -78,7 +84,7 @@ def _plain_copy(model: nn.Module) -> nn.Module:
 # --- the graph ----------------------------------------------------------------------------------
 
 
-def _places(model: nn.Module, inputs: Any) -> Iterator[_Place]:
+def _places(model: nn.Module, inputs: Any) -> Iterator[_Traced]:
     try:
         from torch_pruning import DependencyGraph
     except ImportError as missing:
@@ -111,7 +117,7 @@ def _tensors(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _place_of(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> _Place | None:
+def _place_of(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> _Traced | None:
     """A group of torch-pruning, whose elements are ours; None if something in it is not known."""
     computing: dict[tuple[str, int], Tensor] = {}
     reading: dict[tuple[str, int], Tensor] = {}
@@ -150,14 +156,14 @@ def _ordered(
     computing: Mapping[tuple[str, int], Tensor],
     reading: Mapping[tuple[str, int], Tensor],
     order: Sequence[str],
-) -> _Place:
+) -> _Traced:
     def members(side: Mapping[tuple[str, int], Tensor]) -> tuple[Member, ...]:
         found = [Member(name, dim, group_of) for (name, dim), group_of in side.items()]
         # Stable: a weight stays before its bias.
         return tuple(sorted(found, key=lambda member: order.index(_holder(member))))
 
     first, last = members(computing), members(reading)
-    return _Place(CoupledGroups(_holder(first[0]), kind, size, first + last), first, last)
+    return _Traced(CoupledGroups(_holder(first[0]), kind, size, first + last), first, last)
 
 
 def _holder(member: Member) -> str:
@@ -198,7 +204,7 @@ def _cut(module: nn.Module, is_computed: bool) -> list[tuple[str, int]] | None:
 
 
 @torch.no_grad()
-def _is_independent(model: nn.Module, inputs: Any, place: _Place) -> bool:
+def _is_independent(model: nn.Module, inputs: Any, place: _Traced) -> bool:
     """Whether a masked half of the groups is seen nowhere, whatever computes it."""
     # A generator of its own: finding groups must not move the user's random numbers.
     generator = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from platon_prune.choice.scored import ScoredTensor
-from platon_prune.choice.selection import require_same_copies
+from platon_prune.choice.selection import require_same_replicas
 from platon_prune.groups.costs import indices_per_group
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.tensors.blocks import Scratch, block_size, digest
@@ -52,7 +52,7 @@ def group_scores(
         results, digested = sums.along(tensor, sorted(dims[tensor.name]))
         along |= {(tensor.name, dim): result for dim, result in results.items()}
         digests.append(digested)
-    require_same_copies(tensors, digests, processes)
+    require_same_replicas(tensors, digests, processes)
     shapes = {tensor.name: tensor.mask.shape for tensor in tensors}
     scores = torch.cat([sums.of_groups(place, along, shapes) for place in groups])
     scores.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-math.inf)
@@ -67,7 +67,7 @@ class _Sums:
         self._nothing = -math.inf if aggregate == "max" else 0.0
 
     def along(self, tensor: ScoredTensor, dims: Sequence[int]) -> tuple[dict[int, Tensor], int]:
-        """One number per index of each dimension; and the digest that copies are compared by."""
+        """One number per index of each dimension; and the digest that replicas are compared by."""
         shape, device = tensor.mask.shape, tensor.mask.device
         # On the tensor's device: one read of the scores serves all dimensions, and only the sums
         # go to the CPU.
@@ -81,7 +81,7 @@ class _Sums:
             per_row = shape[1:].numel()
             flat = slice(rows.start * per_row, rows.stop * per_row)
             scores = tensor.score(flat)
-            if tensor.copies > 1:
+            if tensor.num_replicas > 1:
                 digested += (flat.start + 1) * digest(scores, tensor.flat_mask[flat], scratch)
             block = scores.view(-1, *shape[1:])
             for dim, result in results.items():

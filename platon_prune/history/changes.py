@@ -48,7 +48,7 @@ def bits_before(tensors: Sequence[ScoredTensor]) -> list[Tensor]:
 
     Of a sharded tensor each process packs its owned slice, so that no weight is counted twice.
     """
-    return [pack_bits(tensor.flat_mask[tensor.own]) for tensor in tensors]
+    return [pack_bits(tensor.flat_mask[tensor.owned]) for tensor in tensors]
 
 
 def changes(
@@ -66,12 +66,12 @@ def changes(
     """
     rows = []
     for i, tensor in enumerate(tensors):
-        own = tensor.flat_mask[tensor.own]
+        owned = tensor.flat_mask[tensor.owned]
         # Without a comparison one sum is enough, and the mask need not be packed.
         if before is None:
-            rows.append((count_true(own), 0, 0))
+            rows.append((count_true(owned), 0, 0))
             continue
-        bits = pack_bits(own)
+        bits = pack_bits(owned)
         kept, stayed = count_ones(bits), count_ones(bits & before[i])
         rows.append((kept, count_ones(before[i]) - stayed, kept - stayed))
     # All tensors in one exchange: a collective costs a round trip whatever its size.

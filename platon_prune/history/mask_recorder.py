@@ -96,7 +96,7 @@ class MaskRecorder:
         return of_first
 
 
-def require_place(path: str | os.PathLike[str]) -> None:
+def require_writable(path: str | os.PathLike[str]) -> None:
     """Raise an error that says what to do if no file can be written at a path.
 
     Raises:

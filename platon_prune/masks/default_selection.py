@@ -1,4 +1,4 @@
-"""What is pruned of a model where nothing is named, and what of it is passed over, and why."""
+"""The tensors that pruning takes of a model where none is named, and those that it passes over."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def all_tensors(model: nn.Module) -> Iterable[Candidate]:
             if parameter is None:
                 continue
             tensor_name = key.removesuffix("_orig")
+            # Its author may have called it so: only one with a mask on it was renamed.
             if tensor_name == key or not is_pruned(module, tensor_name):
                 tensor_name = key
             yield f"{prefix}.{tensor_name}" if prefix else tensor_name, module, tensor_name
@@ -38,7 +39,13 @@ def is_pruned(module: nn.Module, tensor_name: str) -> bool:
 
 
 def default_selection(model: nn.Module, everything: list[Candidate]) -> Iterable[Candidate]:
-    """What is pruned of ``everything`` where nothing is named; of scripted modules nothing."""
+    """Pick what is pruned where the user names nothing; of scripted modules nothing.
+
+    Args:
+        model: The model.
+        everything: All its tensors, as :func:`all_tensors` lists them.
+    """
+    # By identity, since a tied weight is also a parameter of an ordinary linear layer.
     embeddings = _embedding_weights(model)
     outside = _heads_and_poolers(model)
     for name, module, tensor_name in everything:
@@ -50,12 +57,17 @@ def default_selection(model: nn.Module, everything: list[Candidate]) -> Iterable
 
 
 def _current(module: nn.Module, tensor_name: str) -> Tensor:
+    # Under a mask the layer's own name holds nothing; the parameter is under the other one.
     parameter = module._parameters.get(tensor_name)
     return module._parameters[f"{tensor_name}_orig"] if parameter is None else parameter  # type: ignore[return-value]
 
 
 def passed_over(model: nn.Module) -> dict[str, str]:
-    """What would be pruned if it were a parameter of its layer: its name to why it is none."""
+    """Find weights that are no parameter of their layer, so that they can't be pruned.
+
+    Returns:
+        Their names, each with the reason.
+    """
     outside = _heads_and_poolers(model)
     found = {}
     for prefix, module in model.named_modules():
@@ -74,12 +86,13 @@ def is_computed(module: nn.Module, tensor_name: str) -> bool:
     """Whether a parametrization, or a hook such as weight norm's, makes this tensor of others."""
     if tensor_name in module._parameters or is_pruned(module, tensor_name):
         return False
+    # The old weight_norm and spectral_norm leave a plain tensor among the module's attributes.
     by_hook = isinstance(module.__dict__.get(tensor_name), Tensor)
     return by_hook or parametrize.is_parametrized(module, tensor_name)
 
 
 def computed_from(name: str, module: nn.Module, tensor_name: str) -> tuple[str, str] | None:
-    """What is computed from a parameter, and what in the parameter's name tells that.
+    """Find the tensor that a layer computes from a parameter, by the parameter's name.
 
     Args:
         name: The parameter's name in the model.
@@ -90,6 +103,7 @@ def computed_from(name: str, module: nn.Module, tensor_name: str) -> tuple[str, 
         Such as ``0.weight`` and ``parametrizations``; None if nothing is computed from it.
     """
     if isinstance(module, parametrize.ParametrizationList):
+        # Such as parametrizations.weight.original0, of which the module's weight is computed.
         path, tells, inside = f".{name}".rpartition(".parametrizations.")
         return f"{path}.{inside.split('.')[0]}".lstrip("."), tells.strip(".")
     computed = tensor_name.rpartition("_")[0]
@@ -103,6 +117,7 @@ def _is_default(module: nn.Module, tensor_name: str, parameter: Tensor | None) -
         return tensor_name in _ATTENTION_WEIGHTS
     if isinstance(module, _WEIGHT_LAYERS) or is_conv1d(module):
         return tensor_name == "weight"
+    # Fused experts have no class in torch, and three dimensions tell weights from biases.
     return is_named(module, "", EXPERTS) and parameter is not None and parameter.ndim == 3
 
 
@@ -136,12 +151,15 @@ def _heads_and_poolers(model: nn.Module) -> set[int]:
     """What the transformers models in ``model`` (itself, or wrapped) have around their body."""
     outside: set[int] = set()
     for root in model.modules():
+        # By what it can do: to ask for its class would mean importing transformers.
         if not (hasattr(root, "save_pretrained") and hasattr(root, "base_model")):
             continue
         body = {id(module) for module in root.base_model.modules()}  # type: ignore[union-attr,operator]
+        # The head of a language model may lie within what transformers calls the base model.
         get_head: Any = getattr(root, "get_output_embeddings", lambda: None)
         head = get_head()
         if isinstance(head, nn.Module):
+            # So is all of a model without a base_model_prefix, which is its own base model.
             body -= {id(module) for module in head.modules()}
         outside |= {
             id(module)

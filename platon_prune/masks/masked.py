@@ -15,6 +15,7 @@ from platon_prune.tensors.shards import are_alike, local_of, placed_like
 
 def weight_of(module: nn.Module, name: str) -> Tensor:
     """The parameter under a mask, whatever has replaced it since (wrapping, ``assign=True``)."""
+    # Looked up at each use: what is held across wrapping or loading is no longer trained.
     return shards.registered(module, f"{name}_orig")
 
 
@@ -27,12 +28,14 @@ def mask_of(module: nn.Module, name: str) -> Tensor:
     mask: Tensor = getattr(module, key)
     weight = weight_of(module, name)
     if not are_alike(mask, weight):  # the weight has been sharded since
+        # fully_shard shards parameters alone; the mask follows here, and is kept that way.
         mask = module._buffers[key] = placed_like(mask, weight)
     return mask
 
 
 def apply_mask_(module: nn.Module, name: str, scratch: Scratch) -> None:
     """Zero, in the parameter itself, what the mask prunes."""
+    # Detached, so that autograd neither records the zeroing nor refuses it on a leaf.
     weight = local_of(weight_of(module, name).detach())
     for block, mask in blocks(weight, local_of(mask_of(module, name))):
         zero_pruned_(block, mask, scratch)
@@ -47,6 +50,7 @@ def pruned_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 
 def method_of(module: nn.Module, name: str) -> prune.BasePruningMethod | None:
     """Our method on ``module.name``, or None if it carries no mask of ours."""
+    # In a dict of the module, not by its hooks: torch takes a hook out while it adds a method.
     methods: dict[str, prune.BasePruningMethod] = module.__dict__.get("_platon_methods", {})
     return methods.get(name)
 
@@ -72,11 +76,12 @@ def refuse_other_masks(model: nn.Module, among: Collection[str] | None = None) -
 
 
 def forms_of(module: nn.Module) -> tuple[TensorForm, ...]:
-    """How each masked tensor of a module is kept, in the order of attaching."""
+    """The forms of a module's masked tensors, in the order in which masks were put on."""
+    # On the class, so that a copy or an unpickled module has them before its state is set.
     forms: tuple[TensorForm, ...] = getattr(type(module), "_platon_forms", ())
     return forms
 
 
 def form_of(module: nn.Module, name: str) -> TensorForm:
-    """How a masked tensor is kept."""
+    """The form of one masked tensor of a module."""
     return next(form for form in forms_of(module) if form.name == name)

@@ -65,11 +65,13 @@ class PlatonUnstructured(prune.BasePruningMethod):
             A mask of the dtype of ``default_mask`` with exactly ``round(amount * numel)`` of the
             scores chosen for pruning, or ``amount`` of them if it is a count.
         """
+        # torch's own checks and rounding, so that an amount means here what it means there.
         prune._validate_pruning_amount(self.amount, t.numel())
         count = prune._compute_nparams_toprune(self.amount, t.numel())  # type: ignore[no-untyped-call]
         scores = (
             t.detach().to(torch.float32).reshape(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
         )
+        # Entries that are pruned already go first among ties, and stay pruned by the product below.
         mask = default_mask.detach().reshape(-1).ne(0)
         prune_smallest_([ScoredTensor(lambda index: scores[index], mask, offset=0)], count)
         return default_mask * mask.view(default_mask.shape)
@@ -101,6 +103,7 @@ class PlatonUnstructured(prune.BasePruningMethod):
         Raises:
             ValueError: If the tensor can't be pruned or is pruned already.
         """
+        # All that can be refused is refused before the module is touched.
         check_prunable(module, name, f"{type(module).__name__}.{name}")
         weight = getattr(module, name)
         scores = weight.detach().abs() if importance_scores is None else importance_scores
@@ -109,6 +112,7 @@ class PlatonUnstructured(prune.BasePruningMethod):
                 f"importance_scores must have the shape of {name}, got {tuple(scores.shape)} for "
                 f"{tuple(weight.shape)}"
             )
+        # Computed before anything is attached: an error in it must leave the module as it was.
         mask = cls(amount).compute_mask(scores, torch.ones_like(weight, dtype=torch.bool))
         method = attach(module, name, amount=amount)
         mask_of(module, name).copy_(mask)
@@ -123,16 +127,20 @@ class PlatonUnstructured(prune.BasePruningMethod):
         """
         name = self._tensor_name
         form = form_of(module, name)
+        # In window masking pruned weights may have trained since the last choice.
         apply_mask_(module, name, Scratch())
         forms = tuple(other for other in forms_of(module) if other is not form)
+        # Without the property, which would shadow the parameter that is put back.
         module.__class__ = class_with(type(module), forms)
         _rename(module, form.orig, name)
         del module._buffers[form.mask]
         module._non_persistent_buffers_set.discard(form.mask)
+        # The hook itself is taken out by torch's remove, once this has returned.
         del module.__dict__["_platon_methods"][name]
         if not forms:
             del module.__dict__["_platon_methods"]
         if isinstance(module, nn.RNNBase):
+            # The list that cuDNN reads was made at each use while the module was pruned.
             module._init_flat_weights()
 
 
@@ -158,12 +166,15 @@ def attach(
     Returns:
         The method, which is now one of the module's forward pre-hooks.
     """
+    # Of a module under fully_shard the sharded parameter, whatever a forward has left there.
     weight = shards.registered(module, name)
     method = PlatonUnstructured(amount)
     method._tensor_name = name
     form = TensorForm(name, masking, own_keys)
+    # Made before anything changes: a metaclass may refuse the subclass.
     pruned_class = class_with(type(module), (*forms_of(module), form))
     if mask is None:
+        # Each process fills its shard: a whole mask of a large tensor may fit no single device.
         local = torch.ones(local_of(weight).shape, dtype=torch.bool, device=weight.device)
         mask = as_placed(local, weight)
     _rename(module, name, form.orig)
@@ -180,6 +191,7 @@ def attach(
 def _rename(module: nn.Module, old: str, new: str) -> None:
     """Rename a parameter without moving it: optimizers and their states go by the order."""
     shards.rename(module, old, new)
+    # In the very dict, which others hold: a wrapper may keep a reference to it.
     parameters: dict[str, Any] = module._parameters
     items: list[tuple[str, Any]] = [
         (new if key == old else key, value) for key, value in parameters.items()

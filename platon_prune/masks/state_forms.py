@@ -14,7 +14,13 @@ from platon_prune.tensors.shards import placed_like
 
 @dataclass(frozen=True)
 class TensorForm:
-    """How one tensor of a class is masked and saved."""
+    """How one tensor of a pruned class is masked and saved.
+
+    Args:
+        name: The tensor's name before pruning, such as "weight".
+        masking: "step" or "window".
+        own_keys: Whether state dicts keep the key ``name`` and no mask.
+    """
 
     name: str
     masking: str = "step"
@@ -22,12 +28,12 @@ class TensorForm:
 
     @property
     def orig(self) -> str:
-        """Key of the parameter."""
+        """The name under which the parameter is registered, as torch's prune has it."""
         return f"{self.name}_orig"
 
     @property
     def mask(self) -> str:
-        """Key of the mask buffer."""
+        """The name under which the mask is registered as a buffer."""
         return f"{self.name}_mask"
 
 
@@ -49,9 +55,10 @@ def asked_by_save_pretrained() -> bool:
 
 
 def to_own_keys(state_dict: dict[str, Any], prefix: str, form: TensorForm) -> None:
-    """Bring a module's own entries from ``_orig`` and ``_mask`` to the weight with its zeros."""
+    """Change a module's entries of a state dict from ``_orig`` and ``_mask`` to a plain weight."""
     weight = state_dict.pop(prefix + form.orig)
     mask = state_dict.pop(prefix + form.mask)
+    # In step masking the zeros are in the parameter already.
     if form.masking == "window":
         weight = torch.where(mask, weight, 0)
     state_dict[prefix + form.name] = weight
@@ -60,7 +67,9 @@ def to_own_keys(state_dict: dict[str, Any], prefix: str, form: TensorForm) -> No
 def to_torch_form(
     state_dict: dict[str, Any], prefix: str, form: TensorForm, own: Tensor | None = None
 ) -> None:
-    """Bring a dense, a torch-pruned or one of our own state dicts to ``_orig`` and bool ``_mask``.
+    """Change a module's entries of any state dict to ``_orig`` and a bool ``_mask``.
+
+    The dict may be dense, of a model that torch's prune has masked, or one of ours.
 
     Without a mask in the dict, the zeros of the weight are one. What is there is placed over
     processes as ``own``, the module's parameter, or as the weight in the dict.
@@ -73,6 +82,7 @@ def to_torch_form(
     weight = state_dict.get(prefix + form.orig)
     if weight is None:
         return
+    # Of another shape it is left alone, so that torch's load names the mismatch itself.
     if own is not None and own.shape == weight.shape:
         weight = state_dict[prefix + form.orig] = placed_like(weight, own)
     mask = state_dict.get(prefix + form.mask, weight).detach()

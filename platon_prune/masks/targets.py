@@ -1,4 +1,4 @@
-"""Which tensors are pruned: the default selection, patterns of names, and what is refused."""
+"""A user's selection becomes targets: tensors to prune, each checked, shared ones once."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ def select(
         TypeError: If ``model`` is neither a module nor pairs.
     """
     if isinstance(model, nn.Module):
+        # First of all: under such wrappers no parameter below has a gradient to look at.
         _refuse_flat_gradients(model)
         candidates, saved_whole = _from_model(
             model,
@@ -91,6 +92,7 @@ def select(
     for name, module, tensor_name in candidates:
         check_prunable(module, tensor_name, name)
     if own_keys is not None:
+        # A wish of the caller is for all tensors alike; None leaves it to who saves the module.
         saved_whole = {id(module) for _, module, _ in candidates if own_keys}
     return _merge_shared(candidates, saved_whole)
 
@@ -100,7 +102,7 @@ def doubts(
     include: str | Sequence[str] | None,
     exclude: str | Sequence[str] | None,
 ) -> list[str]:
-    """What may not be as it was meant in a selection that :func:`select` has let pass.
+    """List what a selection may not have meant, though :func:`select` has let it pass.
 
     Args:
         model: As for :func:`select`, before it carries masks or after.
@@ -113,6 +115,7 @@ def doubts(
     wanted, unwanted = NamePatterns.of("include", include), NamePatterns.of("exclude", exclude)
     if include is None:
         found = passed_over(model)
+        # Whoever excludes a name knows of it and needs no word.
         left = {name: why for name, why in found.items() if not unwanted.matches(name)}
         return [f"not pruned: {_listed(left)}, or name it with exclude=[...]"] if left else []
     computed: dict[str, list[str]] = {}
@@ -132,6 +135,7 @@ def doubts(
 def bare(model: nn.Module) -> nn.Module:
     """The model itself under the wrappers of data parallelism and ``torch.compile``."""
     while True:
+        # torch.compile and data parallelism may be wrapped around one another in any order.
         inner = getattr(model, "_orig_mod", None)
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
@@ -170,6 +174,7 @@ def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
             f"{name} must be a parameter, but {type(module).__name__} has no parameter "
             f"{tensor_name!r}; it has: {own or 'none'}"
         )
+    # torch's names for a pruned tensor; another attribute there would be overwritten.
     taken = [key for key in (f"{tensor_name}_orig", f"{tensor_name}_mask") if hasattr(module, key)]
     if taken:
         raise ValueError(
@@ -194,12 +199,14 @@ def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
             f"{name} must require gradients, got a frozen parameter: unfreeze it before pruning, "
             "or leave it out with exclude=[...]"
         )
+    # A subclass (quantised, wrapped) need not store an entry for each weight.
     is_plain = type(parameter) is nn.Parameter or is_fake(parameter)
     if not is_plain and not is_sharded(parameter):
         raise ValueError(
             f"{name} must be a plain parameter or a DTensor, got {type(parameter).__name__}: prune "
             "the model before it is quantised or wrapped"
         )
+    # Zeroing one entry of an expanded tensor would zero all that share its memory.
     if any(stride == 0 and size > 1 for stride, size in _strides(parameter)):
         raise ValueError(
             f"{name} must have memory for each entry, got an expanded tensor: make it a parameter "
@@ -227,6 +234,7 @@ def _from_model(
         _require_matches(model, patterns, [name for name, _, _ in everything])
     if include is None:
         _refuse_wrapped_models(model)
+    # Names of coupled groups are whole and found before: patterns have been applied to places.
     if names is not None:
         chosen = [entry for entry in everything if entry[0] in names]
     elif include is None:
@@ -235,6 +243,7 @@ def _from_model(
         chosen += default_selection(model, everything)
     else:
         chosen = [entry for entry in everything if include.matches(entry[0])]
+    # After include, so that exclude has the last word.
     kept = [entry for entry in chosen if not exclude.matches(entry[0])]
     if chosen and not kept:
         raise ValueError(
@@ -301,6 +310,7 @@ def _why_nothing(model: nn.Module) -> str:
 
 def _is_saved_by_transformers(module: nn.Module) -> bool:
     """Whether it is a model with ``save_pretrained``, or a part of one, such as its encoder."""
+    # A part of a model has no save_pretrained, yet is saved by the one of the whole.
     is_part = is_named(module, "transformers", "") and any(True for _ in module.children())
     return hasattr(module, "save_pretrained") or is_part
 
@@ -309,6 +319,7 @@ def _from_pairs(pairs: Pairs) -> list[Candidate]:
     try:
         listed = [(module, name) for module, name in pairs]
     except (TypeError, ValueError):
+        # What can't be unpacked gets the same sentence as what has other things in the pairs.
         listed = []
     if not listed or not all(
         isinstance(module, nn.Module) and isinstance(name, str) for module, name in listed
@@ -324,8 +335,10 @@ def _merge_shared(candidates: list[Candidate], own_keys: set[int]) -> list[Targe
     """One target per tensor; the sites of a shared one are listed under its first name."""
     merged: dict[int, tuple[str, list[tuple[nn.Module, str]]]] = {}
     for name, module, tensor_name in candidates:
+        # By identity: modules that share a weight hold the very same parameter.
         parameter = module._parameters[tensor_name]
         _, sites = merged.setdefault(id(parameter), (name, []))
+        # A module that a model holds twice is listed once by named_modules, but pairs may repeat.
         if (module, tensor_name) not in sites:
             sites.append((module, tensor_name))
     return [
@@ -349,6 +362,7 @@ def find_tensors(
     return [entry for entry in found if not unwanted.matches(entry[0])]
 
 
+# By the names of their classes: importing either to ask would need its package.
 _FLATTENING = {"FullyShardedDataParallel": "FSDP1", "DeepSpeedEngine": "DeepSpeed"}
 
 
@@ -368,6 +382,7 @@ def _refuse_wrapped_models(model: nn.Module) -> None:
 
 
 def _refuse_adapters_and_quantised(model: nn.Module) -> None:
+    # transformers' own integration of PEFT sets the second, PEFT's wrapper the first.
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
             "model must not carry adapters, got one with a PEFT config, whose base weights are "

@@ -24,6 +24,7 @@ def new_figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
     """A white figure of a size in inches, and its one pair of axes."""
     from matplotlib.figure import Figure
 
+    # Not through pyplot, which would keep every figure and may want a display.
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     plain(axes)
@@ -36,6 +37,7 @@ def save(figure: Figure, path: str | Path) -> None:
     Raises:
         ValueError: If matplotlib writes no such format.
     """
+    # Asked before drawing is written: matplotlib's own error names no remedy.
     ending = Path(path).suffix.lower().removeprefix(".")
     known = figure.canvas.get_supported_filetypes()
     if ending and ending not in known:
@@ -59,6 +61,7 @@ def legend_below(figure: Figure, num_labels: int, most: int = 5) -> None:
             loc="outside lower center", ncols=columns, frameon=False, columnspacing=1.4
         )
         for text in legend.get_texts():
+            # One long label would else take the columns from all others.
             text.set_text(textwrap.fill(text.get_text(), 64))
         extent = legend.get_window_extent(renderer)
         if columns == 1 or extent.width <= figure.bbox.width:
@@ -86,6 +89,7 @@ def percent_axis(axis: object, lowest: float, highest: float, *, zero: bool = Fa
     """
     from matplotlib.ticker import FixedLocator, NullLocator
 
+    # Over more decades the numbers would run into each other.
     steps = (1, 2, 5) if highest / lowest < 300 else (1,)
     marks = [step * 10.0**power for power in range(-7, 3) for step in steps]
     shown = [mark for mark in marks if lowest * 0.999 <= mark <= highest * 1.001]
@@ -103,6 +107,7 @@ def title(axes: Axes, text: str, pad: float | None = None) -> None:
 def short_names(names: Sequence[str]) -> list[str]:
     """Names without what they all begin with, ``.weight``, and parts that the next one repeats."""
     parts = [name.removesuffix(".weight").split(".") for name in names]
+    # A word that all names begin with tells no layer from another, and takes its room.
     while len(parts[0]) > 1 and all(len(part) > 1 and part[0] == parts[0][0] for part in parts):
         parts = [part[1:] for part in parts]
     return [

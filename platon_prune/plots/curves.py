@@ -54,6 +54,7 @@ def accuracy_against_density(
     if dense:
         mean = statistics.fmean(dense)
         axes.axhline(mean, color=INK, linewidth=1.2, linestyle=":", label=f"dense ({_shown(mean)})")
+    # Of all curves together: they need not have runs at the same densities.
     densities = sorted({density for points in curves.values() for density in points})
     # Side by side where they meet, by a few per mille of the axis.
     shift = (densities[-1] / densities[0]) ** 0.006 if len(densities) > 1 else 1.0
@@ -65,17 +66,21 @@ def accuracy_against_density(
         places = [100 * density * offset for density in ordered]
         means = [statistics.fmean(points[density]) for density in ordered]
         lows, highs = ([end(points[density]) for density in ordered] for end in (min, max))
+        # The band has the extremes, not a deviation: of three seeds that would mean little.
         axes.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0)
         axes.plot(
             places, means, marker=marker, color=colour, markersize=6, linewidth=1.8, label=label
         )
+        # Each run too, so that a band's width is not taken for a distribution.
         runs = [(x, v) for x, d in zip(places, ordered, strict=True) for v in points[d]]
         axes.plot(*zip(*runs, strict=True), ".", color=colour, alpha=0.45, markersize=4)
+    # What is lost between 1 % and 2 % matters as much as between 10 % and 20 %.
     axes.set_xscale("log")
     axes.set_xticks([100 * density for density in _spaced(densities)])
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
     axes.set_xlim(*_limits(densities))
+    # After all is drawn, since the scale depends on how low values go.
     is_spread = by_distance_to_100 and _spread_heights(axes)
     axes.set_xlabel("weights kept (%)")
     axes.set_ylabel(f"{ylabel}\n(scale widens near 100)" if is_spread else ylabel)
@@ -111,6 +116,7 @@ def _require_points(label: str, points: object) -> None:
             'give each curve a label, as in {"PLATON": {0.1: [91.2, 91.6]}}'
         )
     for density, values in points.items():
+        # A lone number is the usual slip, and a string would be drawn letter by letter.
         if isinstance(values, str) or not hasattr(values, "__len__"):
             raise TypeError(
                 f"curves[{label!r}][{density}] must be a sequence of values, one for each run, got "
@@ -128,11 +134,13 @@ def _spread_heights(axes: Axes) -> bool:
     import numpy as np
 
     low, high = axes.dataLim.y0, axes.dataLim.y1
+    # Values that are no percentages have no distance to 100.
     if not 0 <= low < high <= 100:
         return False
     axes.set_yscale(
         "function",
         functions=(
+            # A tenth beyond 100, so that 100 itself has a finite height.
             lambda y: -np.log10(np.maximum(100.1 - y, 1e-3)),
             lambda z: 100.1 - 10.0**-z,
         ),

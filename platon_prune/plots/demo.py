@@ -54,6 +54,7 @@ def save_demo_report(
     )
     first: tuple[Axes, Axes] | None = None
     for column, comparison in enumerate(comparisons):
+        # One scale for all columns: they are there to be compared.
         top = figure.add_subplot(grid[0, column], sharey=first and first[0])
         bottom = figure.add_subplot(grid[1, column], sharex=top, sharey=first and first[1])
         _draw_accuracies(top, comparison, dense_accuracy)
@@ -65,9 +66,11 @@ def save_demo_report(
         else:
             top.tick_params(labelleft=False)
             bottom.tick_params(labelleft=False)
+    # Where most is pruned, layers differ most.
     sparsest = min(comparisons, key=lambda comparison: comparison.density)
     _draw_layers(figure.add_subplot(grid[:, columns]), sparsest)
     assert first is not None
+    # One legend for all columns: the runs have the same labels in each.
     handles, labels = first[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(
@@ -136,12 +139,14 @@ def _draw_layers(axes: Axes, comparison: Comparison) -> None:
         for row in comparison.sparsities.values()
         for sparsity in row.values()
     ]
+    # A tensor of which nothing is left has no logarithm: it gets a mark beyond the others.
     empty = max([end for end in ends if end < math.inf], default=1.0) + 0.35
     for (_, sparsities), colour, marker in _styled(comparison.sparsities):
         axes.plot(
             [min(_log_density(sparsities[name]), empty) for name in names], range(len(names)),
             marker, color=colour, markersize=6, alpha=0.85, clip_on=False,
         )  # fmt: skip
+    # Those short of the mark for empty tensors, or their labels would meet.
     ticks = [tick for tick in SPARSITY_TICKS if _log_density(tick) < empty - 0.3]
     axes.set_xticks(
         [*map(_log_density, ticks), empty], [*(f"{100 * tick:g}" for tick in ticks), "100"]

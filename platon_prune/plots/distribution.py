@@ -40,8 +40,10 @@ def scores(scheduler: PlatonScheduler, path: str | Path) -> None:
             'scheduler must have scores to draw, got criterion="random", which scores every weight '
             "0 and leaves the choice to a fixed order: draw a run with another criterion"
         )
+    # Two walks over the scores, tensor by tensor: all at once may take 4 bytes a weight.
     low, high, num_zeros, total = _extent(scheduler)
     signed = low < 0
+    # Scores of products span many decades; signed ones have no logarithm.
     scale: Callable[[float], float] = float if signed else math.log10
     if not low <= high:
         raise ValueError(
@@ -50,6 +52,7 @@ def scores(scheduler: PlatonScheduler, path: str | Path) -> None:
     counts = _histograms(scheduler, scale(low), scale(high), signed)
     width = (scale(high) - scale(low)) / _NUM_BINS or 1.0
     lefts = [scale(low) + i * width for i in range(_NUM_BINS)]
+    # Bars of equal width on the axis, which is logarithmic for positive scores.
     edges = lefts if signed else [10**left for left in lefts]
     ends = [(left + width) if signed else 10 ** (left + width) for left in lefts]
     figure, axes = new_figure()
@@ -65,6 +68,7 @@ def scores(scheduler: PlatonScheduler, path: str | Path) -> None:
     if not signed:
         axes.set_xscale("log")
     threshold = scheduler.threshold
+    # Between groups the threshold is of their scores, not of these.
     compares_weights = isinstance(scheduler.granularity, Unstructured)
     if compares_weights and threshold is not None and (signed or threshold > 0):
         axes.axvline(threshold, color=COLOURS[1], linewidth=1.8, label=f"threshold {threshold:.2g}")
@@ -86,6 +90,7 @@ def _of_tensors(scheduler: PlatonScheduler) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _whole(tensor: Tensor) -> Tensor:
+    # Of a sharded model all processes draw the same figure, so each needs all of a tensor.
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole.flatten()
 

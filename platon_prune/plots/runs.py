@@ -50,7 +50,9 @@ def schedule(scheduler: PlatonScheduler, path: str | Path) -> None:
         [100 * (1 - choice.sparsity) for choice in history],
         "o", color=COLOURS[0], markersize=4.5, label="measured after a choice", clip_on=False,
     )  # fmt: skip
+    # What is measured may lie below what is due, by the rounding of counts.
     lowest = min(*due, *(100 * (1 - choice.sparsity) for choice in history))
+    # Nothing kept has no logarithm.
     if lowest > 0:
         axes.set_yscale("log")
         percent_axis(axes.yaxis, lowest, 100)
@@ -87,6 +89,7 @@ def layers(scheduler: PlatonScheduler, path: str | Path) -> None:
     axes.grid(visible=False)
     # From dark for few weights to light for all; below the least, a colour of its own.
     shades = colormaps["viridis"].with_extremes(under=_EMPTY)
+    # Rasterized: a long run has more cells than viewers of vector files bear.
     drawn = axes.pcolormesh(
         [plan.warmup_steps, *(choice.step for choice in history)],
         range(len(names) + 1),
@@ -147,6 +150,7 @@ def _reach_zero(axes: Axes, positive: list[float]) -> None:
     """Logarithmic heights, with 0 at the bottom a short way below the least of what is positive."""
     if positive:
         least, most = min(positive), max(positive)
+        # Logarithmic, since regrowth falls by decades; symmetrical, since it may be 0.
         axes.set_yscale("symlog", linthresh=least, linscale=0.4)
         percent_axis(axes.yaxis, least, most, zero=True)
         axes.set_ylim(0, most * 1.6)
@@ -176,6 +180,7 @@ def _mark_phases(axes: Axes, ramp_start: int, ramp_end: int, total: int) -> None
     for name, (start, stop) in ends.items():
         if start:
             axes.axvline(start, color=FAINT, linewidth=0.9, linestyle=":")
+        # A shorter phase is narrower than its name.
         if stop - start >= total / 10:
             axes.text(
                 (start + stop) / 2, 1.015, name, color=FAINT, fontsize=8.5, ha="center",

@@ -20,7 +20,7 @@ from platon_prune.pruning.settings import Settings
 from platon_prune.reports.n_of_m_patterns import require_pattern
 from platon_prune.schedule import RampSchedule, ScheduleName
 from platon_prune.scheduling.scheduler import PlatonScheduler
-from platon_prune.tensors.shards import part_of
+from platon_prune.tensors.shards import shard_of
 
 
 def semi_structured(
@@ -120,7 +120,7 @@ def semi_structured(
             )
         granularity = SemiStructured(n, m, {target.name: _dim(target) for target in kept})
         for target in kept:
-            granularity.require_part(target.name, part_of(parameter_of(target)))
+            granularity.require_shard(target.name, shard_of(parameter_of(target)))
         final, first = _share("amount", amount), _share("initial_amount", initial_amount)
         return Plan(kept, granularity, final, first, notes=_notes(n, m, left_out))
 

@@ -92,7 +92,7 @@ def global_unstructured(
             memory and slightly other masks.
         offload_averages: Whether the averages are kept in host memory, where a window's end and a
             choice fetch them block by block.
-        process_group: The processes that hold the model, or copies or parts of it, and choose
+        process_group: The processes that hold replicas or shards of the model, and choose
             together; by default all, if ``torch.distributed`` is initialised. Each of them has to
             call this, and whatever of the scheduler is said to be collective.
 

@@ -31,7 +31,13 @@ _HOOKS = (
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer under its first name, and every place that holds it."""
+    """A linear layer of a model.
+
+    Args:
+        name: The first name under which the model has it.
+        module: The layer.
+        sites: Every (parent, key) that holds it; none if it is the model itself.
+    """
 
     name: str
     module: nn.Module
@@ -44,18 +50,18 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Outputs and inputs."""
+        """The numbers of outputs and inputs, whichever way the weight lies."""
         outputs, inputs = ("nf", "nx") if self.transposed else ("out_features", "in_features")
         return getattr(self.module, outputs), getattr(self.module, inputs)
 
     @property
     def weight(self) -> Tensor:
-        """Outputs by inputs."""
+        """The weight as outputs by inputs; a view where it is stored the other way round."""
         weight: Tensor = self.module.weight  # type: ignore[assignment]
         return weight.t() if self.transposed else weight
 
     def replace(self, replacement: nn.Module) -> None:
-        """Put another module in every place of this one, with its mode and its forward hooks."""
+        """Put another module at every site of this one, with its mode and its forward hooks."""
         replacement.train(self.module.training)
         for hooks in _HOOKS:
             # The same dict, not a copy: a user's handle removes its hook from the one it knows.
@@ -123,6 +129,7 @@ def reason_to_skip(layer: Layer, num_tokens: int, holders: Mapping[int, int]) ->
     if reason is not None:
         return reason
     for tensor in (layer.module.weight, layer.module.bias):
+        # The bias too: both take part in one operation.
         if isinstance(tensor, Tensor) and tensor.device.type != "cpu":
             return f"on {tensor.device.type}"
         if isinstance(tensor, Tensor) and tensor.dtype != torch.float32:
@@ -143,6 +150,7 @@ def reason_against_replacing(layer: Layer, holders: Mapping[int, int]) -> str | 
     cls = type(module)
     if cls is not nn.Linear and not (is_conv1d(module) and cls.__name__ == CONV1D):
         return f"of the subclass {cls.__name__}"
+    # An instance may carry its own forward (wrapped by a library), which would be lost.
     if "forward" in module.__dict__:
         return "with a forward of its own"
     if any(isinstance(parent, _READERS) for parent, _ in layer.sites):
@@ -153,10 +161,12 @@ def reason_against_replacing(layer: Layer, holders: Mapping[int, int]) -> str | 
         _is_plain(tensor) for tensor in (weight, bias) if tensor is not None
     ):
         return "with a weight or bias that is no plain parameter"
+    # Without values there is nothing to look at.
     if weight.is_meta:
         return "on meta"
     if weight.numel() == 0:
         return "without entries"
+    # The other holder needs the dense weight, so replacing this one would save no memory.
     if holders[weight.data_ptr()] > 1:
         return "with a weight that another module shares"
     return None

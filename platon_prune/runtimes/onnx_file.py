@@ -37,6 +37,7 @@ def write_onnx(model: nn.Module, examples: Sequence[Any], path: Path) -> bool:
         ValueError: If torch can't export the model at all.
     """
     shapes = _dynamic_shapes(model, examples)
+    # Traced at the largest: what is sized by an example must not be too small for another.
     largest = max(examples, key=_num_entries)
     first: Exception | None = None
     for dynamic in [shapes, None] if shapes is not None else [None]:
@@ -62,6 +63,7 @@ def _attentions(model: nn.Module) -> list[contextlib.AbstractContextManager[None
     """As the model is; and with the plain attention of transformers, which torch always exports."""
     ways: list[contextlib.AbstractContextManager[None]] = [contextlib.nullcontext()]
     used = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
+    # Only where it makes a difference: a second export takes as long as the first.
     if used != "eager" and hasattr(model, "set_attn_implementation"):
         ways.append(_plain_attention(model, used))
     return ways
@@ -103,6 +105,7 @@ def _gives_the_same(path: Path, model: nn.Module, example: Any) -> bool:
 def _export(model: nn.Module, example: Any, path: Path, dynamic_shapes: Any) -> None:
     args, kwargs = as_call(example)
     num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    # Keys and values for a next call would be outputs of the file, and slow it down.
     with _quietly(), without_caches(model):
         torch.onnx.export(
             model,
@@ -164,6 +167,7 @@ def tensors_in(outputs: Any) -> list[Tensor]:
 def named_inputs(example: Any, names: Sequence[str]) -> dict[str, Any]:
     """Inputs as NumPy arrays under the names of a graph's inputs, or in their order."""
     args, kwargs = as_call(example)
+    # Graphs keep the names of keyword arguments; positional ones come in the order of a tree.
     if not args and set(names) <= kwargs.keys():
         return {name: kwargs[name].numpy() for name in names}
     leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]

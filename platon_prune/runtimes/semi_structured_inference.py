@@ -101,8 +101,10 @@ def to_semi_structured(
             "model must have linear layers that can be 2:4, got "
             + ("; ".join(f"{n} {reason}" for n, reason in reasons.items()) or "none")
         )
+    # Everything is verified and converted before the first layer changes: all or nothing.
     for layer in chosen:
         _require_two_of_four(layer)
+    # Tried for real: which kernels a build of torch has, no version or property tells.
     for device, dtype in {(layer.weight.device, layer.weight.dtype) for layer in chosen}:
         missing = try_conversion(device, dtype)
         if missing:
@@ -131,6 +133,7 @@ def try_conversion(device: torch.device, dtype: torch.dtype) -> str | None:
     if capability < _OLDEST:
         return f"{gpu}, got {torch.cuda.get_device_name(device)} with {capability}: stay dense"
     weight = torch.randn(_TRIED, _TRIED, device=device).to(dtype)
+    # A pattern that is known to be 2:4, whatever the weights of the model are.
     weight.view(-1, _M)[:, _N:] = 0
     inputs = torch.randn(_TRIED, _TRIED, device=device).to(dtype)
     expected = nn.functional.linear(inputs, weight)
@@ -141,6 +144,7 @@ def try_conversion(device: torch.device, dtype: torch.dtype) -> str | None:
         raise
     except (RuntimeError, NotImplementedError, ValueError) as error:
         return f"{gpu}, got {str(dtype).removeprefix('torch.')} weights and from torch: {error}"
+    # Kernels of an unknown card may run and be wrong, which no error would tell.
     if not torch.allclose(found, expected, rtol=0.02, atol=0.1):
         return f"right results, got wrong ones from torch {torch.__version__} on {device}"
     return None
@@ -162,6 +166,7 @@ def _candidates(
             "model must have dense layers, got one that is converted already: convert the dense "
             "model again"
         )
+    # By identity: the names of layers and of tensors are listed in different orders.
     selected = {(id(module), key) for _, module, key in find_tensors(model, include, exclude)}
     layers = [layer for layer in find_layers(model) if (id(layer.module), "weight") in selected]
     holders = count_holders(model)
@@ -180,6 +185,7 @@ def _require_two_of_four(layer: Layer) -> None:
     pattern = pattern_of(layer.name, weight, _N, _M, input_dim(layer.module, weight))
     if pattern.first is None:
         return
+    # The user sees the four entries that break the pattern, not only where they are.
     start = pattern.first[pattern.dim]
     index: list[int | slice] = list(pattern.first)
     index[pattern.dim] = slice(start, start + _M)
@@ -213,11 +219,13 @@ def _converted(layers: Sequence[Layer], reasons: dict[str, str]) -> list[tuple[L
 
 
 def _put(layer: Layer, weight: Tensor, model: nn.Module) -> nn.Module:
+    # torch has no gradients for these weights.
     parameter = nn.Parameter(weight, requires_grad=False)
     if not layer.transposed:
         layer.module.weight = parameter
         return model
     outputs, inputs = layer.shape
+    # On meta, so that no dense weight is allocated only to be thrown away.
     linear = nn.Linear(inputs, outputs, device="meta")
     linear.weight = parameter
     linear.bias = layer.module.bias  # type: ignore[assignment]

@@ -138,9 +138,11 @@ def to_sparse_inference(
         >>> print(model.sparse_report)
     """
     _check_model(model)
+    # All that can be refused, before the first layer is replaced.
     _check_tokens(model, example_inputs, num_tokens)
     layers = find_layers(model)
     _check_device(layers)
+    # Where nothing is known, every layer counts as seeing the same number of rows.
     tokens = dict.fromkeys((layer.module for layer in layers), num_tokens or DEFAULT_NUM_TOKENS)
     if example_inputs is not None:
         tokens = count_tokens(model, example_inputs, layers)
@@ -167,6 +169,7 @@ def _check_model(model: nn.Module) -> None:
             "model must not carry masks, got one that is being pruned: finalize it with "
             "platon_prune.remove(model), or torch.nn.utils.prune.remove for masks of torch's"
         )
+    # A sparse layer has no dense weight to measure against.
     if any(isinstance(module, SparseLinear) for module in model.modules()):
         raise ValueError(
             "model must have dense layers, got one that is converted already: convert the dense "

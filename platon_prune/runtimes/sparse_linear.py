@@ -40,6 +40,7 @@ class SparseLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.contiguous_output = contiguous_output
         with torch.no_grad(), warnings.catch_warnings():
+            # A notice for who chooses CSR, which the user of this layer has not.
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             csr = weight.detach().to_sparse_csr()
         # MKL's kernels are faster with 32-bit indices, and they save a third of the memory.
@@ -80,6 +81,7 @@ class SparseLinear(nn.Module):
             ValueError: If the last dimension of the input is not ``in_features``.
         """
         self._check(input)
+        # One matrix: CSR multiplies two dimensions only.
         tokens = input.reshape(-1, self.in_features)
         output: Tensor
         if torch.compiler.is_compiling():
@@ -90,6 +92,7 @@ class SparseLinear(nn.Module):
         elif self.bias is None:
             output = (self.weight @ tokens.t()).t()
         else:
+            # The bias in the same operation: added afterwards, it would read the output once more.
             output = torch.addmm(self.bias[:, None], self.weight, tokens.t()).t()
         if self.contiguous_output:
             output = output.contiguous()
@@ -113,6 +116,7 @@ class SparseLinear(nn.Module):
                 f"{input.dtype} and {self.weight_values.dtype}: keep the model in float32, or "
                 "use the dense one"
             )
+        # Autocast would cast the inputs to bfloat16, for which CSR has no kernel.
         if torch.is_autocast_enabled("cpu"):
             raise TypeError(
                 "a sparse linear layer must run in float32, got a call under torch.autocast: "
@@ -148,7 +152,7 @@ def _csr(
 def csr_matmul(
     crow_indices: Tensor, col_indices: Tensor, values: Tensor, num_columns: int, dense: Tensor
 ) -> Tensor:
-    """``W @ dense`` for a CSR matrix given by its parts; shape rows of W by columns of dense."""
+    """``W @ dense`` for a CSR matrix given by its three tensors: rows of W by columns of dense."""
     num_rows = crow_indices.numel() - 1
     return _csr(crow_indices, col_indices, values, num_rows, num_columns) @ dense
 
@@ -177,6 +181,7 @@ def _(
 
 
 def _remember_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    # Not the inputs: the weight is frozen, so only its product with the gradient is needed.
     ctx.save_for_backward(*inputs[:3])
     ctx.num_columns = inputs[3]
 

@@ -16,12 +16,18 @@ from platon_prune.tensors.shards import is_sharded
 _SKIPS, _FAILED = 1, 2  # what a process votes for; the larger wins
 
 
-class Outcome(NamedTuple):
-    """What a vote decided, the same in every process."""
+class Decision(NamedTuple):
+    """What a vote decided, the same in every process.
+
+    Args:
+        skip: No process learns from this step.
+        settle: The processes exchange anew which shards they hold.
+        redistribute: The gradients are brought to the placements of their tensors.
+    """
 
     skip: bool
     settle: bool
-    bring: bool
+    redistribute: bool
 
 
 def vote(
@@ -31,7 +37,7 @@ def vote(
     error: Exception | None,
     gradients: Sequence[Tensor | None] | None,
     settle: bool = False,
-) -> Outcome:
+) -> Decision:
     """Exchange a few numbers before a step, so that all processes do the same in it.
 
     It comes before anything else that takes several processes: one that is in an error would be
@@ -42,20 +48,22 @@ def vote(
         step: Number of the step that this process is about to take.
         error: What stands in the way here.
         gradients: Of each tensor; None if there are no finite ones here.
-        settle: Whether the tensors are placed anew here, so that :func:`settle` is due.
+        settle: Whether placements of tensors changed here, so that :func:`settle` is due.
 
     Returns:
         Whether any process has to skip, any has to settle, and any has gradients that lie otherwise
-        than their tensors, so that :func:`bring_gradients` is due.
+        than their tensors, so that :func:`redistribute_gradients` is due.
 
     Raises:
         RuntimeError: If anything stands in the way anywhere, or the steps differ.
         Exception: ``error``, here.
     """
     state = _FAILED if error is not None else _SKIPS if gradients is None else 0
-    bring = any(is_sharded(gradient) for gradient in gradients or ())
-    votes = [state, int(settle), int(bring), step, -step]
-    worst, any_settle, any_bring, last, minus_first = processes.maximum(votes)
+    lies_apart = any(is_sharded(gradient) for gradient in gradients or ())
+    # The step with both signs: the maxima are then its largest and its smallest value.
+    votes = [state, int(settle), int(lies_apart), step, -step]
+    worst, any_settle, any_apart, last, minus_first = processes.maximum(votes)
+    # Its own error here, with its own traceback; the others say that a process failed.
     if error is not None:
         raise error
     if worst == _FAILED:
@@ -69,7 +77,7 @@ def vote(
             f"{last} in all: resume all of them from one checkpoint, and call scheduler.step() "
             "equally often in each"
         )
-    return Outcome(worst == _SKIPS, bool(any_settle), bool(any_bring))
+    return Decision(worst == _SKIPS, bool(any_settle), bool(any_apart))
 
 
 def agree(
@@ -79,27 +87,28 @@ def agree(
     *,
     error: Exception | None,
     settle: bool,
-) -> tuple[Outcome, StepGradients]:
+) -> tuple[Decision, StepGradients]:
     """:func:`vote`, with the gradients of this process; reads its flag.
 
     Returns:
         What was decided, and the gradients without a flag; none if any process has to skip.
     """
     gradients = found.each
+    # Reads the device: all processes must know before they exchange anything else.
     if found.flag is not None and float(found.flag):
         gradients = None
         found.flag.zero_()  # the next step uses it again
-    outcome = vote(processes, step, error=error, gradients=gradients, settle=settle)
-    return outcome, StepGradients(None if outcome.skip else gradients)
+    decision = vote(processes, step, error=error, gradients=gradients, settle=settle)
+    return decision, StepGradients(None if decision.skip else gradients)
 
 
-def bring_gradients(
+def redistribute_gradients(
     processes: Processes,
     step: int,
     tensors: Sequence[TrackedTensor],
     gradients: Sequence[Tensor | None],
 ) -> list[Tensor | None] | None:
-    """The parts of gradients that lie otherwise than their tensors, and the others as they are.
+    """Redistribute the gradients that lie otherwise than their tensors; collective.
 
     Returns:
         The gradient of each tensor; None instead if one of them is not finite, in any process.
@@ -107,6 +116,7 @@ def bring_gradients(
     Raises:
         RuntimeError: Everywhere, if a process of a tensor has no such gradient and another has.
     """
+    # Redistribution is collective over a mesh: one process without its gradient would hang it.
     apart = [is_sharded(gradient) for gradient in gradients]
     lacks = [t.is_in_mesh and not here for t, here in zip(tensors, apart, strict=True)]
     anywhere = processes.maximum([int(flag) for flag in (*apart, *lacks)])
@@ -114,15 +124,17 @@ def bring_gradients(
         if anywhere[i] and anywhere[len(tensors) + i]:
             raise RuntimeError(
                 f"the gradient of {tensor.name} must be placed alike in all processes of its mesh, "
-                "got one whose parts are yet to be exchanged in some and none such in others: run "
+                "got one that is yet to be redistributed in some and none such in others: run "
                 "the same backward in all of them"
             )
-    brought: list[Tensor | None] = [
-        tensor.bring(gradient) if gradient is not None and is_sharded(gradient) else gradient
-        for tensor, gradient in zip(tensors, gradients, strict=True)
+    redistributed: list[Tensor | None] = [
+        tensor.redistributed(each) if each is not None and is_sharded(each) else each
+        for tensor, each in zip(tensors, gradients, strict=True)
     ]
-    finite = brought if all_finite(brought) else None
-    return None if vote(processes, step, error=None, gradients=finite).skip else brought
+    finite = redistributed if all_finite(redistributed) else None
+    # Voted on again: whether they are finite is known only now, and maybe in one process alone.
+    decision = vote(processes, step, error=None, gradients=finite)
+    return None if decision.skip else redistributed
 
 
 def require_same_settings(
@@ -135,11 +147,12 @@ def require_same_settings(
         settings: Of this process.
         tensors: Which must be alike too, and in the same order.
     """
-    own: dict[str, Any] = dict(settings)
+    here: dict[str, Any] = dict(settings)
     for tensor in tensors:
-        own |= tensor.description
-    own["order of tensors"] = [tensor.name for tensor in tensors]
-    everyone = processes.gather(own)
+        here |= tensor.description
+    here["order of tensors"] = [tensor.name for tensor in tensors]
+    everyone = processes.gather(here)
+    # All compare the same list in the same order, so all raise or none does.
     for rank, others in enumerate(everyone[1:], start=1):
         require_equal_settings(everyone[0], others, "in process 0", f"in process {rank}")
 
@@ -158,48 +171,50 @@ def zeros(
         Of each tensor, how many there are.
 
     Raises:
-        ValueError: If processes that hold the same part have zeros at different places.
+        ValueError: If processes that hold the same shard have zeros at different positions.
     """
 
     def adopt() -> list[tuple[Any, int, bytes]]:
         require()
         return [tensor.adopt_zeros() for tensor in tensors]
 
-    own = processes.all_or_none("adopt_zeros", adopt, lambda _: None)
-    everyone = processes.gather(own)
+    found_here = processes.all_or_none("adopt_zeros", adopt, lambda _: None)
+    everyone = processes.gather(found_here)
     counts = []
     for i, tensor in enumerate(tensors):
-        parts: dict[Any, tuple[int, bytes]] = {}
+        shards: dict[Any, tuple[int, bytes]] = {}
         for found in everyone:
             key, count, digest = found[i]
-            if parts.setdefault(key, (count, digest)) != (count, digest):
+            # Replicas are counted once, and must agree.
+            if shards.setdefault(key, (count, digest)) != (count, digest):
                 raise ValueError(
-                    f"processes that hold the same part of {tensor.name} must have the same zeros, "
-                    "got different ones: load the same model in all of them before pruning"
+                    f"processes that hold the same shard of {tensor.name} must have the same "
+                    "zeros, got different ones: load the same model in all of them before pruning"
                 )
-        counts.append(sum(count for count, _ in parts.values()))
+        counts.append(sum(count for count, _ in shards.values()))
     return counts
 
 
 def settle(processes: Processes, tensors: Sequence[TrackedTensor]) -> None:
-    """Find out which processes hold the same part of each tensor.
+    """Exchange which process holds which shard, and number the replicas; collective.
 
     Raises:
-        RuntimeError: If some part of a tensor is held by none of them.
+        RuntimeError: If some shard of a tensor is held by none of them.
     """
-    own = [tensor.part.key for tensor in tensors if tensor.part is not None]
+    keys_here = [tensor.shard.key for tensor in tensors if tensor.shard is not None]
     sizes = [tensor.weight.numel() for tensor in tensors]
-    everyone = processes.gather((own, sizes))
+    everyone = processes.gather((keys_here, sizes))
     for i, tensor in enumerate(tensors):
         holders: dict[Any, list[int]] = {}
         for rank, (keys, _) in enumerate(everyone):
             holders.setdefault(keys[i], []).append(rank)
         held = sum(everyone[ranks[0]][1][i] for ranks in holders.values())
+        # An exact choice counts all entries: with some held by nobody here it would prune too few.
         if held != tensor.whole_numel:
             raise RuntimeError(
                 f"{tensor.name} must be held completely by the processes that choose together, got "
                 f"{held} of {tensor.whole_numel} entries: give global_unstructured the "
-                "process_group of all that hold a part of the model"
+                "process_group of all that hold a shard of the model"
             )
-        ranks = holders[own[i]]
+        ranks = holders[keys_here[i]]
         tensor.settle(ranks.index(processes.rank), len(ranks))

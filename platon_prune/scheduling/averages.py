@@ -1,4 +1,4 @@
-"""What is remembered between steps, of all tensors of a device in one flat buffer each.
+"""`Averages`: the window and the averages of all tensors of a device, in one flat buffer each.
 
 So the end of a window and a choice are a few operations over slabs of memory, however many tensors
 there are, and a tensor has views: ``sensitivity[offset : offset + numel]``.
@@ -56,6 +56,7 @@ class Averages:
         self.line = line
         self.storage = storage
         self._scratch = scratch
+        # The window stays with the weight: every step adds to it.
         home = _CPU if storage.offload else line.device
         self.window = self._zeros(line.device)
         self.averages = tuple(self._zeros(home) for _ in criterion.averages)
@@ -76,6 +77,7 @@ class Averages:
             num_samples: How many were added up.
             repairs: Whether a sum that overflowed counts as a large number, and NaN as none.
         """
+        # Slab by slab: temporaries in float32 then take a slab, not a copy of all averages.
         for slab in self.line.slabs:
             window = self.window[slab]
             mean = self._in_float32(window, "window").div_(num_samples)
@@ -84,6 +86,7 @@ class Averages:
             kept = [average[slab] for average in self.averages]
             averages = [self._in_float32(block, f"average {i}") for i, block in enumerate(kept)]
             self.criterion.update_averages_(mean, averages)
+            # Where the arithmetic was on a copy, the result is rounded and sent back.
             for block, updated in zip(kept, averages, strict=True):
                 if updated is not block:
                     block.copy_(updated)

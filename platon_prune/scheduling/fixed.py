@@ -1,4 +1,4 @@
-"""What a scheduler has whose masks are never chosen: neither a schedule nor scores."""
+"""`FixedSchedule` and `Unscored`: the schedule and the criterion of masks that are never chosen."""
 
 from __future__ import annotations
 
@@ -37,35 +37,35 @@ class FixedSchedule:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """That the zeros decide, with lengths of no meaning."""
+        """Settings that say that the zeros decide; the lengths among them have no meaning."""
         # How many there are is in the state: a model that was pruned further has more now.
         lengths = ("total_steps", "warmup_steps", "cooldown_steps", "window")
         return {"amount": ZEROS, "initial_amount": ZEROS} | {n: getattr(self, n) for n in lengths}
 
     def amount_at(self, step: int) -> float:
-        """The amount."""
+        """The same fraction at every step."""
         return self.amount
 
     def ends_window(self, step: int) -> bool:
-        """No: there are none."""
+        """Always False: fixed masks have no windows."""
         return False
 
     def is_choosing_step(self, step: int) -> bool:
-        """No."""
+        """Always False: nothing is ever chosen."""
         return False
 
     def starting_at(self, sparsity: float) -> FixedSchedule:
-        """That of masks of this sparsity."""
+        """The schedule of fixed masks with this sparsity."""
         return FixedSchedule(sparsity)
 
     def lasting(
         self, total_steps: int, warmup_steps: int | float, cooldown_steps: int | float
     ) -> FixedSchedule:
-        """Itself: it has no length."""
+        """The schedule itself, which has no length."""
         return self
 
     def require_scores(self) -> None:
-        """Nothing: there is no choice."""
+        """Do nothing: without a choice no scores are needed."""
 
 
 class Unscored(Criterion):

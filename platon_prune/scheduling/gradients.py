@@ -24,6 +24,7 @@ def all_finite(gradients: Sequence[Tensor | None]) -> bool:
     sums: dict[torch.device, list[Tensor]] = {}
     for gradient in present:
         sums.setdefault(gradient.device, []).append(gradient.sum(dtype=torch.float32))
+    # NaN and infinities survive any sum, so a finite one clears all gradients at once.
     if all(math.isfinite(float(torch.stack(parts).sum())) for parts in sums.values()):
         return True
     return all(bool(gradient.isfinite().all()) for gradient in present)
@@ -43,6 +44,7 @@ def as_skipped(skipped: object) -> bool | Tensor:
     """
     if isinstance(skipped, bool):
         return skipped
+    # A tensor on a device is passed on: reading it here would wait for all of the step.
     if isinstance(skipped, Tensor) and skipped.dtype == torch.bool and not skipped.shape:
         return bool(skipped) if skipped.device.type == "cpu" else skipped.view(1)
     if str(getattr(skipped, "dtype", "")) in ("bool", "torch.bool") and not skipped.shape:  # type: ignore[attr-defined]
@@ -115,6 +117,7 @@ class Following:
             )
 
     def _is_on(self) -> bool:
+        # The user's handle may have been removed without a word to us; its optimizer may be gone.
         hooks = None if self._handle is None else self._handle.hooks_dict_ref()
         return hooks is not None and self._handle is not None and self._handle.id in hooks
 
@@ -127,6 +130,7 @@ def _after_each_step(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}: pass the "
             "one that steps the pruned model"
         )
+    # A wrapper that derives from Optimizer without calling its __init__ never runs the hooks.
     if not hasattr(optimizer, "_optimizer_step_post_hooks"):
         raise TypeError(
             "optimizer must tell when it has stepped, got "
@@ -140,6 +144,7 @@ def _after_each_step(
         )
 
     def after_step(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        # GradScaler hands its scale to fused optimizers, which leave the gradients scaled.
         if getattr(stepped, "grad_scale", None) is not None:
             raise RuntimeError(
                 "gradients must be unscaled when scores are updated, got an optimizer that "

@@ -1,4 +1,4 @@
-"""What pruning keeps in memory for the weights."""
+"""`Memory`: the bytes that pruning keeps for the weights, kind by kind."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ class Memory:
     def of(cls, tensors: Sequence[Mapping[str, int]], num_weights: int) -> Memory:
         """Add up the bytes of several tensors, whose masks have one byte for a weight."""
         rows = {kind: sum(tensor[kind] for tensor in tensors) for kind in tensors[0]}
+        # A mask has one byte for a weight, so its bytes are the number of weights here.
         return cls(rows, rows["mask"], num_weights)
 
     @property
     def total(self) -> int:
-        """All of it, in bytes."""
+        """The sum over all kinds, in bytes."""
         return sum(self.rows.values())
 
     @property

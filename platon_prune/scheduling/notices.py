@@ -1,4 +1,4 @@
-"""What a scheduler warns about while it runs, each tensor once."""
+"""`Notices`: the warnings of a running scheduler, each once for a tensor."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Notices:
 
     def of_no_gradient(self, names: Sequence[str]) -> None:
         """Name the tensors that had no gradient in the window that ended."""
+        # Once for each tensor: a pooler without a gradient is without one in every window.
         new = [name for name in names if self._is_first("gradient", name)]
         if new:
             PruningWarning.warn(
@@ -66,5 +67,6 @@ class Notices:
 
     def _is_first(self, kind: str, name: str) -> bool:
         is_first = (kind, name) not in self._named
+        # Before the warning: one that is an error must not come again at each step.
         self._named.add((kind, name))
         return is_first

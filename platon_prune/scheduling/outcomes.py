@@ -1,4 +1,4 @@
-"""Whether the gradients of the last steps were finite, while only their device knows."""
+"""`Outcomes`: how the last steps went, while only their device knows; and `Counters` of steps."""
 
 from __future__ import annotations
 
@@ -70,10 +70,11 @@ class Outcomes:
         if self._flags is None or self._flags.device != device:
             assert not self._without, "read before tensors move"
             self._flags = torch.zeros(_CAPACITY, device=device)
+        # A view for each step, so that a window's flags are one read.
         return self._flags.narrow(0, len(self._without), 1)
 
     def add(self, without_gradient: frozenset[int]) -> None:
-        """A step has used the flag."""
+        """Note that a step has used its flag, and which tensors had no gradient in it."""
         self._without.append(without_gradient)
 
     @property
@@ -82,7 +83,7 @@ class Outcomes:
         return len(self._without) == _CAPACITY
 
     def read(self) -> Sequence[Outcome]:
-        """Wait for the device; what became of the steps since the last call."""
+        """Wait for the device, and return how the steps since the last call went."""
         if not self._without or self._flags is None:
             return []
         flags = self._flags.narrow(0, 0, len(self._without))
@@ -90,6 +91,7 @@ class Outcomes:
             Outcome(flag != 0, without)
             for flag, without in zip(flags.tolist(), self._without, strict=True)
         ]
+        # The next steps set the same flags again.
         flags.zero_()
         self._without = []
         return outcomes

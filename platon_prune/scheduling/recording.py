@@ -7,8 +7,9 @@ import os
 from torch import Tensor
 
 from platon_prune.history.mask_history import MaskHistory
-from platon_prune.history.mask_recorder import MaskRecorder, checked_step, require_place
+from platon_prune.history.mask_recorder import MaskRecorder, checked_step, require_writable
 from platon_prune.scheduling.selected import SelectedTensors
+from platon_prune.tensors.shards import is_sharded
 from platon_prune.warning import PruningWarning
 
 
@@ -36,9 +37,10 @@ class Recording:
         processes = self._tensors.processes
 
         def read() -> MaskHistory:
-            self._tensors.require_whole()
+            self._require_whole()
+            # The others never write, and may not even have the folder.
             if processes.rank == 0:
-                require_place(path)
+                require_writable(path)
             return MaskHistory(path, self._tensors.shapes())
 
         history = processes.all_or_none("record_masks", read, lambda _: None)
@@ -47,7 +49,7 @@ class Recording:
     def begin(self, step: int) -> None:
         """Write the masks of the step that a run begins or goes on from, once; collective."""
         if self._recorder is not None and not self._recorder.has_begun:
-            self._tensors.require_whole()
+            self._require_whole()
             self._recorder.begin(step, self._tensors.masks())
 
     def add(self, step: int) -> None:
@@ -64,6 +66,7 @@ class Recording:
         """Say once, when a step is done, what became of the masks that another run recorded."""
         note = None if self._recorder is None else self._recorder.note
         if self._recorder is not None and note is not None:
+            # First, so that a warning that is an error is not raised again at each step.
             self._recorder.note = None
             PruningWarning.warn(note)
 
@@ -75,6 +78,7 @@ class Recording:
             TypeError: If it is no whole number.
         """
         step = last_step if step is None else checked_step(step, last_step)
+        # The last masks are there even if none are recorded; others only in a file.
         if step == last_step and self._tensors.noticed_end() is None:
             return {tensor.name: tensor.copy_of_mask() for tensor in self._tensors}
         if self._recorder is None:
@@ -84,3 +88,14 @@ class Recording:
             )
         masks = self._recorder.masks(step)
         return {tensor.name: masks[tensor.name].to(tensor.device) for tensor in self._tensors}
+
+    def _require_whole(self) -> None:
+        """Raise an error if masks can't be recorded: the run has ended, or a tensor is sharded."""
+        self._tensors.require_running()
+        for tensor in self._tensors:
+            # The file has whole masks, and no process has those of a sharded tensor.
+            if is_sharded(tensor.parameter):
+                raise ValueError(
+                    f"record_masks must find whole tensors in each process, got {tensor.name} "
+                    "sharded: save scheduler.masks() with torch.distributed.checkpoint instead"
+                )

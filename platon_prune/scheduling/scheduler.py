@@ -32,11 +32,11 @@ class PlatonScheduler:
     """Scores the weights of a model at every step and chooses the masks by its schedule.
 
     Made by :func:`platon_prune.global_unstructured` and its like. With the window length ``ΔT``,
-    the step number ``t`` and ``I = |w · ∂L/∂w|``: at ``t`` divisible by ``ΔT`` the averages take in
-    the mean of ``I`` over the window that ended, and the window restarts with this step; otherwise
-    this step joins it. After the warm-up, at each window's end and when the ramp and the run end,
-    the granularity chooses anew what is pruned. Unless it is another, those are the weights with
-    the smallest scores over all tensors together, exactly ``round(amount * N)`` of them.
+    the step number ``t`` and ``I = |w · ∂L/∂w|``: at ``t`` divisible by ``ΔT`` the averages are
+    updated from the window's mean of ``I``, and a new window begins with this step; otherwise this
+    step joins the window. After the warm-up, at each window's end and when the ramp and the run
+    end, the granularity chooses anew what is pruned. By default those are the weights with the
+    smallest scores over all tensors together, exactly ``round(amount * N)`` of them.
 
     Where a process group is initialised, its processes choose together, each over what it holds of
     the model: what is said to be collective must be called in all of them.
@@ -348,7 +348,7 @@ class PlatonScheduler:
         Raises:
             RuntimeError: If the run has ended.
         """
-        self._tensors.place()
+        self._tensors.locate()
         self._learn(self._tensors.outcomes())
         return {
             "version": STATE_VERSION,
@@ -374,6 +374,7 @@ class PlatonScheduler:
                 Nothing is changed then.
             RuntimeError: If the run has ended.
         """
+        # All of it is checked before anything is changed.
         self._tensors.check_state(state, self.settings)
         self._tensors.outcomes()  # of steps that are given up
         self._adopted = state["adopted"]

@@ -59,6 +59,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         self._outcomes = Outcomes()
         scratch = Scratch()
         try:
+            # Masks made in inference mode could not be updated in place outside it.
             with torch.inference_mode(False):
                 for target in targets:
                     tensor = TrackedTensor(
@@ -104,11 +105,15 @@ class SelectedTensors(Sequence[TrackedTensor]):
         agreement.require_same_settings(self.processes, {**settings, **kept}, self._tensors)
 
     def unsettle(self) -> None:
-        """Make processes compare their settings again at the next step."""
+        """Note that a setting changed: the processes compare theirs again at the next step."""
         self._is_settled = False
 
-    def place(self) -> bool:
-        """Follow the tensors where they were sharded or moved; whether processes must settle."""
+    def locate(self) -> bool:
+        """Find the tensors, which may have been sharded or moved since the last step.
+
+        Returns:
+            Whether the processes must :meth:`settle` before they choose.
+        """
         if not self._store.is_seated():
             self._follow()
         return not self._is_settled
@@ -118,13 +123,17 @@ class SelectedTensors(Sequence[TrackedTensor]):
         self.require_running()
         # Whatever mode this is called in: what is made here is used for the rest of the run.
         with torch.inference_mode(False), torch.no_grad():
-            moved = [tensor.place() for tensor in self._tensors]
+            moved = [tensor.locate() for tensor in self._tensors]
             self._store.seat()
+        # Shards that moved may have other replicas and other owned slices.
         if any(moved):
             self._is_settled = self._is_checked = False
 
     def settle(self, settings: Settings) -> None:
-        """Find out which process holds what; collective."""
+        """Compare settings, and learn which shard each process holds; collective.
+
+        From then on each entry is counted by one process: the owner of its slice.
+        """
         self.require_agreement(settings)
         agreement.settle(self.processes, self._tensors)
         self._is_settled = True
@@ -156,19 +165,21 @@ class SelectedTensors(Sequence[TrackedTensor]):
                 self._follow()
             moved = not self._is_settled
             if not self._is_checked:
-                self._require_parts()
+                self._require_shards()
             if read:
                 found = self._flagged_gradients(skipped)
         except Exception as raised:
             error = raised
+        # Alone on an accelerator nobody has to be asked, and the flag is read with others later.
         if error is None and self._may_wait(found.flag):
             return found
-        outcome, found = agreement.agree(self.processes, step, found, error=error, settle=moved)
-        if outcome.settle:
+        decision, found = agreement.agree(self.processes, step, found, error=error, settle=moved)
+        if decision.settle:
             self.settle(settings())
-        if outcome.bring and found.each is not None:
-            brought = agreement.bring_gradients(self.processes, step, self._tensors, found.each)
-            return StepGradients(brought)
+        if decision.redistribute and found.each is not None:
+            return StepGradients(
+                agreement.redistribute_gradients(self.processes, step, self._tensors, found.each)
+            )
         return found
 
     def _may_wait(self, flag: Tensor | None) -> bool:
@@ -176,16 +187,17 @@ class SelectedTensors(Sequence[TrackedTensor]):
         is_alone = self.processes.size == 1 and self._store.is_whole
         return is_alone and flag is not None and flag.device.type != "cpu"
 
-    def _require_parts(self) -> None:
+    def _require_shards(self) -> None:
         for tensor in self._tensors:
-            assert tensor.part is not None
-            self.granularity.require_part(tensor.name, tensor.part)
+            assert tensor.shard is not None
+            self.granularity.require_shard(tensor.name, tensor.shard)
         self._is_checked = True
 
     def _flagged_gradients(self, skipped: bool | Tensor) -> StepGradients:
         """The gradient of each tensor, and a flag on the device that says if one is not finite."""
         gradients = self._store.gradients()
         if self.criterion.windowed and all(gradient is None for gradient in gradients):
+            # Of a skipped step nothing is learnt, so no gradient need be there.
             if bool(skipped):
                 return StepGradients(None)
             raise RuntimeError(
@@ -193,12 +205,13 @@ class SelectedTensors(Sequence[TrackedTensor]):
                 "scheduler.step() after loss.backward() and before optimizer.zero_grad(), or "
                 "pass skipped=True if the optimizer did not step"
             )
-        # Those that lie elsewhere are looked at once all processes have voted to bring them.
+        # Those that lie elsewhere are looked at once all processes have voted to redistribute them.
         here = gradients
         if not set(map(type, gradients)) <= {Tensor, NoneType}:
             here = [None if is_sharded(gradient) else gradient for gradient in gradients]
         flag = self._outcomes.flag(self._store.devices[0])
         if isinstance(skipped, Tensor):
+            # What a GradScaler found stays on the device, as what is found here does.
             flag.add_(skipped.to(flag, non_blocking=True))
         self._store.flag_non_finite_(here, flag)
         return StepGradients(gradients, flag)
@@ -212,6 +225,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         self._store.accumulate_(gradients.each, gradients.flag, masking)
         if gradients.each is None:
             return Outcome(True, frozenset())
+        # Known without the device, so it is noted at once even if the flag is not read.
         without = frozenset([i for i, each in enumerate(gradients.each) if each is None])
         if gradients.flag is None:
             return Outcome(False, without)
@@ -224,7 +238,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         return self._outcomes.is_full
 
     def had_gradients(self, without: Collection[int]) -> None:
-        """All tensors but some had a gradient in a step that counts."""
+        """Note that all tensors but some had a gradient in a step that counts."""
         for i, tensor in enumerate(self._tensors):
             tensor.had_gradient = tensor.had_gradient or i not in without
 
@@ -264,7 +278,9 @@ class SelectedTensors(Sequence[TrackedTensor]):
             chosen = self.granularity.choose_in_line_(line, amount)
             return chosen.threshold, changes_of(names, chosen.counts.tolist(), tells)
         puts_back = self.granularity.puts_back
+        # Only where values come back: a byte an entry, for the time of the choice.
         masks = [tensor.mask.clone() for tensor in scored] if puts_back else []
+        # Packed, an eighth of the masks, since all of them are kept until the choice is made.
         bits = bits_before(scored) if tells else None
         threshold = self.granularity.choose_(scored, amount, self.processes)
         for tensor, mask in zip(self._tensors, masks, strict=False):
@@ -278,7 +294,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
             tensor.share_mask()
 
     def apply_new_masks(self) -> None:
-        """The same in a step, where the tensors have just been looked for."""
+        """Zero what new masks prune, in a step, where the tensors have just been looked for."""
         self._store.accumulate_(None, None, masking=True)
         for tensor in self._tensors:
             tensor.share_mask()
@@ -287,7 +303,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         """Prune what is zero; how many entries of each tensor that are. Collective.
 
         Raises:
-            ValueError: If there are none, or not the same in processes that hold the same part.
+            ValueError: If there are none, or not the same in processes that hold the same shard.
         """
         counts = agreement.zeros(self.processes, self._tensors, self.require_running)
         if not any(counts):
@@ -314,22 +330,13 @@ class SelectedTensors(Sequence[TrackedTensor]):
                 "ended, its schedule, its history and the masks that it recorded can be read"
             )
 
-    def require_whole(self) -> None:
-        """Raise an error if masks can't be recorded: the run has ended, or a tensor is sharded."""
-        self.require_running()
-        for tensor in self._tensors:
-            if is_sharded(tensor.parameter):
-                raise ValueError(
-                    f"record_masks must find whole tensors in each process, got {tensor.name} "
-                    "sharded: save scheduler.masks() with torch.distributed.checkpoint instead"
-                )
-
     def noticed_end(self) -> TrackedTensor | None:
         """A tensor whose mask is gone, if any: then the run has ended, and nothing is kept of it.
 
         Masks are often finalized through the model, of which the scheduler is not told.
         """
         if self._ended is None:
+            # Remembered: once ended, modules may be pruned anew by another scheduler.
             self._ended = next((tensor for tensor in self if tensor.is_finalized), None)
             if self._ended is not None:
                 self._forget()
@@ -354,22 +361,22 @@ class SelectedTensors(Sequence[TrackedTensor]):
         Returns:
             float32, of the weight's shape and placed as it is, a new tensor.
         """
-        moved, tensor = self.place(), self.named(name)
+        moved, tensor = self.locate(), self.named(name)
         if self.criterion.num_statistics and moved:
             self.settle(settings)  # else a replica would be counted more than once
         return self._store.score(tensor, self.processes)
 
     def sparsity(self, settings: Settings) -> float:
         """Measured fraction of zeros; collective if the model is sharded."""
-        moved, sharded = self.place(), any(is_sharded(t.parameter) for t in self._tensors)
+        moved, sharded = self.locate(), any(is_sharded(t.parameter) for t in self._tensors)
         if moved and sharded:
             self.settle(settings)
-        kept = torch.tensor(sum(tensor.count_kept(own=sharded) for tensor in self._tensors))
+        kept = torch.tensor(sum(tensor.count_kept(owned=sharded) for tensor in self._tensors))
         return 1 - int(self.processes.sum(kept) if sharded else kept) / self.num_weights
 
     def bytes(self) -> dict[str, int]:
         """What is kept in this process, by kind."""
-        self.place()
+        self.locate()
         rows = [tensor.bytes() for tensor in self._tensors]
         total = {kind: sum(row[kind] for row in rows) for kind in rows[0]}
         aside = {kind: size for kind, size in total.items() if kind != "mask"}
@@ -378,7 +385,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
     def check_state(self, state: Any, settings: Settings) -> None:
         """Raise an error unless a saved state fits the tensors, as `states.check_state` tells."""
         self.require_masks()
-        self.place()
+        self.locate()
         check_state(state, settings, self.shapes(), self._tensors[0].expected_entries())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""What pruned weights were when they went, so that they can come back as they were."""
+"""`SetAside`: the values that pruned weights had, kept so that they can come back as they were."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ class SetAside:
             after: The mask now.
         """
         goes, returns = before & ~after, after & ~before
+        # A choice that prunes nothing, as before the ramp, must not cost the memory of the weight.
         if self._values is None and not bool(goes.any()):
             return
         values = self.values(weight)
+        # torch.where and not a product: an infinite or NaN weight times 0 would be NaN.
         values.copy_(torch.where(goes, weight, values))
         weight.copy_(torch.where(returns, values, weight))

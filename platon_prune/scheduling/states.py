@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NoReturn
 
 import torch
@@ -13,6 +14,7 @@ from platon_prune.amounts import ZEROS
 from platon_prune.criteria import Criterion
 from platon_prune.history.history import check_rows
 from platon_prune.schedule import CubicSchedule, Schedule
+from platon_prune.scheduling.outcomes import Counters
 from platon_prune.tensors.shards import local_of
 
 STATE_VERSION = 3
@@ -20,12 +22,11 @@ STATE_VERSION = 3
 _DEFAULTS = {"schedule": CubicSchedule.name}
 # Entries of a tensor's state that are weights, not scores.
 _WEIGHTS = ("refilled", "set_aside")
+# What a state must have beside its settings and tensors; a counter is saved because it is a field.
 COUNTERS = (
     "last_step",
-    "skipped_steps",
     "threshold",
-    "window_steps",
-    "has_scores",
+    *(field.name for field in fields(Counters)),
     "adopted",
     "history",
 )
@@ -112,11 +113,12 @@ def _check_counters(state: Mapping[str, Any]) -> None:
     last_step = state["last_step"]
     if not _is_count(last_step):
         _refuse("last_step", "a number of steps", last_step)
-    for name in ("skipped_steps", "window_steps"):
-        if not _is_count(state[name]) or state[name] > last_step:
+    for name, default in ((field.name, field.default) for field in fields(Counters)):
+        if isinstance(default, bool):
+            if type(state[name]) is not bool:
+                _refuse(name, "True or False", state[name])
+        elif not _is_count(state[name]) or state[name] > last_step:
             _refuse(name, f"a number of steps, at most {last_step}", state[name])
-    if type(state["has_scores"]) is not bool:
-        _refuse("has_scores", "True or False", state["has_scores"])
     threshold, adopted = state["threshold"], state["adopted"]
     if threshold is not None and (type(threshold) is not float or math.isnan(threshold)):
         _refuse("threshold", "a score or None", threshold)

@@ -276,8 +276,8 @@ class Store:
 
     def _own_statistics(self, tensor: TrackedTensor) -> Tensor:
         """The criterion's sums over what this process counts of a tensor."""
-        assert tensor.part is not None
-        owned = tensor.weight.reshape(-1)[tensor.part.own]
+        assert tensor.shard is not None
+        owned = tensor.weight.reshape(-1)[tensor.shard.owned]
         total = torch.zeros(self.criterion.num_statistics, dtype=torch.float64, device=owned.device)
         for (block,) in blocks(owned):
             total += self.criterion.statistics(block)
@@ -292,7 +292,7 @@ class Store:
             return self._score_block(tensor, statistics, index, out, weight)
 
         return ScoredTensor(
-            score, tensor.mask, tensor.offset, tensor.part, tensor.name, self.criterion.signed
+            score, tensor.mask, tensor.offset, tensor.shard, tensor.name, self.criterion.signed
         )
 
     def _score_block(

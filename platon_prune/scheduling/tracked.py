@@ -18,23 +18,23 @@ from platon_prune.scheduling.set_aside import SetAside
 from platon_prune.tensors.bits import count_ones, pack_bits, to_bytes
 from platon_prune.tensors.blocks import Scratch, blocks, count_kept
 from platon_prune.tensors.shards import (
-    Part,
+    Shard,
     are_alike,
     as_placed,
     is_in_mesh,
     is_sharded,
     local_of,
-    part_of,
     placed_like,
     placement_of,
+    shard_of,
 )
 
 
 class TrackedTensor:
-    """One tensor under a mask of ours, or this process's part of it.
+    """One tensor under a mask of ours, or this process's shard of it.
 
     The tensor itself is looked up at each use: wrapping, sharding, loading or moving a model may
-    replace it. What is remembered follows it at :meth:`place`.
+    replace it. What is remembered follows it at :meth:`locate`.
 
     Args:
         target: The tensor; masks are put on all its sites.
@@ -44,8 +44,8 @@ class TrackedTensor:
         puts_back: Whether entries that come back get the values that they had when they went.
 
     Attributes:
-        part: What this process holds of it; None before :meth:`place`.
-        remembered: The window and the averages by name: flat, of the part; empty if the criterion
+        shard: What this process holds of it; None before :meth:`locate`.
+        remembered: The window and the averages by name: flat, of the shard; empty if the criterion
             keeps none, and until the weight has values.
         had_gradient: Whether it had one in the window so far.
     """
@@ -57,7 +57,7 @@ class TrackedTensor:
         self.masking = masking
         self.offset = offset
         self.scratch = scratch
-        self.part: Part | None = None
+        self.shard: Shard | None = None
         self.remembered: Mapping[str, Tensor] = {}
         self.had_gradient = False
         self._set_aside = SetAside() if puts_back else None
@@ -85,24 +85,26 @@ class TrackedTensor:
 
     @property
     def weight(self) -> Tensor:
-        """The part of the parameter that this process holds."""
+        """The shard of the parameter that this process holds, as a plain tensor."""
         return local_of(self.parameter)
 
     @property
     def gradient(self) -> Tensor | None:
-        """The gradient of that part, dense.
+        """The gradient of the shard that this process holds, dense.
 
-        A DTensor, as the backward left it, if only all of its processes together can make the part
-        of it (``Partial`` sums that have not been added up): see :meth:`bring`.
+        A DTensor, as the backward left it, if all of its processes together have to redistribute it
+        (``Partial`` sums that have not been added up): see :meth:`redistributed`.
         """
         parameter = weight_of(*self.target.sites[0])
         gradient = parameter.grad
         if gradient is None:
             return None
+        # Of an embedding with sparse=True, say; samples need every entry.
         if gradient.layout != torch.strided:
             return gradient.to_dense()
         if are_alike(gradient, parameter):
             return local_of(gradient)
+        # A plain gradient of a sharded weight is whole everywhere: its shard needs no exchange.
         return gradient if is_sharded(gradient) else local_of(placed_like(gradient, parameter))
 
     @property
@@ -110,13 +112,13 @@ class TrackedTensor:
         """Whether this process takes part in what the processes of a sharded tensor do together."""
         return is_in_mesh(self.parameter)
 
-    def bring(self, gradient: Tensor) -> Tensor:
-        """The part of a gradient that lies otherwise than the parameter; collective."""
+    def redistributed(self, gradient: Tensor) -> Tensor:
+        """The local tensor of a gradient redistributed as the parameter is; collective."""
         return local_of(placed_like(gradient, self.parameter))
 
     @property
     def mask(self) -> Tensor:
-        """The mask of that part, at the first site."""
+        """The mask of the shard that this process holds, at the first site."""
         return local_of(mask_of(*self.target.sites[0]))
 
     @property
@@ -131,6 +133,7 @@ class TrackedTensor:
         if self._last_device is not None:
             return self._last_device
         module, name = self.target.sites[0]
+        # Its mask may be gone by now, and the parameter back under its own name.
         held = (module._parameters.get(key) for key in (f"{name}_orig", name))
         return next((tensor.device for tensor in held if tensor is not None), torch.device("cpu"))
 
@@ -151,30 +154,37 @@ class TrackedTensor:
 
     # --- where it is --------------------------------------------------------------------------
 
-    def place(self) -> bool:
-        """Follow the weight if it was sharded; whether its placement is a new one."""
+    def locate(self) -> bool:
+        """Find out how the weight is sharded by now; what is remembered is cut to its shard.
+
+        Returns:
+            Whether its placement is a new one.
+        """
         parameter = self.parameter
         placement = placement_of(parameter)
-        if self.part is not None and placement == self._placement:
+        if self.shard is not None and placement == self._placement:
             return False
-        part = part_of(parameter)
-        if self.remembered and self.part is not None:
+        shard = shard_of(parameter)
+        if self.remembered and self.shard is not None:
             if self._placement is not None:
                 raise RuntimeError(
                     f"{self.name} must stay sharded as it was when its scores began, got another "
                     "placement: save the scheduler's state, shard, set pruning up again and load it"
                 )
             self.remembered = {
-                name: part.of(values.view(parameter.shape)).reshape(-1)
+                name: shard.of(values.view(parameter.shape)).reshape(-1)
                 for name, values in self.remembered.items()
             }
-        self.part, self._placement = part, placement
+        self.shard, self._placement = shard, placement
         return True
 
-    def settle(self, copy: int, copies: int) -> None:
-        """Learn how many processes hold the same part, and which of them this is."""
-        assert self.part is not None
-        self.part = replace(self.part, copy=copy, copies=copies)
+    def settle(self, replica: int, num_replicas: int) -> None:
+        """Note how many processes hold the same shard, and which of these replicas this one is.
+
+        From then on each process counts its owned slice, and every entry is counted once.
+        """
+        assert self.shard is not None
+        self.shard = replace(self.shard, replica=replica, num_replicas=num_replicas)
 
     @property
     def is_alone(self) -> bool:
@@ -193,6 +203,7 @@ class TrackedTensor:
         for module, name in self.target.sites:
             weight = weight_of(module, name)
             first = weight if first is None else first
+            # Loading with assign=True, for one, unties what was one parameter at set-up.
             if weight is not first:
                 raise RuntimeError(
                     f"{self.name} must be one parameter shared by {len(self.target.sites)} modules "
@@ -217,7 +228,7 @@ class TrackedTensor:
         """Prune what is zero, -0 too.
 
         Returns:
-            Which part this process holds, how many zeros it has, and a digest of where they are.
+            Which shard this process holds, how many zeros it has, and a digest of where they are.
         """
         weight, mask = self.weight, self.mask
         if weight.is_meta:
@@ -225,11 +236,13 @@ class TrackedTensor:
                 f"{self.name} must have values whose zeros can be adopted, got a tensor on the "
                 "meta device: load the model's weights first"
             )
+        # ne, so that -0 counts as zero and NaN as a value.
         for values, kept in blocks(weight, mask):
             torch.ne(values, 0, out=kept)
+        # A digest is exchanged instead of the mask, which may be as large as the model.
         bits = pack_bits(mask)
         digest = hashlib.blake2b(to_bytes(bits)).digest()
-        return part_of(self.parameter).key, mask.numel() - count_ones(bits), digest
+        return shard_of(self.parameter).key, mask.numel() - count_ones(bits), digest
 
     def apply_mask(self) -> None:
         """Zero what the mask prunes."""
@@ -252,13 +265,13 @@ class TrackedTensor:
         assert self._set_aside is not None
         self._set_aside.exchange_(self.weight, before, self.mask)
 
-    def count_kept(self, own: bool) -> int:
-        """How many entries are not zero: of the part, or only of what this process counts."""
+    def count_kept(self, owned: bool) -> int:
+        """How many entries are not zero: of the shard, or only of its owned slice."""
         weight, mask = self.weight, self.mask
-        if not own:
+        if not owned:
             return count_kept(weight, mask)
-        assert self.part is not None
-        return count_kept(weight.reshape(-1)[self.part.own], mask.view(-1)[self.part.own])
+        assert self.shard is not None
+        return count_kept(weight.reshape(-1)[self.shard.owned], mask.view(-1)[self.shard.owned])
 
     def copy_of_mask(self) -> Tensor:
         """A copy of the mask, placed as the weight is."""
@@ -290,6 +303,7 @@ class TrackedTensor:
         """Take over what :meth:`state_dict` returned for a tensor of this name and shape."""
         parameter, weight = self.parameter, self.weight
         for module, name in self.target.sites:
+            # In place: the modules, and a compiled graph, hold this very mask.
             local_of(mask_of(module, name)).copy_(local_of(placed_like(state["mask"], parameter)))
         for name, values in self.remembered.items():
             values.view(weight.shape).copy_(local_of(placed_like(state[name], parameter)))
@@ -310,7 +324,9 @@ class TrackedTensor:
 
     def forget(self) -> None:
         """Free what is remembered, and let go of the modules, once the run has ended."""
+        # Recorded masks are still handed out on the device where training ran.
         self._last_device = self.device
+        # A scheduler kept for its history must not keep the model alive.
         self.target = replace(self.target, sites=())
         self._methods = []
         self.remembered = {}

@@ -1,4 +1,4 @@
-"""Who carries a step out on a device.
+"""The choice of a backend, which carries a step out on a device.
 
 Weights and gradients belong to the model and lie anywhere, so what touches them is done for many
 tensors in one call: by torch operations one tensor after another (`plain`), by torch's multi-tensor

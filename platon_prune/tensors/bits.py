@@ -21,10 +21,12 @@ def pack_bits(mask: Tensor) -> Tensor:
     """Pack a bool tensor of any shape into uint8 of shape ``(ceil(numel / 8),)``."""
     flat = mask.reshape(-1)
     packed = torch.empty((flat.numel() + 7) // 8, dtype=torch.uint8, device=mask.device)
+    # Block by block: a product of words takes eight bytes for eight entries.
     size = max(1, block_size(mask.device) // 8)
     for start in range(0, packed.numel(), size):
         bits = flat[8 * start : 8 * (start + size)]
         missing = -bits.numel() % 8
+        # torch views bytes as words only from an address that is a multiple of eight.
         if missing or bits.storage_offset() % 8:
             bits = torch.cat([bits, bits.new_zeros(missing)])
         words = bits.view(torch.int64) * _GATHER
@@ -56,4 +58,5 @@ def to_bytes(packed: Tensor) -> bytes:
 
 def from_bytes(data: bytes) -> Tensor:
     """A new uint8 tensor of some bytes."""
+    # A bytearray, since torch warns of memory that can't be written.
     return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0).byte()

@@ -32,7 +32,8 @@ class Processes:
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """The number of processes that choose together, at least 1."""
+        # Asked anew each time: the user may start or end the process group after set-up.
         if not self._is_parallel():
             return 1
         size = dist.get_world_size(self._group)
@@ -45,7 +46,7 @@ class Processes:
 
     @property
     def rank(self) -> int:
-        """This one's number among them, from 0."""
+        """The number of this process among them, from 0."""
         return dist.get_rank(self._group) if self._is_parallel() else 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -56,6 +57,7 @@ class Processes:
         """The largest over all processes of each of some numbers."""
         if self.size == 1:
             return list(values)
+        # Through a tensor: all_reduce takes nothing else, and pickling costs several round trips.
         maxima = self._reduced(torch.tensor(values, dtype=torch.int64), dist.ReduceOp.MAX)
         return [int(value) for value in maxima.tolist()]
 
@@ -84,11 +86,13 @@ class Processes:
             made.append(make())
         except Exception as raised:
             error = raised
+        # Whatever happened here, all get to this line: who raised before it would be waited for.
         messages = self.gather(None if error is None else f"{type(error).__name__}: {error}")
         if error is None:
             failed = [f"process {rank}: {text}" for rank, text in enumerate(messages) if text]
             if not failed:
                 return made[0]
+            # Undone before anything is raised: all processes are left as they were.
             undo(made[0])
             error = RuntimeError(f"{what} must succeed in every process, but failed in {failed[0]}")
         raise error
@@ -96,6 +100,7 @@ class Processes:
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
         if self.size == 1:
             return tensor
+        # A copy, since all_reduce writes into what it is given, which belongs to the caller.
         reduced = tensor.to(self._device(), copy=True)
         dist.all_reduce(reduced, operation, group=self._group)
         return reduced.to(tensor.device)

@@ -40,6 +40,7 @@ def kth_smallest_by_digits(
         The value with the numbers of smaller and of equal ones.
     """
     backend, scratch = backend_for(device), Scratch()
+    # The rank stays on the device too: the second histogram needs it before anything is read.
     rank = torch.full((1,), k, dtype=torch.int64, device=device)
     high, low = (torch.zeros(_BINS, dtype=torch.int64, device=device) for _ in range(2))
     for block in blocks():
@@ -48,6 +49,7 @@ def kth_smallest_by_digits(
     for block in blocks():
         backend.count_digits_(_keys(block, signed, scratch), low, digit)
     last, between = _digit_of(low, rank - before)
+    # Joined, so that all four numbers are fetched at once.
     numbers = torch.cat([digit, last, before + between, low[last]])
     first, second, below, equal = (int(number) for number in numbers.tolist())  # the one wait
     return Ranked(_value((first - _BINS // 2 << 16) + second), below, equal)

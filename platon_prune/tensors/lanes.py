@@ -39,6 +39,7 @@ class Layout:
         slab = self.m * self.inner
         num_slabs = numel // slab if slab else 0
         if num_slabs:
+            # Whole slabs: a piece that cut through a group could not sort it.
             num_pieces = -(-num_slabs // max(1, block_size(device) // slab))
             size = slab * -(-num_slabs // num_pieces)
             for start in range(0, numel, size):
@@ -52,6 +53,7 @@ class Layout:
         """The lanes of a flat block: (m, groups), memory of their own."""
         lanes = scratch.like(block, block.dtype, role=role).view(self.m, -1)
         for i in range(self.m):
+            # Side by side, so that minima and maxima of lanes run at the speed of memory.
             lanes[i].view(-1, self.inner).copy_(self.lane(block, i))
         return lanes
 
@@ -98,6 +100,7 @@ class Layout:
     def _words(self, mask: Tensor) -> tuple[int, Tensor]:
         """How many flags make a word, and the block as (groups, words of a group, inner)."""
         sizes = _INTEGER_OF_SIZE if self.inner == 1 else (1,)
+        # torch views bytes as larger integers only from a multiple of their size.
         at = mask.storage_offset()
         size = next(size for size in sizes if self.m % size == 0 and at % size == 0)
         return size, mask.view(_INTEGER_OF_SIZE[size]).view(-1, self.m // size, self.inner)
@@ -116,6 +119,7 @@ def sorted_lanes(lanes: Tensor, scratch: Scratch) -> Sequence[Tensor]:
     """The entries of each group in ascending order: as many tensors, each one-dimensional."""
     if len(lanes) > _LARGEST_NETWORK:
         return list(lanes.sort(dim=0).values)
+    # On a copy: the lanes are compared with the order that comes out.
     ordered = list(scratch.like(lanes, lanes.dtype, role="ordered").copy_(lanes))
     spare = scratch.like(ordered[0], lanes.dtype, role="spare")
     for i, j in _network(len(lanes)):
@@ -189,6 +193,8 @@ def keep_largest_of_tied(
     """
     m = len(lanes)
     last_out = sorted_lanes(lanes, scratch)[-n - 1]
+    # A level (above, at, below the last that goes), then kept before pruned, then the order:
+    # three keys in one float32, exact up to 2^24, and one more sort settles all of them.
     level = torch.gt(lanes, last_out).to(lanes.dtype).add_(torch.ge(lanes, last_out))
     order = torch.arange(m, device=lanes.device)[:, None] + tie_keys(positions) % m
     ranks = level.mul_(2).add_(is_kept).mul_(m).add_(order.remainder_(m))

@@ -60,6 +60,7 @@ def kth_smallest(
     low, high = (to_int(end, dtype) for end in bracket)
     for _ in range(2):  # beyond a bracket, all that lies there is looked at
         sweep = _sweep(blocks(), of_int(low, dtype), of_int(high, dtype))
+        # All decide from sums over all processes, and so do the same, whatever they hold.
         counts = processes.sum(torch.tensor([sweep.below, sweep.inside]))
         below, inside = (int(count) for count in counts.tolist())
         if k <= below:
@@ -72,6 +73,7 @@ def kth_smallest(
         raise ValueError("values must be numbers, got some that are not (NaN)")
     if low == high:
         return Ranked(of_int(low, dtype), below, inside)
+    # Where one process has too many candidates to keep, it walks its blocks again instead.
     values = sweep.candidates
     value, smaller, equal = _by_digits(
         (lambda: (to_ints(block) for block in blocks())) if values is None else values.__iter__,
@@ -108,6 +110,7 @@ def _sweep(blocks: Iterator[Tensor], low: float, high: float) -> _Sweep:
         found = block[positions_of(within)]
         inside += found.numel()
         candidates.setdefault(block.device, []).append(found)
+        # A bracket that missed by far would collect most of the model.
         if inside > MAX_CANDIDATES:
             candidates = None
     if candidates is None:
@@ -148,6 +151,7 @@ def histogram(
 
     The digit is the highest that tells them apart; also returns how far it is shifted.
     """
+    # As many bits as the range needs beyond a digit: a narrow range takes one histogram.
     shift = max(0, (high - low).bit_length() - _DIGIT_BITS)
     num_bins = ((high - low) >> shift) + 1
     counts = torch.zeros(num_bins, dtype=torch.int64)

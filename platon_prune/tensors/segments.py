@@ -1,4 +1,4 @@
-"""How many flags are set in each of many tensors that lie in one line, without a step for each."""
+"""Counts of set flags in each tensor of a line, in operations whose number is that of the slabs."""
 
 from __future__ import annotations
 
@@ -53,13 +53,14 @@ class SegmentCounts:
         self._cut = torch.zeros(segments.before.shape, dtype=torch.bool, device=device)
 
     def add(self, number: int, start: int, flags: Tensor) -> None:
-        """Take in a slab.
+        """Count the flags of one slab.
 
         Args:
             number: Which one.
             start: Where it begins in the line.
             flags: Bool, contiguous; its length is a multiple of ``ROW``, False beyond the line.
         """
+        # Bytes of 0 or 1: sums of 16 words do not carry from one byte into the next.
         rows = flags.view(torch.int64).view(-1, ROW // 8).sum(1)
         rows.mul_(_ADD_BYTES).bitwise_right_shift_(56).bitwise_and_(0xFF)
         self._rows[start // ROW + 1 : start // ROW + 1 + rows.numel()] = rows
@@ -69,6 +70,7 @@ class SegmentCounts:
 
     def totals(self) -> Tensor:
         """How many flags each tensor has: int64."""
+        # What lies before an end: the full rows, and of the row that it cuts the flags before it.
         up_to = self._rows.cumsum(0)[self._segments.row]
         up_to += self._cut.logical_and_(self._segments.before).sum(1)
         return up_to.diff()

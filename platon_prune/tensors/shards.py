@@ -1,6 +1,7 @@
-"""Tensors of which each process holds a part: where the part lies, and tensors placed alike.
+"""Tensors of which each process holds a shard: which entries those are, and tensors placed alike.
 
-All that is known here of DTensors and of ``fully_shard``. A plain tensor is its own only part.
+All that is known here of DTensors and of ``fully_shard`` is in this file. A plain tensor is one
+shard, which holds all of it.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Part:
-    """The part of a tensor that this process holds.
+class Shard:
+    """The shard of a tensor that this process holds.
 
     Args:
         shape: Of the whole tensor.
-        indices: For each dimension, which of its indices the part has (int64); None for all.
-        copy: Number of this process among those that hold the same part, from 0.
-        copies: How many processes hold the same part.
+        indices: For each dimension, which of its indices the shard has (int64); None for all.
+        replica: Number of this process among those that hold the same shard, from 0.
+        num_replicas: How many processes hold the same shard.
     """
 
     shape: torch.Size
     indices: tuple[Tensor | None, ...]
-    copy: int = 0
-    copies: int = 1
+    replica: int = 0
+    num_replicas: int = 1
 
     @property
     def local_shape(self) -> torch.Size:
-        """Of the part."""
+        """The shape of the shard."""
         return torch.Size(
             size if index is None else index.numel()
             for size, index in zip(self.shape, self.indices, strict=True)
@@ -43,20 +44,23 @@ class Part:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for two processes if, and only if, they hold the same part."""
+        """Equal for two processes if, and only if, they hold the same shard."""
         return tuple(
             None if index is None else hashlib.blake2b(array("q", index.tolist())).digest()
             for index in self.indices
         )
 
     @property
-    def own(self) -> slice:
-        """Flat local positions that this process counts, so that each entry is counted once."""
+    def owned(self) -> slice:
+        """The owned slice of the flat shard: what this process counts, so that nobody else does."""
         numel = self.local_shape.numel()
-        return slice(numel * self.copy // self.copies, numel * (self.copy + 1) // self.copies)
+        # Cut as evenly as whole numbers allow; the slices of all replicas join without a gap.
+        first, last = (numel * i // self.num_replicas for i in (self.replica, self.replica + 1))
+        return slice(first, last)
 
     def positions(self, local: Tensor) -> Tensor:
-        """Flat positions in the whole tensor of flat positions in the part; int64."""
+        """Flat positions in the whole tensor of flat positions in the shard; int64."""
+        # The common case, whole or alone, must cost nothing.
         if all(index is None for index in self.indices):
             return local
         whole, stride = torch.zeros_like(local), 1
@@ -68,12 +72,13 @@ class Part:
         return whole
 
     def of(self, whole: Tensor) -> Tensor:
-        """The part of a plain tensor that has the whole shape; memory of its own."""
-        part = whole
+        """Cut the shard out of a plain tensor of the whole shape; never shares its memory."""
+        shard = whole
+        # Dimension by dimension: what a process holds is a product of sets of indices.
         for dimension, index in enumerate(self.indices):
             if index is not None:
-                part = part.index_select(dimension, index.to(part.device))
-        return part.clone() if part is whole else part
+                shard = shard.index_select(dimension, index.to(shard.device))
+        return shard.clone() if shard is whole else shard
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -91,26 +96,28 @@ def is_in_mesh(tensor: Tensor) -> bool:
 
 
 def local_of(tensor: Tensor) -> Tensor:
-    """The part that this process holds, sharing its memory."""
+    """The shard that this process holds, sharing its memory."""
     if not is_sharded(tensor):
         return tensor
     local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    # A local tensor may still be on its way, as torch's functional collectives return it.
     return local.wait() if hasattr(local, "wait") else local  # type: ignore[no-any-return]
 
 
-def part_of(tensor: Tensor) -> Part:
-    """Which part of the whole tensor this process holds."""
+def shard_of(tensor: Tensor) -> Shard:
+    """Which shard of the whole tensor this process holds."""
     if not is_sharded(tensor):
-        return Part(tensor.shape, (None,) * tensor.ndim)
+        return Shard(tensor.shape, (None,) * tensor.ndim)
     device = tensor.to_local().device  # type: ignore[attr-defined]
+    # Positions are values: they are needed before the weight has any.
     device = torch.device("cpu") if device.type == "meta" else device
-    return Part(tensor.shape, tuple(_indices(tensor, d, device) for d in range(tensor.ndim)))
+    return Shard(tensor.shape, tuple(_indices(tensor, d, device) for d in range(tensor.ndim)))
 
 
 def placed_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """A tensor of the weight's whole shape, placed over processes as the weight is.
+    """Redistribute a tensor of the weight's whole shape to the placements of the weight.
 
-    From a plain tensor each process takes its part, without asking the others; a DTensor that is
+    From a plain tensor each process takes its shard, without asking the others; a DTensor that is
     placed otherwise takes all of its processes to call this.
     """
     if are_alike(tensor, weight):
@@ -119,7 +126,7 @@ def placed_like(tensor: Tensor, weight: Tensor) -> Tensor:
         if is_sharded(weight) and tensor.device_mesh == weight.device_mesh:  # type: ignore[attr-defined]
             return tensor.redistribute(placements=weight.placements)  # type: ignore[attr-defined,operator,no-any-return]
         tensor = tensor.full_tensor()  # type: ignore[attr-defined]
-    return as_placed(part_of(weight).of(tensor), weight) if is_sharded(weight) else tensor
+    return as_placed(shard_of(weight).of(tensor), weight) if is_sharded(weight) else tensor
 
 
 def are_alike(tensor: Tensor, weight: Tensor) -> bool:
@@ -137,9 +144,10 @@ def placement_of(tensor: Tensor) -> Any:
 
 
 def as_placed(local: Tensor, weight: Tensor) -> Tensor:
-    """A DTensor placed as the weight, of this part of it; ``local`` itself if that is plain."""
+    """A DTensor with the weight's placements, of its local tensor; ``local`` for a plain weight."""
     if not is_sharded(weight):
         return local
+    # Of the whole tensor, contiguous: from_local can't know them from a shard alone.
     strides = torch.empty(weight.shape, device="meta").stride()
     if local.device.type not in ("meta", weight.device_mesh.device_type):  # type: ignore[attr-defined]
         return _offloaded(local, weight, strides)
@@ -165,7 +173,8 @@ def _offloaded(local: Tensor, weight: Any, strides: tuple[int, ...]) -> Tensor:
 
 def _indices(tensor: Any, dimension: int, device: torch.device) -> Tensor | None:
     """Which indices of a dimension this process holds; None for all. torch itself says it."""
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor import Replicate, distribute_tensor
+    from torch.distributed.tensor import Shard as ShardPlacement  # torch's word: over a dimension
     from torch.distributed.tensor.placement_types import _StridedShard
 
     placements: list[Any] = []
@@ -175,9 +184,10 @@ def _indices(tensor: Any, dimension: int, device: torch.device) -> Tensor | None
         elif isinstance(placement, _StridedShard):
             placements.append(_StridedShard(0, split_factor=placement.split_factor))
         else:
-            placements.append(Shard(0))
+            placements.append(ShardPlacement(0))
     if all(isinstance(placement, Replicate) for placement in placements):
         return None
+    # torch shards the numbers as it does the tensor, uneven and strided shards included.
     index = torch.arange(tensor.shape[dimension])
     if tensor.device_mesh.get_coordinate() is None:
         return index[:0].to(device)  # this process is none of the mesh's
@@ -203,6 +213,7 @@ def registered(module: nn.Module, key: str) -> nn.Parameter:
         return module._parameters[key]  # type: ignore[return-value]
     parameter, group = kept
     if module._parameters[key] is not parameter.sharded_param:
+        # What is written to the gathered parameter is lost when fully_shard frees it.
         group.reshard()
     return module._parameters[key]  # type: ignore[return-value]
 

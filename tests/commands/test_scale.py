@@ -6,11 +6,11 @@ import pytest
 
 from platon_prune.cli import main
 from platon_prune.commands.benchmarks.figures import Spread
-from platon_prune.commands.scale import Choice, CostModel
+from platon_prune.commands.scale import ChoiceCost, CostModel
 
 
 def _choice(weights, processes, seconds):
-    return Choice(weights, processes, Spread.of([seconds]), seconds, 6, 1000)
+    return ChoiceCost(weights, processes, Spread.of([seconds]), seconds, 6, 1000)
 
 
 def test_the_model_is_fitted_to_one_process_and_to_the_smallest_choices():

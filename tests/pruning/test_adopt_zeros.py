@@ -294,4 +294,4 @@ def _adopt_different():
 def test_copies_with_different_zeros_are_refused_in_every_process():
     for error in ranks.errors_of(2, _adopt_different):
         assert error is not None and error[0] == "ValueError"
-        assert "same part of first.weight must have the same zeros" in error[1]
+        assert "same shard of first.weight must have the same zeros" in error[1]
