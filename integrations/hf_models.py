@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypeVar
 
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+T = TypeVar("T")
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -36,6 +39,14 @@ def is_sharded(model: nn.Module) -> bool:
 def is_distributed(args: TrainingArguments) -> bool:
     """Whether several processes train together."""
     return args.world_size > 1 and dist.is_initialized()
+
+
+def of_first(value: T, args: TrainingArguments) -> T:
+    """What the first process has, in all of them; collective."""
+    values = [value]
+    if is_distributed(args):
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def load_renamed(model: nn.Module, folder: Path) -> None:

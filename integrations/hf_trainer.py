@@ -27,7 +27,7 @@ from platon_prune.integrations.hf_checkpoints import (
     state_to_resume,
 )
 from platon_prune.integrations.hf_limits import refuse_flattened, refuse_unsupported
-from platon_prune.integrations.hf_models import bare, is_distributed, is_sharded
+from platon_prune.integrations.hf_models import bare, is_distributed, is_sharded, of_first
 from platon_prune.integrations.hf_seals import break_seal, newest_if_true, seal
 from platon_prune.integrations.writing import write_text
 
@@ -186,7 +186,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         :meth:`state` has put the rotation off.
         """
         limit = self._put_off[1] if self._put_off else args.save_total_limit
-        folder = self._agreed_folder(args)
+        folder = of_first(self._put_off[0] if self._put_off else None, args)
         self._rotate_again(args)
         if folder is None:
             return
@@ -330,13 +330,6 @@ class PlatonCallback(TrainerCallback, ExportableState):
         if args.save_only_model or state.global_step != self.scheduler.last_step:
             return None
         return folder_written_last(args.output_dir or ".", state.global_step)
-
-    def _agreed_folder(self, args: TrainingArguments) -> Path | None:
-        """The folder that was written into, as the process that writes has it; collective."""
-        folders = [self._put_off[0] if self._put_off else None]
-        if is_distributed(args):
-            dist.broadcast_object_list(folders)
-        return folders[0]
 
     def _rotate_again(self, args: TrainingArguments) -> None:
         """Give the trainer back how many checkpoints it keeps."""

@@ -13,8 +13,8 @@ from torch import nn
 
 import platon_prune
 from platon_prune import cli
-from platon_prune.commands.study import results
 from platon_prune.plots import accuracy_against_density
+from platon_prune.studies import results
 from platon_prune.writing import move_to_free_name, replacing, replacing_in, write_text
 
 
