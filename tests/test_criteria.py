@@ -51,7 +51,12 @@ def _two_layers():
 
 def _choose(model, amount, **settings):
     scheduler = platon_prune.global_unstructured(
-        model, amount=amount, total_steps=2, window=1, schedule="once", **settings
+        model,
+        amount=amount,
+        total_steps=2,
+        window=1,
+        schedule="once",
+        **dict(warmup_steps=0, cooldown_steps=0) | settings,
     )
     for _ in range(2):
         scheduler.step()
@@ -99,7 +104,14 @@ def test_scores_in_bfloat16_are_computed_in_float32(name):
     torch.manual_seed(0)
     model = nn.Linear(16, 16, bias=False).bfloat16()
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.0, total_steps=4, window=2, criterion=name, beta1=0.5
+        model,
+        amount=0.0,
+        total_steps=4,
+        window=2,
+        criterion=name,
+        beta1=0.5,
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     gradient = torch.randn(16, 16).bfloat16()
     for _ in range(2):
@@ -137,7 +149,13 @@ class Gradient(platon_prune.Criterion):
 def test_a_criterion_of_a_few_lines_has_settings_and_sees_gradients_and_whole_tensors():
     model = _two_layers()
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.0, total_steps=4, window=2, criterion=Gradient(power=2.0)
+        model,
+        amount=0.0,
+        total_steps=4,
+        window=2,
+        criterion=Gradient(power=2.0),
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     assert scheduler.settings["power"] == 2.0
     for _ in range(2):
@@ -150,7 +168,13 @@ def test_a_criterion_of_a_few_lines_has_settings_and_sees_gradients_and_whole_te
     _, other = (
         None,
         platon_prune.global_unstructured(
-            _two_layers(), amount=0.0, total_steps=4, window=2, criterion=Gradient()
+            _two_layers(),
+            amount=0.0,
+            total_steps=4,
+            window=2,
+            criterion=Gradient(),
+            warmup_steps=0,
+            cooldown_steps=0,
         ),
     )
     with pytest.raises(ValueError, match="power is 1.0 here and 2.0 in the state"):

@@ -30,7 +30,9 @@ def _loses_a_layer():
     model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 256, bias=False))
     with torch.no_grad():
         model[0].weight.mul_(1e-6)
-    return model, platon_prune.global_unstructured(model, **TWO_LAYERS)
+    return model, platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | TWO_LAYERS
+    )
 
 
 def _with_gradients(model):
@@ -49,7 +51,9 @@ def test_a_layer_that_is_emptied_is_warned_about_where_the_scheduler_is_stepped(
 
 def test_one_without_gradients_is_warned_about_where_the_scheduler_is_stepped():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=20, window=2)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=20, window=2, warmup_steps=0, cooldown_steps=0
+    )
     model[0](torch.ones(1, 4)).sum().backward()
     with points_at("scheduler.step()  # here", "had no gradient for a whole window"):
         for _ in range(4):
@@ -58,7 +62,7 @@ def test_one_without_gradients_is_warned_about_where_the_scheduler_is_stepped():
 
 def test_a_choice_that_is_not_made_is_warned_about_where_the_scheduler_is_stepped():
     scheduler = platon_prune.global_unstructured(
-        nn.Linear(4, 4), amount=0.5, total_steps=8, window=4
+        nn.Linear(4, 4), amount=0.5, total_steps=8, window=4, warmup_steps=0, cooldown_steps=0
     )
     with points_at("scheduler.step(skipped=True)  # here", "no mask is chosen at step"):
         for _ in range(8):
@@ -115,11 +119,14 @@ def test_a_hook_of_the_users_own_is_the_users_line():
 def test_what_is_warned_about_at_set_up_points_at_the_door():
     with points_at("platon_prune.global_unstructured(  # here", "looks like|such as"):
         platon_prune.global_unstructured(  # here
-            nn.Linear(100, 100), amount=50, total_steps=20
+            nn.Linear(100, 100), amount=50, total_steps=20, warmup_steps=0, cooldown_steps=0
         )
     with points_at("platon_prune.semi_structured(  # here", "left out of 2:4"):
         platon_prune.semi_structured(  # here
-            nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 4)), total_steps=20
+            nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 4)),
+            total_steps=20,
+            warmup_steps=0,
+            cooldown_steps=0,
         )
 
 
@@ -129,7 +136,7 @@ def test_a_warning_of_n_of_m_pruning_that_is_an_error_leaves_the_model_as_it_was
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(PruningWarning, match="left out of 2:4"):
-            platon_prune.semi_structured(model, total_steps=20)
+            platon_prune.semi_structured(model, total_steps=20, warmup_steps=0, cooldown_steps=0)
     assert list(model.state_dict()) == keys
     assert type(model[1]) is nn.Linear and not model[1]._forward_pre_hooks
 
@@ -139,7 +146,9 @@ def test_a_warning_of_n_of_m_pruning_that_is_an_error_leaves_the_model_as_it_was
 
 def test_what_is_printed_shows_the_line_of_the_user_and_none_of_the_library():
     with pytest.warns(PruningWarning) as caught:
-        platon_prune.global_unstructured(nn.Linear(100, 100), amount=50, total_steps=20)  # mine
+        platon_prune.global_unstructured(
+            nn.Linear(100, 100), amount=50, total_steps=20, warmup_steps=0, cooldown_steps=0
+        )  # mine
     each = caught[0]
     printed = warnings.formatwarning(each.message, each.category, each.filename, each.lineno)
     head, line = printed.splitlines()
@@ -151,7 +160,9 @@ def test_a_line_that_runs_again_is_warned_about_once():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for _ in range(3):
-            platon_prune.global_unstructured(nn.Linear(100, 100), amount=50, total_steps=20)
+            platon_prune.global_unstructured(
+                nn.Linear(100, 100), amount=50, total_steps=20, warmup_steps=0, cooldown_steps=0
+            )
     assert len(caught) == 1
 
 

@@ -30,8 +30,8 @@ def semi_structured(
     m: int = 4,
     amount: float = 1.0,
     total_steps: int,
-    warmup_steps: int = 0,
-    cooldown_steps: int = 0,
+    warmup_steps: int | float = 0.1,
+    cooldown_steps: int | float = 0.3,
     initial_amount: float = 0.0,
     beta1: float = 0.85,
     beta2: float = 0.95,
@@ -68,8 +68,9 @@ def semi_structured(
         amount: Share of the groups that are constrained in the end, in [0, 1]. Only at 1, the
             default, does every group have the pattern that kernels need.
         total_steps: Length of the run in optimizer steps, T.
-        warmup_steps: Steps before pruning starts, t_i.
-        cooldown_steps: Steps at the end with the final share, t_f.
+        warmup_steps: Steps before pruning starts, t_i: a count, or a fraction of the run in [0, 1).
+        cooldown_steps: Steps at the end with the final share, t_f: a count, or a fraction of the
+            run in [0, 1).
         initial_amount: Share of the groups that are constrained when the ramp starts.
         beta1: As for :func:`global_unstructured`, and so are all others.
         beta2: Likewise.

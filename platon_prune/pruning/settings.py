@@ -24,8 +24,8 @@ class Settings:
     """
 
     total_steps: int
-    warmup_steps: int
-    cooldown_steps: int
+    warmup_steps: int | float
+    cooldown_steps: int | float
     beta1: float
     beta2: float
     window: int
@@ -104,11 +104,11 @@ class Settings:
                 f'initial_amount must be 0 for schedule="{shape.name}", which prunes nothing '
                 f"before its choice, got {initial_amount}: leave it out"
             )
-        return shape(
+        # Its own lengths are none until total_steps is known to be a whole number.
+        whole_run = shape(
             amount=amount,
             total_steps=self.total_steps,
-            warmup_steps=self.warmup_steps,
-            cooldown_steps=self.cooldown_steps,
             initial_amount=initial_amount,
             window=self.window,
         )
+        return whole_run.lasting(self.total_steps, self.warmup_steps, self.cooldown_steps)

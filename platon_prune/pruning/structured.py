@@ -35,8 +35,8 @@ def global_structured(
     *,
     amount: float,
     total_steps: int,
-    warmup_steps: int = 0,
-    cooldown_steps: int = 0,
+    warmup_steps: int | float = 0.1,
+    cooldown_steps: int | float = 0.3,
     initial_amount: float = 0.0,
     beta1: float = 0.85,
     beta2: float = 0.95,
@@ -75,8 +75,9 @@ def global_structured(
         amount: What goes in the end, in [0, 1): of the parameters of all groups, or of their
             multiply-adds.
         total_steps: Length of the run in optimizer steps, T.
-        warmup_steps: Steps before pruning starts, t_i.
-        cooldown_steps: Steps at the end with the final amount, t_f.
+        warmup_steps: Steps before pruning starts, t_i: a count, or a fraction of the run in [0, 1).
+        cooldown_steps: Steps at the end with the final amount, t_f: a count, or a fraction of the
+            run in [0, 1).
         initial_amount: What goes when the ramp starts, in [0, 1).
         beta1: As for :func:`global_unstructured`.
         beta2: Likewise.

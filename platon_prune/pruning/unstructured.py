@@ -28,8 +28,8 @@ def global_unstructured(
     *,
     amount: float | int,
     total_steps: int,
-    warmup_steps: int = 0,
-    cooldown_steps: int = 0,
+    warmup_steps: int | float = 0.1,
+    cooldown_steps: int | float = 0.3,
     initial_amount: float | int | str = 0.0,
     beta1: float = 0.85,
     beta2: float = 0.95,
@@ -61,8 +61,9 @@ def global_unstructured(
         amount: What is pruned in the end: a fraction in [0, 1), or a count of entries (a whole
             number; one that looks like a percentage is warned about).
         total_steps: Length of the run in optimizer steps, T.
-        warmup_steps: Steps before pruning starts, t_i.
-        cooldown_steps: Steps at the end with the final amount, t_f.
+        warmup_steps: Steps before pruning starts, t_i: a count, or a fraction of the run in [0, 1).
+        cooldown_steps: Steps at the end with the final amount, t_f: a count, or a fraction of the
+            run in [0, 1).
         initial_amount: What is pruned when the ramp starts: a fraction in [0, 1), or a count; or
             "zeros" to begin with masks of what is zero in the model already, however it was pruned,
             and to prune further from there. See :func:`adopt_zeros` to prune no further.

@@ -67,7 +67,13 @@ def test_all_equal_scores_empty_no_layer():
     for parameter in model.parameters():
         nn.init.ones_(parameter)
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.5, total_steps=10, window=5, criterion="magnitude"
+        model,
+        amount=0.5,
+        total_steps=10,
+        window=5,
+        criterion="magnitude",
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     for _ in range(10):
         scheduler.step()
@@ -79,7 +85,9 @@ def test_all_equal_scores_empty_no_layer():
 @pytest.mark.parametrize(("amount", "expected"), [(0.0, 0), (0.4, 0), (0.6, 1), (1, 1), (0, 0)])
 def test_a_single_weight(amount, expected):
     model = nn.Linear(1, 1)
-    scheduler = platon_prune.global_unstructured(model, amount=amount, total_steps=4, window=2)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=amount, total_steps=4, window=2, warmup_steps=0, cooldown_steps=0
+    )
     _run(model, scheduler, torch.ones_like)
     assert _num_pruned(scheduler) == expected
     assert (model.weight == 0).sum() == expected
@@ -87,7 +95,9 @@ def test_a_single_weight(amount, expected):
 
 def test_amount_zero_prunes_nothing_and_has_no_threshold():
     model = nn.Linear(10, 10)
-    scheduler = platon_prune.global_unstructured(model, amount=0.0, total_steps=20, window=5)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.0, total_steps=20, window=5, warmup_steps=0, cooldown_steps=0
+    )
     _run(model, scheduler, torch.randn_like)
     assert _num_pruned(scheduler) == 0
     assert scheduler.threshold is None
@@ -97,7 +107,13 @@ def test_amount_zero_prunes_nothing_and_has_no_threshold():
 def test_an_amount_may_be_a_count():
     model = nn.Linear(10, 10)
     scheduler = platon_prune.global_unstructured(
-        model, amount=37, initial_amount=3, total_steps=20, warmup_steps=4, window=5
+        model,
+        amount=37,
+        initial_amount=3,
+        total_steps=20,
+        warmup_steps=4,
+        window=5,
+        cooldown_steps=0,
     )
     _run(model, scheduler, torch.randn_like)
     assert _num_pruned(scheduler) == 37
@@ -126,7 +142,13 @@ def test_final_amount_is_reached_when_the_window_does_not_divide_anything(
 def test_more_than_two_to_the_24_entries_are_counted_exactly():
     model = nn.Linear(4099, 4099, bias=False)  # 16,801,801 entries; float32 counts to 16,777,216
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.999, total_steps=2, window=1, criterion="magnitude"
+        model,
+        amount=0.999,
+        total_steps=2,
+        window=1,
+        criterion="magnitude",
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     scheduler.step()
     scheduler.step()
@@ -137,7 +159,13 @@ def test_more_than_two_to_the_24_entries_are_counted_exactly():
 def test_nothing_is_chosen_during_the_warm_up():
     model = nn.Linear(10, 10)
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.9, initial_amount=0.5, total_steps=20, warmup_steps=12, window=2
+        model,
+        amount=0.9,
+        initial_amount=0.5,
+        total_steps=20,
+        warmup_steps=12,
+        window=2,
+        cooldown_steps=0,
     )
     before = model.weight.detach().clone()
     for _ in range(12):
@@ -153,7 +181,9 @@ def test_nothing_is_chosen_during_the_warm_up():
 def test_steps_after_the_last_keep_the_final_amount():
     model = nn.Linear(10, 10)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    scheduler = platon_prune.global_unstructured(model, amount=0.9, total_steps=20, window=5)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.9, total_steps=20, window=5, warmup_steps=0, cooldown_steps=0
+    )
     _run(model, scheduler, torch.randn_like)
     mask = model.weight_mask.clone()
     for _ in range(30):
@@ -171,7 +201,9 @@ def test_a_window_of_one_step_chooses_nothing_before_it_has_seen_a_gradient():
     """At step 1 the first window, of length 1, ends with the phantom zero alone."""
     torch.manual_seed(0)
     model = nn.Linear(10, 10)
-    scheduler = platon_prune.global_unstructured(model, amount=0.9, total_steps=20, window=1)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.9, total_steps=20, window=1, warmup_steps=0, cooldown_steps=0
+    )
     model.weight_orig.grad = torch.randn(10, 10)
     scheduler.step()
     assert _num_pruned(scheduler) == 0
@@ -189,7 +221,7 @@ def test_a_window_of_one_step_chooses_nothing_before_it_has_seen_a_gradient():
 def test_a_final_amount_that_is_due_before_a_gradient_was_seen_is_refused():
     with pytest.raises(ValueError, match="first window must end before the first mask"):
         platon_prune.global_unstructured(
-            nn.Linear(4, 4), amount=0.9, total_steps=50, cooldown_steps=49, window=1
+            nn.Linear(4, 4), amount=0.9, total_steps=50, cooldown_steps=49, window=1, warmup_steps=0
         )
 
 
@@ -197,7 +229,7 @@ def test_a_final_amount_that_is_due_before_a_gradient_was_seen_is_refused():
 def test_steps_whose_gradients_are_not_finite_are_counted_for_every_criterion(criterion):
     model = nn.Linear(4, 4)
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.5, total_steps=10, criterion=criterion
+        model, amount=0.5, total_steps=10, criterion=criterion, warmup_steps=0, cooldown_steps=0
     )
     model.weight_orig.grad = torch.full((4, 4), torch.nan)
     scheduler.step()

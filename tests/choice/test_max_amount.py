@@ -87,7 +87,11 @@ def _model():
 def _pruned(**settings):
     model = _model()
     scheduler = platon_prune.global_unstructured(
-        model, criterion="magnitude", total_steps=4, window=1, **settings
+        model,
+        criterion="magnitude",
+        total_steps=4,
+        window=1,
+        **dict(warmup_steps=0, cooldown_steps=0) | settings,
     )
     for _ in range(4):
         scheduler.step()
@@ -122,7 +126,12 @@ def test_limits_that_leave_too_little_to_prune_are_refused_with_the_numbers():
     with pytest.raises(ValueError, match=r"350 of 700 weights.*allows 349 \(0.498571"):
         # 99 + 200 + 50
         platon_prune.global_unstructured(
-            model, amount=0.5, total_steps=20, max_amount={"0.": 0.499, "2.": 0.5, "3.": 0.5}
+            model,
+            amount=0.5,
+            total_steps=20,
+            max_amount={"0.": 0.499, "2.": 0.5, "3.": 0.5},
+            warmup_steps=0,
+            cooldown_steps=0,
         )
     assert list(model.state_dict()) == list(_model().state_dict())
 
@@ -144,14 +153,24 @@ def test_limits_that_leave_too_little_to_prune_are_refused_with_the_numbers():
 def test_a_limit_that_cannot_be_meant_is_refused(max_amount, error, message):
     with pytest.raises(error, match=message):
         platon_prune.global_unstructured(
-            _model(), amount=0.1, total_steps=20, max_amount=max_amount
+            _model(),
+            amount=0.1,
+            total_steps=20,
+            max_amount=max_amount,
+            warmup_steps=0,
+            cooldown_steps=0,
         )
 
 
 def test_the_limits_are_in_the_state_and_another_limit_does_not_load(tmp_path):
     def scheduler(max_amount):
         return platon_prune.global_unstructured(
-            _model(), amount=0.5, total_steps=99, max_amount=max_amount
+            _model(),
+            amount=0.5,
+            total_steps=99,
+            max_amount=max_amount,
+            warmup_steps=0,
+            cooldown_steps=0,
         )
 
     torch.save(scheduler({"0.": 0.5, "2.": 0.9}).state_dict(), tmp_path / "state.pt")

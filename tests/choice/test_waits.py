@@ -60,7 +60,9 @@ def test_a_choice_waits_at_most_four_times_whatever_the_number_of_tensors(
     if gradient == "tied":
         for layer in model:
             nn.init.ones_(layer.weight)
-    scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=40, window=2)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=40, window=2, warmup_steps=0, cooldown_steps=0
+    )
     for step in range(1, 12):
         for layer in model:
             weight = layer.weight_orig

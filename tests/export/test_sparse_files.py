@@ -306,7 +306,14 @@ def test_a_model_with_masks_is_saved_as_finalizing_would_leave_it(
     model = nn.Sequential(nn.Linear(20, 30), nn.GELU(), nn.Linear(30, 10))
     keys = list(model.state_dict())
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.6, total_steps=12, window=2, masking=masking, own_keys=own_keys
+        model,
+        amount=0.6,
+        total_steps=12,
+        window=2,
+        masking=masking,
+        own_keys=own_keys,
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for _ in range(7):  # one step after a choice: "window" has refilled what it prunes

@@ -227,7 +227,9 @@ def test_a_weight_that_another_layer_shares_is_in_no_group():
 def test_masks_and_hooks_do_not_change_the_groups():
     model = small_transformers.build("Llama")
     plain = [(groups.name, _layout(groups)) for groups in find_groups(model)]
-    platon_prune.global_unstructured(model, amount=0.5, total_steps=10, window=2)
+    platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=10, window=2, warmup_steps=0, cooldown_steps=0
+    )
     model.layers[0].mlp.register_forward_hook(lambda *args: None)
     assert [(groups.name, _layout(groups)) for groups in find_groups(model)] == plain
 
@@ -244,7 +246,9 @@ def test_a_mask_of_torchs_own_prune_on_a_group_is_refused_and_elsewhere_it_is_no
     ):
         find_groups(model)
     with pytest.raises(ValueError, match="no masks of other methods"):
-        platon_prune.global_structured(model, amount=0.5, total_steps=10)
+        platon_prune.global_structured(
+            model, amount=0.5, total_steps=10, warmup_steps=0, cooldown_steps=0
+        )
     torch_prune.remove(dense, "bias")
     assert [(groups.name, _layout(groups)) for groups in find_groups(model)] == plain
 

@@ -75,7 +75,14 @@ def _mask_history(folder: Path) -> Path:
     model = nn.Sequential(nn.Linear(20, 9), nn.Linear(9, 4))
     path = folder / "masks"
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.9, total_steps=12, window=2, criterion="random", mask_history=path
+        model,
+        amount=0.9,
+        total_steps=12,
+        window=2,
+        criterion="random",
+        mask_history=path,
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     for _ in range(12):
         scheduler.step()

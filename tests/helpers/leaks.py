@@ -29,11 +29,17 @@ def made(granularity: str, total_steps: int) -> tuple[nn.Module, platon_prune.Pl
     model = nn.Sequential(Layer(8, 16), nn.ReLU(), Layer(16, 4))
     settings = {"total_steps": total_steps, "window": 2, "cooldown_steps": 2}
     if granularity == "semi_structured":
-        return model, platon_prune.semi_structured(model, **settings)
+        return model, platon_prune.semi_structured(
+            model, **dict(warmup_steps=0, cooldown_steps=0) | settings
+        )
     if granularity == "structured":
         inputs = torch.randn(2, 8)
-        return model, platon_prune.global_structured(model, inputs, amount=0.5, **settings)
-    return model, platon_prune.global_unstructured(model, amount=0.5, **settings)
+        return model, platon_prune.global_structured(
+            model, inputs, amount=0.5, **dict(warmup_steps=0, cooldown_steps=0) | settings
+        )
+    return model, platon_prune.global_unstructured(
+        model, amount=0.5, **dict(warmup_steps=0, cooldown_steps=0) | settings
+    )
 
 
 def step(model: nn.Module, scheduler: platon_prune.PlatonScheduler) -> None:

@@ -93,7 +93,13 @@ def _run(steps: int) -> tuple[nn.Module, platon_prune.PlatonScheduler]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.5, total_steps=40, window=2, masking="window"
+        model,
+        amount=0.5,
+        total_steps=40,
+        window=2,
+        masking="window",
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     for _ in range(steps):
         _step(model, scheduler)

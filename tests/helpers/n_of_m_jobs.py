@@ -23,7 +23,9 @@ class Run(rank_jobs.Run):
         return rank_jobs.net(kind, Net)
 
     def set_up(self, **settings):
-        return platon_prune.semi_structured(self.model, **SETTINGS | settings)
+        return platon_prune.semi_structured(
+            self.model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS | settings
+        )
 
 
 class Transposed(nn.Module):
@@ -45,7 +47,9 @@ def train_transposed(inputs, layout=fully_shard, prune_first=True):
     model = Transposed(inputs)
     if not prune_first:
         layout(model)
-    scheduler = platon_prune.semi_structured(model, total_steps=4, window=2)
+    scheduler = platon_prune.semi_structured(
+        model, total_steps=4, window=2, warmup_steps=0, cooldown_steps=0
+    )
     if prune_first:
         layout(model)
     for step in range(1, 5):

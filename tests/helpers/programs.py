@@ -87,7 +87,9 @@ class Program:
 
     def set_up(self, model: nn.Module) -> platon_prune.PlatonScheduler:
         if self.pattern is None:
-            return platon_prune.global_unstructured(model, **self.settings)
+            return platon_prune.global_unstructured(
+                model, **dict(warmup_steps=0, cooldown_steps=0) | self.settings
+            )
         if isinstance(self.pattern, str):
             return platon_prune.global_structured(
                 model,
@@ -95,10 +97,12 @@ class Program:
                 kinds=("neurons", "channels"),
                 min_neurons=0.0,
                 min_channels=0.0,
-                **self.settings,
+                **dict(warmup_steps=0, cooldown_steps=0) | self.settings,
             )
         n, m = self.pattern
-        return platon_prune.semi_structured(model, n=n, m=m, **self.settings)
+        return platon_prune.semi_structured(
+            model, n=n, m=m, **dict(warmup_steps=0, cooldown_steps=0) | self.settings
+        )
 
     def model(self) -> nn.Module:
         torch.manual_seed(self.seed)

@@ -152,7 +152,9 @@ class Run:
         return net(kind)
 
     def set_up(self, **settings):
-        return platon_prune.global_unstructured(self.model, **SETTINGS | settings)
+        return platon_prune.global_unstructured(
+            self.model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS | settings
+        )
 
     def step(self):
         feed(self.model, self.scheduler.last_step + 1, self.kind)
@@ -275,7 +277,10 @@ def set_up_with(settings_by_rank):
     model = net()
     keys = list(model.state_dict())
     try:
-        platon_prune.global_unstructured(model, **SETTINGS | settings_by_rank[dist.get_rank()])
+        platon_prune.global_unstructured(
+            model,
+            **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS | settings_by_rank[dist.get_rank()],
+        )
     except Exception as error:
         return type(error).__name__, str(error), list(model.state_dict()) == keys
     return None

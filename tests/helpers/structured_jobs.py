@@ -15,7 +15,9 @@ SETTINGS = dict(amount=0.5, total_steps=12, window=2)
 def copies(drift):
     """The masks after given gradients, or the error of copies that have drifted apart."""
     model = rank_jobs.net()
-    scheduler = platon_prune.global_structured(model, torch.ones(2, 9), **SETTINGS)
+    scheduler = platon_prune.global_structured(
+        model, torch.ones(2, 9), **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     try:
         for step in range(1, 13):
             with torch.no_grad():
@@ -34,7 +36,9 @@ def copies(drift):
 def ddp():
     """Masks and weights under DistributedDataParallel, with other data in each rank."""
     model = nn.parallel.DistributedDataParallel(rank_jobs.net())
-    scheduler = platon_prune.global_structured(model, torch.ones(2, 9), **SETTINGS)
+    scheduler = platon_prune.global_structured(
+        model, torch.ones(2, 9), **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     generator = torch.Generator().manual_seed(dist.get_rank())
     for _ in range(12):
@@ -53,7 +57,9 @@ def sharded(before):
     try:
         if before:
             rank_jobs.fsdp(model)
-        scheduler = platon_prune.global_structured(model, torch.ones(2, 9), **SETTINGS)
+        scheduler = platon_prune.global_structured(
+            model, torch.ones(2, 9), **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+        )
         rank_jobs.fsdp(model)
         model(torch.ones(2, 9)).sum().backward()
         scheduler.step()

@@ -34,7 +34,14 @@ def train(
     By then "window" has refilled what it prunes, so that the two maskings differ.
     """
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.6, total_steps=12, window=2, masking=masking, include=include
+        model,
+        amount=0.6,
+        total_steps=12,
+        window=2,
+        masking=masking,
+        include=include,
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     go_on(model, run, scheduler, steps, optimizer)
     return scheduler

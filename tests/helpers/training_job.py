@@ -28,7 +28,9 @@ class Job:
         self.masking = masking
         self.model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Dropout(0.3), nn.Linear(24, 3))
         self.scheduler = platon_prune.global_unstructured(
-            self.model, masking=masking, **SETTINGS | settings
+            self.model,
+            masking=masking,
+            **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS | settings,
         )
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.02)
 

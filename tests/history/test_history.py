@@ -16,7 +16,7 @@ def _run(scores, amount=0.5, steps=None, **settings):
     model = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 1, bias=False))
     scheduler = platon_prune.global_unstructured(
         model, amount=amount, initial_amount=amount, total_steps=len(scores), window=1,
-        criterion="magnitude", **settings,
+        criterion="magnitude", **dict(warmup_steps=0, cooldown_steps=0) | settings,
     )  # fmt: skip
     for first, second in scores[:steps]:
         with torch.no_grad():
@@ -113,7 +113,9 @@ def test_a_history_of_something_else_is_refused_and_changes_nothing(history):
 
 def test_it_adds_no_lasting_memory_for_a_weight():
     model = nn.Linear(100, 100)
-    scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=20)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=20, warmup_steps=0, cooldown_steps=0
+    )
     assert scheduler.memory().per_weight == 13  # the mask, and three float32 of PLATON
 
 
@@ -127,7 +129,7 @@ def _with_small_layer(scale=1e-6, amount=0.5, size=64, first=None, **settings):
         model[0].weight.mul_(scale)
     return platon_prune.global_unstructured(
         model, amount=amount, initial_amount=amount if first is None else first, total_steps=9,
-        window=1, criterion="magnitude", **settings,
+        window=1, criterion="magnitude", **dict(warmup_steps=0, cooldown_steps=0) | settings,
     )  # fmt: skip
 
 
@@ -205,6 +207,8 @@ def test_what_can_not_be_emptied_is_not_named():
             total_steps=9,
             window=1,
             criterion="magnitude",
+            warmup_steps=0,
+            cooldown_steps=0,
         ).step()  # all 128 groups of the small tensor, of 1,152: half of it goes at once
         assert int(model[0].weight_mask.sum()) == 256
 
@@ -263,9 +267,13 @@ def test_other_granularities_record_what_they_did_too(granularity, tmp_path):
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     settings = dict(total_steps=8, window=2, criterion="random", mask_history=tmp_path / "masks")
     if granularity == "semi_structured":
-        scheduler = platon_prune.semi_structured(model, n=2, m=4, **settings)
+        scheduler = platon_prune.semi_structured(
+            model, n=2, m=4, **dict(warmup_steps=0, cooldown_steps=0) | settings
+        )
     else:
-        scheduler = platon_prune.global_structured(model, torch.ones(1, 8), amount=0.5, **settings)
+        scheduler = platon_prune.global_structured(
+            model, torch.ones(1, 8), amount=0.5, **dict(warmup_steps=0, cooldown_steps=0) | settings
+        )
     for _ in range(8):
         scheduler.step()
     assert [choice.step for choice in scheduler.history] == [2, 4, 6, 8]

@@ -26,7 +26,9 @@ class _Run:
     def __init__(self, path=None, **settings):
         self.model = _model()
         settings = dict(amount=0.7, total_steps=20, warmup_steps=3, window=2) | settings
-        self.scheduler = platon_prune.global_unstructured(self.model, mask_history=path, **settings)
+        self.scheduler = platon_prune.global_unstructured(
+            self.model, mask_history=path, **dict(warmup_steps=0, cooldown_steps=0) | settings
+        )
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
         self.masks = {0: self.scheduler.masks()}
 
@@ -83,7 +85,7 @@ def test_a_file_of_n_choices_takes_at_most_an_eighth_of_a_byte_for_a_weight_and_
     model = nn.Linear(1000, 100)
     scheduler = platon_prune.global_unstructured(
         model, amount=0.9, total_steps=20, window=1, criterion="magnitude",
-        mask_history=tmp_path / "masks",
+        mask_history=tmp_path / "masks", warmup_steps=0, cooldown_steps=0
     )  # fmt: skip
     for _ in range(20):
         scheduler.step()
@@ -320,7 +322,12 @@ def test_the_file_of_another_model_is_refused_and_the_model_is_untouched(tmp_pat
     other = nn.Sequential(nn.Linear(7, 9), nn.Linear(9, 4))
     with pytest.raises(ValueError, match=r"1.weight has shape \(4, 9\) here and absent"):
         platon_prune.global_unstructured(
-            other, amount=0.5, total_steps=20, mask_history=tmp_path / "masks"
+            other,
+            amount=0.5,
+            total_steps=20,
+            mask_history=tmp_path / "masks",
+            warmup_steps=0,
+            cooldown_steps=0,
         )
     assert list(other.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias"]
 
@@ -338,7 +345,12 @@ def test_a_path_that_can_not_be_a_file_is_refused_at_set_up(tmp_path, path, erro
     model = _model()
     with pytest.raises(error, match=message):
         platon_prune.global_unstructured(
-            model, amount=0.5, total_steps=20, mask_history=tmp_path / path
+            model,
+            amount=0.5,
+            total_steps=20,
+            mask_history=tmp_path / path,
+            warmup_steps=0,
+            cooldown_steps=0,
         )
     assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
@@ -407,7 +419,9 @@ def _record_in_a_folder_that_the_first_lacks(folder):
     model = _model()
     path = folder / str(dist.get_rank()) / "masks"
     try:
-        platon_prune.global_unstructured(model, amount=0.5, total_steps=20, mask_history=path)
+        platon_prune.global_unstructured(
+            model, amount=0.5, total_steps=20, mask_history=path, warmup_steps=0, cooldown_steps=0
+        )
     finally:
         assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 

@@ -34,7 +34,9 @@ class Network(nn.Module):
 def scored(amount: float = 0.0) -> tuple[nn.Module, platon_prune.PlatonScheduler]:
     torch.manual_seed(0)
     model = Network()
-    scheduler = platon_prune.global_unstructured(model, amount=amount, total_steps=6, window=2)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=amount, total_steps=6, window=2, warmup_steps=0, cooldown_steps=0
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(6):
         optimizer.zero_grad()
@@ -124,7 +126,13 @@ def test_a_group_without_scores_is_left_alone() -> None:
     torch.manual_seed(0)
     model = Network()
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.0, total_steps=1, criterion="magnitude", include="last"
+        model,
+        amount=0.0,
+        total_steps=1,
+        criterion="magnitude",
+        include="last",
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     scheduler.step()
     pruner_of(model, PlatonImportance(scheduler, model), pruning_ratio=0.5).step()

@@ -89,7 +89,13 @@ def test_inductor_equals_eager_over_50_steps_without_compiling_again(masking: st
     torch.manual_seed(1)
     model = Mixed()
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.8, total_steps=50, window=4, warmup_steps=2, masking=masking
+        model,
+        amount=0.8,
+        total_steps=50,
+        window=4,
+        warmup_steps=2,
+        masking=masking,
+        cooldown_steps=0,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     backend = Counting(compile_fx)

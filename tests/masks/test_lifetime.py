@@ -29,7 +29,9 @@ def test_steps_leave_no_tensor_and_few_objects(granularity):
 
 def test_modules_of_one_class_share_the_class_that_is_made_of_it():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    platon_prune.global_unstructured(model, amount=0.5, total_steps=20)
+    platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=20, warmup_steps=0, cooldown_steps=0
+    )
     assert type(model[0]) is type(model[1]) is type(copy.deepcopy(model[0]))
     assert type(pickle.loads(pickle.dumps(model[0]))) is type(model[0])
 
@@ -39,7 +41,9 @@ def test_a_pruned_copy_outlives_the_model_that_it_was_copied_from():
         pass
 
     model = nn.Sequential(Layer(4, 4))
-    scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=20)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=20, warmup_steps=0, cooldown_steps=0
+    )
     other, cls = copy.deepcopy(model), weakref.ref(Layer)
     expected = model(torch.ones(1, 4))
     del Layer, model, scheduler

@@ -36,7 +36,9 @@ def shuffled(*shape: int) -> torch.Tensor:
 def test_is_pruned_from_set_up_until_removed(masking: str) -> None:
     model = two_layers()
     assert not prune.is_pruned(model)
-    scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=20, masking=masking)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=20, masking=masking, warmup_steps=0, cooldown_steps=0
+    )
     assert prune.is_pruned(model) and prune.is_pruned(model[0])
     assert not prune.is_pruned(model[1])
     scheduler.remove()
@@ -47,7 +49,9 @@ def test_is_pruned_from_set_up_until_removed(masking: str) -> None:
 def test_setting_up_changes_no_value(masking: str) -> None:
     model = two_layers()
     before, weight = run(model), model[0].weight
-    platon_prune.global_unstructured(model, amount=0.5, total_steps=20, masking=masking)
+    platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=20, masking=masking, warmup_steps=0, cooldown_steps=0
+    )
     assert torch.equal(run(model), before) and torch.equal(run(model.eval()), before)
     assert model[0].weight_orig is weight
     assert all(getattr(module, f"{name}_mask").all() for module, name in sites(model))
@@ -185,7 +189,9 @@ def test_ours_on_top_of_a_torch_method_is_refused_and_changes_nothing(
     state = {key: value.clone() for key, value in model.state_dict().items()}
     for target in (model, [(model[0], "weight")]):
         with pytest.raises(ValueError, match="must not be pruned already"):
-            platon_prune.global_unstructured(target, amount=0.5, total_steps=20)
+            platon_prune.global_unstructured(
+                target, amount=0.5, total_steps=20, warmup_steps=0, cooldown_steps=0
+            )
     with pytest.raises(ValueError, match="must not be pruned already"):
         PlatonUnstructured.apply(model[0], "weight", amount=0.5)
     now = model.state_dict()
@@ -210,7 +216,14 @@ def test_an_optimizer_made_before_pruning_trains_as_one_made_after(masking: str)
         model = two_layers()
         before = torch.optim.AdamW(model.parameters(), lr=0.01)
         scheduler = platon_prune.global_unstructured(
-            model, amount=0.6, total_steps=12, window=2, masking=masking, include=("",)
+            model,
+            amount=0.6,
+            total_steps=12,
+            window=2,
+            masking=masking,
+            include=("",),
+            warmup_steps=0,
+            cooldown_steps=0,
         )
         after = torch.optim.AdamW(model.parameters(), lr=0.01)
         optimizer = before if optimizer_first else after
@@ -231,7 +244,9 @@ def test_names_that_pruning_needs_and_a_module_has_are_refused() -> None:
     layer = nn.Linear(4, 3)
     layer.register_buffer("weight_mask", torch.arange(3))
     with pytest.raises(ValueError, match="Linear has weight_mask: rename that"):
-        platon_prune.global_unstructured(layer, amount=0.5, total_steps=20)
+        platon_prune.global_unstructured(
+            layer, amount=0.5, total_steps=20, warmup_steps=0, cooldown_steps=0
+        )
     assert torch.equal(layer.weight_mask, torch.arange(3)) and type(layer) is nn.Linear
 
 
@@ -252,7 +267,9 @@ class Scaled(nn.Module):
 def test_a_tensor_of_a_scripted_or_traced_root_is_refused(convert: Callable) -> None:
     model = convert(Scaled())
     with pytest.raises(ValueError, match="prune the model before it is scripted or traced"):
-        platon_prune.global_unstructured([(model, "scale")], amount=0.5, total_steps=20)
+        platon_prune.global_unstructured(
+            [(model, "scale")], amount=0.5, total_steps=20, warmup_steps=0, cooldown_steps=0
+        )
     assert torch.equal(model.scale, torch.ones(3)) and "scale" in model.state_dict()
 
 

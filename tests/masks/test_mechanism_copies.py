@@ -174,7 +174,9 @@ def test_named_buffers_are_the_masks_and_of_one_module_the_keys_that_it_loads(
     own_keys: bool,
 ) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    platon_prune.global_unstructured(model, amount=0.5, total_steps=20, own_keys=own_keys)
+    platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=20, own_keys=own_keys, warmup_steps=0, cooldown_steps=0
+    )
     layer, norm = model[0], ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
     assert [name for name, _ in model.named_buffers()] == ["0.weight_mask", *norm]
     assert [name for name, _ in layer.named_buffers()] == ["weight_mask"]

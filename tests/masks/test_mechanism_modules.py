@@ -206,7 +206,14 @@ def test_a_second_scheduler_can_prune_other_tensors_of_the_same_modules() -> Non
     model = nn.Linear(4, 6)
     weights = train(model, lambda m: m(sample(3, 4)), include=("weight",))
     biases = platon_prune.global_unstructured(
-        model, amount=2, total_steps=1, window=1, criterion="magnitude", include="bias"
+        model,
+        amount=2,
+        total_steps=1,
+        window=1,
+        criterion="magnitude",
+        include="bias",
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     smallest = model.bias.abs().argsort()[:2]
     biases.step()
@@ -219,7 +226,9 @@ def test_a_second_scheduler_can_prune_other_tensors_of_the_same_modules() -> Non
 def test_channels_last_masks_stay_contiguous_so_that_the_next_choice_works() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=4, window=1)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=4, window=1, warmup_steps=0, cooldown_steps=0
+    )
     for step in range(4):
         if step == 2:
             model.to(memory_format=torch.channels_last)

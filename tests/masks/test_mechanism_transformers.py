@@ -134,7 +134,13 @@ def test_pruning_only_a_part_of_a_transformers_model_does_not_break_saving_the_w
     torch.manual_seed(1)
     model = build()
     scheduler = platon_prune.global_unstructured(
-        model.get_submodule(part), amount=0.6, total_steps=12, window=2, masking=masking
+        model.get_submodule(part),
+        amount=0.6,
+        total_steps=12,
+        window=2,
+        masking=masking,
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     go_on(model, logits, scheduler, 7)
     model.eval().save_pretrained(tmp_path)
@@ -145,7 +151,9 @@ def test_pruning_only_a_part_of_a_transformers_model_does_not_break_saving_the_w
 
 def test_a_module_tells_from_the_stack_that_save_pretrained_asks_for_its_state() -> None:
     layer = nn.Linear(3, 2)
-    platon_prune.global_unstructured(layer, amount=0.5, total_steps=20)
+    platon_prune.global_unstructured(
+        layer, amount=0.5, total_steps=20, warmup_steps=0, cooldown_steps=0
+    )
 
     class Model(nn.Module):
         """Takes in a layer that was pruned before, which nothing can tell of this."""
@@ -205,7 +213,9 @@ def test_expert_tensors_are_pruned_entry_by_entry(masking: str) -> None:
 
 def test_a_model_without_save_pretrained_from_transformers_parts_saves_torch_form() -> None:
     model = nn.Sequential(transformers.pytorch_utils.Conv1D(6, 4))
-    platon_prune.global_unstructured(model, amount=0.5, total_steps=20)
+    platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=20, warmup_steps=0, cooldown_steps=0
+    )
     assert set(model.state_dict()) == {"0.weight_orig", "0.weight_mask", "0.bias"}
 
 
@@ -232,7 +242,12 @@ def test_save_pretrained_is_complete_and_sparse_however_the_model_was_handed_ove
     model = bert()
     handed, settings = HANDED_OVER[how](model)
     scheduler = platon_prune.global_unstructured(
-        handed, amount=0.6, total_steps=12, window=2, masking=masking, **settings
+        handed,
+        amount=0.6,
+        total_steps=12,
+        window=2,
+        masking=masking,
+        **dict(warmup_steps=0, cooldown_steps=0) | settings,
     )
     go_on(model, logits, scheduler, 7)
     keys = set(model.state_dict())

@@ -21,7 +21,11 @@ def _model() -> nn.Sequential:
 
 
 def _prune(model: nn.Module, **settings: object) -> list[str]:
-    return list(platon_prune.global_unstructured(model, **GOOD | settings).masks())
+    return list(
+        platon_prune.global_unstructured(
+            model, **dict(warmup_steps=0, cooldown_steps=0) | GOOD | settings
+        ).masks()
+    )
 
 
 def _quantised(model: nn.Module) -> nn.Module:
@@ -69,7 +73,9 @@ def test_an_exported_graph_is_refused_with_what_to_do_unless_it_is_named() -> No
 
 def test_layers_of_a_graph_that_was_traced_with_fx_are_pruned() -> None:
     model = torch.fx.symbolic_trace(_model())
-    scheduler = platon_prune.global_unstructured(model, **GOOD)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | GOOD
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(20):
         model(torch.randn(4, 6)).square().sum().backward()

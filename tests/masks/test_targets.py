@@ -183,7 +183,13 @@ def test_a_tensor_shared_by_two_modules_is_one_target_and_counts_once() -> None:
     assert [target.name for target in targets] == ["first.weight", "other.weight"]
     assert targets[0].sites == ((model["first"], "weight"), (model["last"], "weight"))
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.5, total_steps=1, window=1, criterion="magnitude"
+        model,
+        amount=0.5,
+        total_steps=1,
+        window=1,
+        criterion="magnitude",
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     scheduler.step()
     assert sum(int((~mask).sum()) for mask in scheduler.masks().values()) == 16  # of 32, not 48

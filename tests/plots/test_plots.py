@@ -79,7 +79,12 @@ def test_the_schedule_has_a_point_for_each_choice_on_the_line_that_is_due(figure
 def test_the_schedule_of_2_of_4_ends_at_the_half_that_is_due(figures):
     torch.manual_seed(0)
     scheduler = platon_prune.semi_structured(
-        nn.Linear(8, 4), total_steps=8, window=2, criterion="magnitude"
+        nn.Linear(8, 4),
+        total_steps=8,
+        window=2,
+        criterion="magnitude",
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     for _ in range(8):
         scheduler.step()
@@ -114,7 +119,7 @@ def test_a_map_of_one_tensor_has_room_for_the_words_of_its_colours(figures):
     torch.manual_seed(0)
     scheduler = platon_prune.global_unstructured(
         [(nn.Linear(4, 4), "weight")], amount=16, total_steps=4, cooldown_steps=3, window=1,
-        criterion="magnitude",
+        criterion="magnitude", warmup_steps=0
     )  # fmt: skip
     scheduler.step()
     assert scheduler.sparsity() == 1
@@ -132,7 +137,13 @@ def test_a_tensor_that_keeps_nothing_has_a_colour_of_its_own(figures):
     model = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 10))
     nn.init.constant_(model[0].weight, 1e-9)
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.5, total_steps=4, window=1, criterion="magnitude"
+        model,
+        amount=0.5,
+        total_steps=4,
+        window=1,
+        criterion="magnitude",
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     for _ in range(4):
         scheduler.step()
@@ -188,10 +199,15 @@ def _of_groups(kind):
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
     lengths = {"total_steps": 8, "window": 2, "criterion": "magnitude"}
     if kind == "n:m":
-        scheduler = platon_prune.semi_structured(model, **lengths)
+        scheduler = platon_prune.semi_structured(
+            model, **dict(warmup_steps=0, cooldown_steps=0) | lengths
+        )
     else:
         scheduler = platon_prune.global_structured(
-            model, amount=0.5, example_inputs=torch.randn(2, 8), **lengths
+            model,
+            amount=0.5,
+            example_inputs=torch.randn(2, 8),
+            **dict(warmup_steps=0, cooldown_steps=0) | lengths,
         )
     for _ in range(8):
         scheduler.step()

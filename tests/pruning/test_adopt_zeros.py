@@ -128,7 +128,9 @@ def test_a_shared_tensor_is_masked_once():
 
 def _further(model, **settings):
     settings = dict(amount=0.9, total_steps=40, warmup_steps=10, window=5) | settings
-    return platon_prune.global_unstructured(model, initial_amount="zeros", **settings)
+    return platon_prune.global_unstructured(
+        model, initial_amount="zeros", **dict(warmup_steps=0, cooldown_steps=0) | settings
+    )
 
 
 def test_pruning_goes_on_from_the_zeros_that_are_there():
@@ -171,7 +173,13 @@ def test_a_resumed_run_keeps_the_amount_it_began_with():
 
 def test_a_state_without_adopted_zeros_does_not_load_into_a_run_with():
     saved = platon_prune.global_unstructured(
-        _sparse_model(), amount=0.9, total_steps=40, warmup_steps=10, window=5, initial_amount=0.5
+        _sparse_model(),
+        amount=0.9,
+        total_steps=40,
+        warmup_steps=10,
+        window=5,
+        initial_amount=0.5,
+        cooldown_steps=0,
     ).state_dict()
     with pytest.raises(ValueError, match="initial_amount is 'zeros' here and 0.5 in the state"):
         _further(_sparse_model()).load_state_dict(saved)
@@ -203,7 +211,12 @@ def test_zeros_that_would_train_until_the_first_choice_are_refused():
         _further(_sparse_model(), masking="window")
     with pytest.raises(TypeError, match="initial_amount must be"):
         platon_prune.global_unstructured(
-            _sparse_model(), amount=0.9, total_steps=40, initial_amount="zero"
+            _sparse_model(),
+            amount=0.9,
+            total_steps=40,
+            initial_amount="zero",
+            warmup_steps=0,
+            cooldown_steps=0,
         )
 
 

@@ -33,7 +33,9 @@ def _refused(model, error, message, **settings):
     before = _fingerprint(model)
     values = [None if p.is_meta else p.detach().clone() for p in model.parameters()]
     with pytest.raises(error, match=message):
-        platon_prune.global_unstructured(model, **GOOD | settings)
+        platon_prune.global_unstructured(
+            model, **dict(warmup_steps=0, cooldown_steps=0) | GOOD | settings
+        )
     assert _fingerprint(model) == before
     for parameter, value in zip(model.parameters(), values, strict=True):
         assert value is None or torch.equal(parameter, value)
@@ -95,32 +97,48 @@ def test_settings_that_mean_nothing_are_refused(settings, error, message):
 def test_a_count_that_looks_like_a_percentage_is_warned_about(settings, message):
     model = nn.Linear(100, 100)
     with pytest.warns(platon_prune.PruningWarning, match=message) as caught:
-        platon_prune.global_unstructured(model, **GOOD | settings)
+        platon_prune.global_unstructured(
+            model, **dict(warmup_steps=0, cooldown_steps=0) | GOOD | settings
+        )
     assert caught[0].filename == __file__
     model = nn.Linear(100, 100)
     with pytest.raises(platon_prune.PruningWarning):
-        platon_prune.global_unstructured(model, **GOOD | settings)
+        platon_prune.global_unstructured(
+            model, **dict(warmup_steps=0, cooldown_steps=0) | GOOD | settings
+        )
     assert list(model.state_dict()) == ["weight", "bias"]
 
 
 @pytest.mark.parametrize("amount", [0, 101, 0.009])
 def test_a_count_that_is_no_percentage_and_a_small_fraction_are_not_warned_about(amount):
-    platon_prune.global_unstructured(nn.Linear(100, 110), **GOOD | dict(amount=amount))
+    platon_prune.global_unstructured(
+        nn.Linear(100, 110), **dict(warmup_steps=0, cooldown_steps=0) | GOOD | dict(amount=amount)
+    )
 
 
 def test_a_count_of_one_in_a_hundred_is_not_warned_about():
-    platon_prune.global_unstructured(nn.Linear(10, 10), **GOOD | dict(amount=1))
+    platon_prune.global_unstructured(
+        nn.Linear(10, 10), **dict(warmup_steps=0, cooldown_steps=0) | GOOD | dict(amount=1)
+    )
 
 
 def test_a_lone_string_is_one_pattern():
     model = _model()
-    scheduler = platon_prune.global_unstructured(model, include="2.", **GOOD)
+    scheduler = platon_prune.global_unstructured(
+        model, include="2.", **dict(warmup_steps=0, cooldown_steps=0) | GOOD
+    )
     assert set(scheduler.masks()) == {"2.weight", "2.bias"}
 
 
 def test_criteria_without_windows_may_choose_before_one_ends():
     scheduler = platon_prune.global_unstructured(
-        _model(), amount=0.5, total_steps=5, window=10, criterion="magnitude"
+        _model(),
+        amount=0.5,
+        total_steps=5,
+        window=10,
+        criterion="magnitude",
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     for _ in range(5):
         scheduler.step()
@@ -141,7 +159,7 @@ def test_an_integer_parameter_is_refused():
 
 def test_pruning_twice_is_refused():
     model = _model()
-    platon_prune.global_unstructured(model, **GOOD)
+    platon_prune.global_unstructured(model, **dict(warmup_steps=0, cooldown_steps=0) | GOOD)
     _refused(model, ValueError, "0.weight must not be pruned already.*remove")
 
 
@@ -156,13 +174,13 @@ def test_a_parametrized_tensor_is_refused():
     nn.utils.parametrizations.orthogonal(model[0], "weight")
     pairs = [(model[0], "weight")]
     with pytest.raises(ValueError, match="ordinary parameter.*remove_parametrizations"):
-        platon_prune.global_unstructured(pairs, **GOOD)
+        platon_prune.global_unstructured(pairs, **dict(warmup_steps=0, cooldown_steps=0) | GOOD)
 
 
 def test_a_lazily_initialised_module_is_refused():
     model = nn.Sequential(nn.LazyLinear(5))
     with pytest.raises(ValueError, match="0.weight must have a shape.*run one batch"):
-        platon_prune.global_unstructured(model, **GOOD)
+        platon_prune.global_unstructured(model, **dict(warmup_steps=0, cooldown_steps=0) | GOOD)
 
 
 def _linear_without_inputs():
@@ -182,7 +200,9 @@ def test_a_zero_size_tensor_is_refused():
 def test_a_model_on_the_meta_device_is_refused_when_it_is_trained():
     with torch.device("meta"):
         model = _model()
-    scheduler = platon_prune.global_unstructured(model, **GOOD)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | GOOD
+    )
     with pytest.raises(RuntimeError, match="0.weight must have values.*materialise"):
         scheduler.step()
 
@@ -190,7 +210,7 @@ def test_a_model_on_the_meta_device_is_refused_when_it_is_trained():
 def test_a_model_that_gets_its_values_after_set_up_starts_with_nothing_pruned():
     with torch.device("meta"):
         model = _model()
-    platon_prune.global_unstructured(model, **GOOD)
+    platon_prune.global_unstructured(model, **dict(warmup_steps=0, cooldown_steps=0) | GOOD)
     model.to_empty(device="cpu")
     assert model[0].weight_mask.all() and model[2].weight_mask.all()
 
@@ -207,18 +227,22 @@ def test_a_model_without_weights_is_refused():
 @pytest.mark.parametrize("subject", [None, 3, "model", [1, 2], [(nn.ReLU(), 3)], []])
 def test_something_that_is_no_model_is_refused(subject):
     with pytest.raises(TypeError, match="model must be an nn.Module or an iterable"):
-        platon_prune.global_unstructured(subject, **GOOD)
+        platon_prune.global_unstructured(subject, **dict(warmup_steps=0, cooldown_steps=0) | GOOD)
 
 
 def test_a_pair_that_names_no_parameter_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match="no parameter 'kernel'; it has: weight, bias"):
-        platon_prune.global_unstructured([(nn.Linear(2, 2), "kernel")], **GOOD)
+        platon_prune.global_unstructured(
+            [(nn.Linear(2, 2), "kernel")], **dict(warmup_steps=0, cooldown_steps=0) | GOOD
+        )
 
 
 def test_patterns_with_pairs_are_refused():
     model = _model()
     with pytest.raises(ValueError, match="include and exclude are patterns"):
-        platon_prune.global_unstructured([(model[0], "weight")], include=["0"], **GOOD)
+        platon_prune.global_unstructured(
+            [(model[0], "weight")], include=["0"], **dict(warmup_steps=0, cooldown_steps=0) | GOOD
+        )
 
 
 def test_adapters_are_refused_with_what_to_do():
@@ -239,7 +263,10 @@ def test_quantised_models_are_refused_with_what_to_do():
 def _pruned(**settings):
     model = _model()
     return model, platon_prune.global_unstructured(
-        model, **dict(amount=0.5, total_steps=20, window=5) | settings
+        model,
+        **dict(warmup_steps=0, cooldown_steps=0)
+        | dict(amount=0.5, total_steps=20, window=5)
+        | settings,
     )
 
 
@@ -414,7 +441,9 @@ def test_numpy_numbers_are_taken_and_saved_as_plain_ones(tmp_path):
 def test_a_scheduler_whose_masks_were_replaced_by_another_is_refused():
     model, scheduler = _pruned()
     platon_prune.remove(model)
-    newer = platon_prune.global_unstructured(model, amount=0.2, total_steps=20, window=5)
+    newer = platon_prune.global_unstructured(
+        model, amount=0.2, total_steps=20, window=5, warmup_steps=0, cooldown_steps=0
+    )
     _set_gradients(model)
     newer.step()
     with pytest.raises(RuntimeError, match="0.weight must carry the mask of this scheduler"):
@@ -436,7 +465,9 @@ def test_a_parameter_of_another_shape_is_an_error_before_anything_changes():
 def test_shared_weights_that_have_come_apart_are_an_error():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
-    scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=20, window=5)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=20, window=5, warmup_steps=0, cooldown_steps=0
+    )
     _set_gradients(model)
     scheduler.step()
     model[1].weight_orig = nn.Parameter(torch.randn(4, 4))
@@ -556,7 +587,9 @@ def test_a_step_that_is_no_whole_number_has_no_masks(step):
 def test_set_up_in_inference_mode_can_be_trained():
     model = _model()
     with torch.inference_mode():
-        scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=20, window=5)
+        scheduler = platon_prune.global_unstructured(
+            model, amount=0.5, total_steps=20, window=5, warmup_steps=0, cooldown_steps=0
+        )
     for _ in range(20):
         _set_gradients(model)
         scheduler.step()

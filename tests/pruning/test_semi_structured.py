@@ -207,7 +207,9 @@ def _train(model, scheduler, steps, optimizer=None):
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (3, 5)])
 def test_every_choice_of_a_run_is_the_twin_s_and_the_last_is_exact(n, m, masking):
     model = _net(m)
-    scheduler = platon_prune.semi_structured(model, n=n, m=m, masking=masking, **SETTINGS)
+    scheduler = platon_prune.semi_structured(
+        model, n=n, m=m, masking=masking, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     masks, shares = scheduler.masks(), []
     num_groups = sum(mask.numel() for mask in masks.values()) // m
     for _ in _train(model, scheduler, 24):
@@ -231,7 +233,9 @@ def test_every_choice_of_a_run_is_the_twin_s_and_the_last_is_exact(n, m, masking
 
 def test_a_share_of_the_groups_can_be_asked_for():
     model = _net()
-    scheduler = platon_prune.semi_structured(model, amount=0.5, initial_amount=0.25, **SETTINGS)
+    scheduler = platon_prune.semi_structured(
+        model, amount=0.5, initial_amount=0.25, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     for _ in _train(model, scheduler, 24):
         pass
     mask = torch.cat([m.movedim(1, -1).reshape(-1, 4) for m in scheduler.masks().values()])
@@ -243,13 +247,17 @@ def test_a_share_of_the_groups_can_be_asked_for():
 @pytest.mark.parametrize("masking", ["step", "window"])
 def test_a_resumed_run_is_the_same_bit_by_bit(masking):
     model = _net()
-    scheduler = platon_prune.semi_structured(model, masking=masking, **SETTINGS)
+    scheduler = platon_prune.semi_structured(
+        model, masking=masking, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     list(_train(model, scheduler, 13))
     states = copy.deepcopy((model.state_dict(), scheduler.state_dict()))
     list(_train(model, scheduler, 11))
 
     resumed = _net()
-    other = platon_prune.semi_structured(resumed, masking=masking, **SETTINGS)
+    other = platon_prune.semi_structured(
+        resumed, masking=masking, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     resumed.load_state_dict(states[0])
     other.load_state_dict(states[1])
     list(_train(resumed, other, 11))
@@ -259,17 +267,25 @@ def test_a_resumed_run_is_the_same_bit_by_bit(masking):
 
 
 def test_a_state_of_another_pattern_or_granularity_is_refused():
-    state = platon_prune.semi_structured(_net(), **SETTINGS).state_dict()
+    state = platon_prune.semi_structured(
+        _net(), **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    ).state_dict()
     with pytest.raises(ValueError, match="n is 1 here and 2 in the state"):
-        platon_prune.semi_structured(_net(), n=1, **SETTINGS).load_state_dict(state)
-    unstructured = platon_prune.global_unstructured(_net(), amount=1.0 - 1e-9, **SETTINGS)
+        platon_prune.semi_structured(
+            _net(), n=1, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+        ).load_state_dict(state)
+    unstructured = platon_prune.global_unstructured(
+        _net(), amount=1.0 - 1e-9, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     with pytest.raises(ValueError, match="settings must be of the same configuration"):
         unstructured.load_state_dict(state)
 
 
 def test_a_copy_goes_its_own_way():
     model = _net()
-    scheduler = platon_prune.semi_structured(model, **SETTINGS)
+    scheduler = platon_prune.semi_structured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     twin_model, twin = copy.deepcopy((model, scheduler))
     list(_train(model, scheduler, 24))
     assert twin.sparsity() == 0 and twin_model.first.weight_mask.all()
@@ -280,7 +296,9 @@ def test_a_copy_goes_its_own_way():
 @pytest.mark.parametrize("criterion", ["magnitude", "random", "movement", "sensitivity"])
 def test_every_criterion_ends_in_the_exact_pattern(criterion):
     model = _net()
-    scheduler = platon_prune.semi_structured(model, criterion=criterion, **SETTINGS)
+    scheduler = platon_prune.semi_structured(
+        model, criterion=criterion, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     list(_train(model, scheduler, 24))
     for mask in scheduler.masks().values():
         assert (mask.movedim(1, -1).reshape(-1, 4).sum(1) == 2).all()

@@ -15,7 +15,9 @@ SETTINGS = dict(total_steps=12, window=2)
 
 
 def _pruned(model, run, **settings):
-    scheduler = platon_prune.semi_structured(model, **SETTINGS | settings)
+    scheduler = platon_prune.semi_structured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS | settings
+    )
     go_on(model, run, scheduler, 12)
     return scheduler
 
@@ -100,11 +102,15 @@ def _odd():
 
 def test_a_tensor_whose_inputs_m_does_not_divide_is_left_out_with_a_warning():
     with pytest.warns(platon_prune.PruningWarning, match=r"left out of 2:4 .*0\.weight has 9 inp"):
-        scheduler = platon_prune.semi_structured(_odd(), **SETTINGS)
+        scheduler = platon_prune.semi_structured(
+            _odd(), **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+        )
     assert list(scheduler.masks()) == ["1.weight"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        platon_prune.semi_structured(_odd(), exclude="0.weight", **SETTINGS)
+        platon_prune.semi_structured(
+            _odd(), exclude="0.weight", **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+        )
 
 
 @pytest.mark.parametrize("how", ["include", "pairs", "nothing left"])
@@ -114,7 +120,9 @@ def test_one_that_was_named_is_refused_and_the_model_untouched(how):
     given = {"include": dict(include=["weight"]), "pairs": {}, "nothing left": dict(exclude="1")}
     subject = [(model[0], "weight")] if how == "pairs" else model
     with pytest.raises(ValueError, match=r"weight has 9 inputs \(dimension 1 of \(8, 9\)\)"):
-        platon_prune.semi_structured(subject, **SETTINGS, **given[how])
+        platon_prune.semi_structured(
+            subject, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS, **given[how]
+        )
     assert list(model.state_dict()) == keys
 
 
@@ -128,7 +136,9 @@ def test_one_that_was_named_is_refused_and_the_model_untouched(how):
 )
 def test_what_has_no_groups_is_refused_by_name(model, what):
     with pytest.raises(ValueError, match=what):
-        platon_prune.semi_structured(model, include=["weight", "bias"], **SETTINGS)
+        platon_prune.semi_structured(
+            model, include=["weight", "bias"], **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+        )
 
 
 def test_one_weight_read_along_two_dimensions_is_refused():
@@ -137,15 +147,21 @@ def test_one_weight_read_along_two_dimensions_is_refused():
     model = nn.Sequential(nn.Linear(4, 4), Conv1D(4, 4))
     model[1].weight = model[0].weight
     with pytest.raises(ValueError, match=r"inputs are its dimensions \[0, 1\]"):
-        platon_prune.semi_structured(model, include=["weight"], **SETTINGS)
+        platon_prune.semi_structured(
+            model, include=["weight"], **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+        )
 
 
 @pytest.mark.parametrize("amount", [-0.1, 1.5, 2])
 def test_a_share_outside_0_and_1_is_refused(amount):
     with pytest.raises(ValueError, match=r"amount must be in \[0, 1\]"):
-        platon_prune.semi_structured(nn.Linear(4, 4), amount=amount, **SETTINGS)
+        platon_prune.semi_structured(
+            nn.Linear(4, 4), amount=amount, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+        )
     with pytest.raises(TypeError, match="amount must be a share"):
-        platon_prune.semi_structured(nn.Linear(4, 4), amount="all", **SETTINGS)
+        platon_prune.semi_structured(
+            nn.Linear(4, 4), amount="all", **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+        )
 
 
 # --- compiled, traced, exported -----------------------------------------------------------------
@@ -163,7 +179,9 @@ def test_compiled_and_exported_models_equal_eager_ones_while_masks_change(name):
         return graph.forward
 
     compiled = torch.compile(model, backend=backend, fullgraph=True)
-    scheduler = platon_prune.semi_structured(model, n=1, m=2, **SETTINGS)
+    scheduler = platon_prune.semi_structured(
+        model, n=1, m=2, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     for _ in range(4):
         go_on(model, lambda model: case.run(compiled), scheduler, 3)
     assert len(compilations) == 1

@@ -66,7 +66,11 @@ def test_every_choice_is_that_of_plain_loops(name, aggregate):
     build, inputs = MODELS[name]
     model = build()
     scheduler = platon_prune.global_structured(
-        model, inputs, amount=0.6, **SCHEDULE, aggregate=aggregate
+        model,
+        inputs,
+        amount=0.6,
+        **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE,
+        aggregate=aggregate,
     )
     groups = model._platon_groups
     floors = [int(floor) for floor in _floors(groups)]
@@ -87,7 +91,9 @@ def test_every_choice_is_that_of_plain_loops(name, aggregate):
 
 def test_the_least_number_of_groups_reaches_the_amount():
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
-    scheduler = platon_prune.global_structured(model, torch.ones(2, 3), amount=0.4, **SCHEDULE)
+    scheduler = platon_prune.global_structured(
+        model, torch.ones(2, 3), amount=0.4, **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE
+    )
     _run(model, scheduler)
     # A neuron has 3 + 1 + 2 entries of 36, and 0.4 of these are 14.4: three neurons.
     (row,) = platon_prune.structure(model)
@@ -103,7 +109,11 @@ def test_exactly_the_slices_of_pruned_groups_are_zero(name, masking):
     build, inputs = MODELS[name]
     model = build()
     scheduler = platon_prune.global_structured(
-        model, inputs, amount=0.6, **SCHEDULE, masking=masking
+        model,
+        inputs,
+        amount=0.6,
+        **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE,
+        masking=masking,
     )
     groups = model._platon_groups
     _run(model, scheduler)
@@ -129,7 +139,11 @@ def test_a_masked_head_is_a_head_that_is_not_there():
     model = small_transformers.build("BERT")
     layer = model.encoder.layer[0].attention
     scheduler = platon_prune.global_structured(
-        model, amount=0.05, **SCHEDULE, kinds="heads", include="layer.0."
+        model,
+        amount=0.05,
+        **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE,
+        kinds="heads",
+        include="layer.0.",
     )
     _run(model, scheduler)
     (kept,) = scheduler.granularity.kept(scheduler.masks())
@@ -149,7 +163,9 @@ def test_a_masked_head_is_a_head_that_is_not_there():
 
 def test_a_masked_neuron_is_a_neuron_that_is_not_there():
     model = small_transformers.build("Llama")
-    scheduler = platon_prune.global_structured(model, amount=0.5, **SCHEDULE, kinds="neurons")
+    scheduler = platon_prune.global_structured(
+        model, amount=0.5, **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE, kinds="neurons"
+    )
     _run(model, scheduler)
     for layer, kept in zip(
         model.layers, scheduler.granularity.kept(scheduler.masks()), strict=True
@@ -163,7 +179,9 @@ def test_a_masked_neuron_is_a_neuron_that_is_not_there():
 
 def test_masked_channels_of_a_resnet_are_channels_that_are_not_there():
     model = resnet.ResNet()
-    scheduler = platon_prune.global_structured(model, IMAGES, amount=0.6, **SCHEDULE)
+    scheduler = platon_prune.global_structured(
+        model, IMAGES, amount=0.6, **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE
+    )
     _run(model, scheduler)
     model(IMAGES)  # batch norms learn means of what is left
     model.eval()
@@ -193,7 +211,12 @@ def test_floors_hold_whatever_the_scores():
         for parameter in model.encoder.layer[0].parameters():
             parameter.mul_(1e-6)
     scheduler = platon_prune.global_structured(
-        model, amount=0.5, **SCHEDULE, criterion="magnitude", min_heads=2, min_neurons=0.31
+        model,
+        amount=0.5,
+        **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE,
+        criterion="magnitude",
+        min_heads=2,
+        min_neurons=0.31,
     )
     for _ in range(12):
         scheduler.step()
@@ -206,16 +229,26 @@ def test_an_amount_that_the_floors_leave_no_room_for_is_refused():
     for amount, fits in ((0.884, True), (0.885, False)):
         kwargs = dict(amount=amount, **SCHEDULE, min_neurons=0.0)
         if fits:
-            platon_prune.global_structured(model, torch.ones(2, 3), **kwargs).remove()
+            platon_prune.global_structured(
+                model, torch.ones(2, 3), **dict(warmup_steps=0, cooldown_steps=0) | kwargs
+            ).remove()
         else:
             with pytest.raises(ValueError, match="amount must be at most 0.884 with these floors"):
-                platon_prune.global_structured(model, torch.ones(2, 3), **kwargs)
+                platon_prune.global_structured(
+                    model, torch.ones(2, 3), **dict(warmup_steps=0, cooldown_steps=0) | kwargs
+                )
     assert not hasattr(model[0], "weight_mask")
 
 
 def test_multiply_adds_count_positions_and_the_products_of_attention():
     model = resnet.ResNet()
-    scheduler = platon_prune.global_structured(model, IMAGES, amount=0.5, **SCHEDULE, budget="macs")
+    scheduler = platon_prune.global_structured(
+        model,
+        IMAGES,
+        amount=0.5,
+        **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE,
+        budget="macs",
+    )
     large, small = 2 * 8 * 8, 2 * 4 * 4  # positions of two images at full and at half size
     prices = {name: 0 for name in scheduler.masks()}
     for name in prices:
@@ -253,7 +286,10 @@ def test_a_head_also_costs_its_products():
 def test_multiply_adds_need_an_example():
     with pytest.raises(ValueError, match='example_inputs must be given for budget="macs"'):
         platon_prune.global_structured(
-            small_transformers.build("BERT"), amount=0.5, **SCHEDULE, budget="macs"
+            small_transformers.build("BERT"),
+            amount=0.5,
+            **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE,
+            budget="macs",
         )
 
 
@@ -274,7 +310,7 @@ def test_a_groups_score_is_the_aggregate_of_its_entries(aggregate, scores):
         model[1].weight.copy_(torch.tensor([[4.0, -6.0]]))
     scheduler = platon_prune.global_structured(
         model, torch.ones(1, 2), amount=0.4, total_steps=1, window=1, criterion="magnitude",
-        aggregate=aggregate,
+        aggregate=aggregate, warmup_steps=0, cooldown_steps=0
     )  # fmt: skip
     scheduler.step()
     assert scheduler.threshold == pytest.approx(scores[0])
@@ -293,7 +329,7 @@ def test_a_group_comes_back_with_the_values_that_it_had():
         model[2].weight.copy_(torch.tensor(outs)[None])
     scheduler = platon_prune.global_structured(
         model, torch.ones(1, 1), amount=1 / 3, initial_amount=1 / 3, total_steps=60, window=1,
-        warmup_steps=40, beta1=0.85, beta2=0.9,
+        warmup_steps=40, beta1=0.85, beta2=0.9, cooldown_steps=0
     )  # fmt: skip
     history, alive = [], [True] * 3
     average, spread, samples = [0.0] * 3, [0.0] * 3, [0.0] * 3
@@ -324,7 +360,14 @@ def test_a_group_comes_back_with_the_values_that_it_had():
 def test_ties_go_in_a_fixed_order_and_those_that_are_gone_stay_gone():
     model = _mlp()
     scheduler = platon_prune.global_structured(
-        model, torch.ones(2, 3), amount=0.7, total_steps=10, window=1, criterion="random"
+        model,
+        torch.ones(2, 3),
+        amount=0.7,
+        total_steps=10,
+        window=1,
+        criterion="random",
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     gone, before = [], set()
     for _ in range(10):
@@ -343,7 +386,11 @@ def test_a_run_that_is_resumed_goes_on_bit_by_bit(masking):
     def start():
         model = resnet.ResNet()
         return model, platon_prune.global_structured(
-            model, IMAGES, amount=0.6, **SCHEDULE, masking=masking
+            model,
+            IMAGES,
+            amount=0.6,
+            **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE,
+            masking=masking,
         )
 
     torch.manual_seed(0)
@@ -376,7 +423,13 @@ def test_a_state_of_other_groups_is_refused(change, named):
     def start(**settings):
         model = small_transformers.build("BERT")
         inputs = small_transformers.inputs(model)
-        return platon_prune.global_structured(model, inputs, amount=0.2, **SCHEDULE, **settings)
+        return platon_prune.global_structured(
+            model,
+            inputs,
+            amount=0.2,
+            **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE,
+            **settings,
+        )
 
     with pytest.raises(ValueError, match=f"same configuration: {named}"):
         start(**change).load_state_dict(start().state_dict())
@@ -384,7 +437,9 @@ def test_a_state_of_other_groups_is_refused(change, named):
 
 def test_groups_stay_on_the_model_when_it_is_copied_pickled_and_finalized():
     model = small_transformers.build("BERT")
-    scheduler = platon_prune.global_structured(model, amount=0.5, **SCHEDULE)
+    scheduler = platon_prune.global_structured(
+        model, amount=0.5, **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE
+    )
     _run(model, scheduler)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         platon_prune.remove(twin)
@@ -395,7 +450,9 @@ def test_groups_stay_on_the_model_when_it_is_copied_pickled_and_finalized():
 
 def test_structure_is_a_table_of_what_is_left():
     model = small_transformers.build("GPT-2")
-    scheduler = platon_prune.global_structured(model, amount=0.6, **SCHEDULE)
+    scheduler = platon_prune.global_structured(
+        model, amount=0.6, **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE
+    )
     _run(model, scheduler)
     rows = list(platon_prune.structure(model))
     kept = [int(left.sum()) for left in scheduler.granularity.kept(scheduler.masks())]
@@ -430,7 +487,10 @@ def test_settings_that_can_not_be_are_refused_and_leave_the_model_alone(message)
     model = small_transformers.build("BERT")
     error = TypeError if "a fraction" in message else ValueError
     with pytest.raises(error, match=message):
-        platon_prune.global_structured(model, **{"amount": 0.5, **SCHEDULE, **BAD[message]})
+        platon_prune.global_structured(
+            model,
+            **dict(warmup_steps=0, cooldown_steps=0) | {"amount": 0.5, **SCHEDULE, **BAD[message]},
+        )
     assert not hasattr(model, "_platon_groups")
     assert not any(name.endswith("_mask") for name, _ in model.named_buffers())
 
@@ -438,7 +498,11 @@ def test_settings_that_can_not_be_are_refused_and_leave_the_model_alone(message)
 def test_places_are_taken_and_left_out_by_the_names_of_their_tensors():
     model = small_transformers.build("BERT")
     platon_prune.global_structured(
-        model, amount=0.2, **SCHEDULE, include=["layer.0", "query"], exclude="intermediate"
+        model,
+        amount=0.2,
+        **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE,
+        include=["layer.0", "query"],
+        exclude="intermediate",
     )
     assert [place.name for place in model._platon_groups] == [
         "encoder.layer.0.attention.self", "encoder.layer.1.attention.self",
@@ -450,14 +514,23 @@ def test_a_frozen_tensor_is_refused_unless_its_place_is_left_out():
     model.embeddings.requires_grad_(False)
     model.encoder.layer[0].attention.self.key.bias.requires_grad_(False)
     with pytest.raises(ValueError, match=r"layer\.0\.attention\.self\.key\.bias must require"):
-        platon_prune.global_structured(model, amount=0.2, **SCHEDULE)
-    platon_prune.global_structured(model, amount=0.2, **SCHEDULE, exclude="layer.0.attention")
+        platon_prune.global_structured(
+            model, amount=0.2, **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE
+        )
+    platon_prune.global_structured(
+        model,
+        amount=0.2,
+        **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE,
+        exclude="layer.0.attention",
+    )
     assert len(model._platon_groups) == 3
 
 
 def test_a_wrapped_model_carries_its_groups_inside():
     model = small_transformers.build("BERT")
-    platon_prune.global_structured(nn.DataParallel(model), amount=0.2, **SCHEDULE)
+    platon_prune.global_structured(
+        nn.DataParallel(model), amount=0.2, **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE
+    )
     assert len(model._platon_groups) == 4
 
 
@@ -465,5 +538,11 @@ def test_patterns_that_are_no_strings_are_refused():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     with pytest.raises(TypeError, match="exclude must hold substrings of parameter names, got 0"):
         platon_prune.global_structured(
-            model, torch.ones(1, 4), amount=0.5, total_steps=20, exclude=0
+            model,
+            torch.ones(1, 4),
+            amount=0.5,
+            total_steps=20,
+            exclude=0,
+            warmup_steps=0,
+            cooldown_steps=0,
         )

@@ -464,7 +464,9 @@ def test_the_operations_of_compiled_graphs_keep_torchs_rules():
 
 def test_a_model_that_carries_masks_is_refused_untouched():
     model = nn.Sequential(nn.Linear(8, 6))
-    platon_prune.global_unstructured(model, amount=0.9, total_steps=20)
+    platon_prune.global_unstructured(
+        model, amount=0.9, total_steps=20, warmup_steps=0, cooldown_steps=0
+    )
     with pytest.raises(ValueError, match=r"platon_prune\.remove\(model\)"):
         converted(model)
     converted(with_zeros(platon_prune.remove(model)))

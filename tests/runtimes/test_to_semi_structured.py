@@ -94,7 +94,9 @@ def test_the_pattern_is_looked_at_before_the_device():
 
 def test_a_model_with_masks_is_refused_until_it_is_finalized(device_with_kernels):
     model = nn.Sequential(nn.Linear(8, 4))
-    scheduler = platon_prune.semi_structured(model, total_steps=4, window=2, criterion="magnitude")
+    scheduler = platon_prune.semi_structured(
+        model, total_steps=4, window=2, criterion="magnitude", warmup_steps=0, cooldown_steps=0
+    )
     for _ in range(4):
         scheduler.step()
     with pytest.raises(ValueError, match="must not carry masks"):
@@ -203,7 +205,15 @@ def test_the_check_finds_the_first_group_that_breaks_the_pattern():
 def test_the_check_reads_a_model_that_is_being_pruned_as_evaluation_does():
     model = nn.Sequential(nn.Linear(8, 4))
     scheduler = platon_prune.semi_structured(
-        model, n=1, m=4, total_steps=4, window=2, criterion="magnitude", masking="window"
+        model,
+        n=1,
+        m=4,
+        total_steps=4,
+        window=2,
+        criterion="magnitude",
+        masking="window",
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     assert not platon_prune.check_semi_structured(model, 1, 4).holds
     for _ in range(4):
@@ -219,6 +229,10 @@ def test_what_is_no_pattern_is_refused(n, m):
     with pytest.raises(ValueError, match="n must be at least 1 and less than m"):
         platon_prune.check_semi_structured(nn.Linear(8, 4), n, m)
     with pytest.raises(ValueError, match="n must be at least 1 and less than m"):
-        platon_prune.semi_structured(nn.Linear(8, 4), n=n, m=m, total_steps=20)
+        platon_prune.semi_structured(
+            nn.Linear(8, 4), n=n, m=m, total_steps=20, warmup_steps=0, cooldown_steps=0
+        )
     with pytest.raises(TypeError, match="m must be a whole number, got 4.0"):
-        platon_prune.semi_structured(nn.Linear(8, 4), m=4.0, total_steps=20)
+        platon_prune.semi_structured(
+            nn.Linear(8, 4), m=4.0, total_steps=20, warmup_steps=0, cooldown_steps=0
+        )

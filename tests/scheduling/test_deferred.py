@@ -89,7 +89,9 @@ def test_steps_that_nobody_has_asked_about_yet_are_counted_when_somebody_does(de
 def test_a_window_longer_than_the_flags_that_lie_ready_is_counted_too(deferring):
     deferring()
     model = nn.Sequential(nn.Linear(2, 2, bias=False))
-    scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=700, window=600)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=700, window=600, warmup_steps=0, cooldown_steps=0
+    )
     for step in range(1, 601):
         model[0].weight_orig.grad = torch.full((2, 2), torch.nan if step % 3 == 0 else 1.0)
         scheduler.step()

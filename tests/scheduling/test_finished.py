@@ -22,7 +22,9 @@ def _model():
 
 def _set_up(model, amount=0.5, **settings):
     settings = dict(total_steps=4, window=1, criterion="magnitude") | settings
-    return platon_prune.global_unstructured(model, amount=amount, **settings)
+    return platon_prune.global_unstructured(
+        model, amount=amount, **dict(warmup_steps=0, cooldown_steps=0) | settings
+    )
 
 
 def _train(model, scheduler, steps=4):

@@ -33,7 +33,9 @@ def _averages(scheduler):
 
 def test_bfloat16_parameters_have_float32_scores_of_the_unrounded_product():
     model = _model(torch.bfloat16)
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     _set_gradients(model, seed=1)
     scheduler.step()
     weight, gradient = model[0].weight_orig, model[0].weight_orig.grad
@@ -46,7 +48,9 @@ def test_bfloat16_parameters_have_float32_scores_of_the_unrounded_product():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_every_floating_dtype_is_pruned_to_the_exact_count(dtype):
     model = _model(dtype)
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(30):
         _set_gradients(model, step)
@@ -61,7 +65,9 @@ def test_every_floating_dtype_is_pruned_to_the_exact_count(dtype):
 @pytest.mark.parametrize("where", [0, 2])
 def test_one_gradient_that_is_not_finite_changes_no_score_and_is_counted(bad, where):
     model = _model()
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     for step in range(7):
         _set_gradients(model, step)
         scheduler.step()
@@ -80,7 +86,9 @@ def test_one_gradient_that_is_not_finite_changes_no_score_and_is_counted(bad, wh
 
 def test_finite_gradients_whose_sum_overflows_count():
     model = _model()
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 3e38)
     scheduler.step()
@@ -90,7 +98,9 @@ def test_finite_gradients_whose_sum_overflows_count():
 
 def test_a_skipped_step_advances_the_schedule_and_keeps_the_zeros():
     model = _model()
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     for step in range(12):
         _set_gradients(model, step)
         scheduler.step()
@@ -109,7 +119,7 @@ def test_the_mean_of_a_window_is_over_the_steps_that_count():
     """Skipped steps are as if they had not been: no zero samples."""
     model = _model()
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.5, total_steps=40, warmup_steps=15, window=5
+        model, amount=0.5, total_steps=40, warmup_steps=15, window=5, cooldown_steps=0
     )
     weight = model[0].weight_orig
     for step in range(1, 11):
@@ -124,7 +134,7 @@ def test_the_mean_of_a_window_is_over_the_steps_that_count():
 def test_a_window_of_only_skipped_steps_leaves_the_averages():
     model = _model()
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.5, total_steps=40, warmup_steps=15, window=5
+        model, amount=0.5, total_steps=40, warmup_steps=15, window=5, cooldown_steps=0
     )
     for step in range(1, 11):
         _set_gradients(model, step)
@@ -139,7 +149,9 @@ def test_a_window_of_only_skipped_steps_leaves_the_averages():
 
 def test_no_mask_is_chosen_while_every_step_was_skipped():
     model = _model()
-    scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=20, window=5)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=20, window=5, warmup_steps=0, cooldown_steps=0
+    )
     for _ in range(4):
         scheduler.step(skipped=True)
     with pytest.warns(
@@ -155,7 +167,9 @@ def test_no_mask_is_chosen_while_every_step_was_skipped():
 
 def test_huge_products_do_not_poison_the_scores():
     model = _model()
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     for step in range(30):
         _set_gradients(model, step)
         if step == 3:
@@ -174,7 +188,9 @@ def test_autocast_with_a_grad_scaler_that_skips_steps():
     model = _model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=1000)
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS | {"warmup_steps": 10})
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS | {"warmup_steps": 10}
+    )
     skipped = 0
     for step in range(30):
         inputs = torch.randn(8, 10, generator=torch.Generator().manual_seed(step)) * 50
@@ -199,7 +215,9 @@ def test_autocast_with_a_grad_scaler_that_skips_steps():
 def test_step_with_an_optimizer_steps_by_itself_but_not_when_the_scaler_skips():
     model = _model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     handle = scheduler.step_with(optimizer)
     scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
     for step in range(5):
@@ -220,7 +238,9 @@ def test_step_with_an_optimizer_steps_by_itself_but_not_when_the_scaler_skips():
 def test_a_fused_optimizer_with_scaled_gradients_is_refused_with_the_remedy():
     model = _model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     scheduler.step_with(optimizer)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(model(torch.randn(4, 10)).sum()).backward()
@@ -231,7 +251,9 @@ def test_a_fused_optimizer_with_scaled_gradients_is_refused_with_the_remedy():
 def test_a_schedule_free_optimizer_is_refused_by_name():
     model = _model()
     kind = type("AdamWScheduleFree", (torch.optim.SGD,), {"__module__": "schedulefree.adamw"})
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     with pytest.raises(ValueError, match="AdamWScheduleFree"):
         scheduler.step_with(kind(model.parameters(), lr=0.1))
 
@@ -243,7 +265,9 @@ def test_gradients_accumulated_over_micro_batches_score_as_one_batch():
     windows = []
     for num_parts in (1, 4):
         model = _model().double()
-        scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+        scheduler = platon_prune.global_unstructured(
+            model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+        )
         for part in range(num_parts):
             size = 12 // num_parts
             chosen = slice(part * size, (part + 1) * size)
@@ -256,7 +280,9 @@ def test_gradients_accumulated_over_micro_batches_score_as_one_batch():
 
 def test_a_clipped_gradient_is_what_is_scored():
     model = _model()
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     _set_gradients(model, 0)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     assert norm > 2
@@ -273,7 +299,13 @@ def test_sparse_gradients_are_scored_like_dense_ones():
     torch.manual_seed(0)
     embedding = nn.Embedding(6, 4, sparse=True)
     scheduler = platon_prune.global_unstructured(
-        embedding, include=["weight"], amount=0.5, total_steps=10, window=5
+        embedding,
+        include=["weight"],
+        amount=0.5,
+        total_steps=10,
+        window=5,
+        warmup_steps=0,
+        cooldown_steps=0,
     )
     embedding(torch.tensor([1, 1, 3])).sum().backward()
     scheduler.step()

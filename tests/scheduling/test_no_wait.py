@@ -48,7 +48,12 @@ class Linear(nn.Linear):
 def _set_up(num_layers, **settings):
     model = nn.Sequential(*[Linear(8, 8, device="cuda") for _ in range(num_layers)])
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.5, total_steps=40, warmup_steps=10, window=STEPS_PER_WINDOW, **settings
+        model,
+        amount=0.5,
+        total_steps=40,
+        warmup_steps=10,
+        window=STEPS_PER_WINDOW,
+        **dict(cooldown_steps=0) | settings,
     )
     return model, scheduler
 

@@ -220,7 +220,9 @@ def _train_with_ddp(before, after):
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
     for wrap in before:
         model = wrap(model)
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     for wrap in after:
         model = wrap(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -273,7 +275,9 @@ class _Branches(nn.Module):
 def _train_with_unused_parameters():
     torch.manual_seed(0)
     model = _Branches()
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     model = DDP(model, find_unused_parameters=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(dist.get_rank())
@@ -303,7 +307,9 @@ def _wrap_in_fsdp1(prune_first):
     model = rank_jobs.net()
     if not prune_first:
         model = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
     model(torch.ones(2, 9)).sum().backward()
     scheduler.step()

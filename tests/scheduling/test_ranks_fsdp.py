@@ -41,7 +41,9 @@ def _train(model, optimizer, scheduler, rank=0, size=1, num_parts=1, until=STEPS
 
 def _sharded_run(num_parts=1, masking="step", compiled=None, **options):
     model = rank_jobs.net()
-    scheduler = platon_prune.global_unstructured(model, masking=masking, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, masking=masking, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     for child in (model.first, model.second):
         fully_shard(child, **options)
         if compiled == "layers":
@@ -116,7 +118,9 @@ def test_sharded_training_prunes_exactly_in_every_rank_as_one_process_does(optio
 
 def _masks_of_one_process(masking):
     model = rank_jobs.net()
-    scheduler = platon_prune.global_unstructured(model, masking=masking, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, masking=masking, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     _train(model, torch.optim.AdamW(model.parameters(), lr=0.01), scheduler)
     return scheduler.masks()
 
@@ -199,7 +203,9 @@ def _prune_what_has_been_used(kept_whole):
     for module in (model.first, model.second, model):
         fully_shard(module, reshard_after_forward=not kept_whole)
     model(INPUTS)
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     _train(model, optimizer, scheduler, dist.get_rank(), dist.get_world_size())
     return {name: full(mask) for name, mask in scheduler.masks().items()}, scheduler.sparsity()
@@ -234,7 +240,9 @@ def _shared_layers():
     torch.manual_seed(0)
     layer = nn.Linear(6, 6)
     model = nn.Sequential(nn.Linear(6, 6), layer, nn.ReLU(), layer)
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(STEPS):

@@ -61,7 +61,13 @@ def test_zeros_between_choices_are_what_the_masking_promises(masking):
     model = nn.Linear(20, 20, bias=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.9, total_steps=40, cooldown_steps=15, window=10, masking=masking
+        model,
+        amount=0.9,
+        total_steps=40,
+        cooldown_steps=15,
+        window=10,
+        masking=masking,
+        warmup_steps=0,
     )
     refilled_steps = []
     for step in range(1, 41):

@@ -15,7 +15,12 @@ def _run(steps=0, masking="window", **settings):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     scheduler = platon_prune.global_unstructured(
-        model, amount=0.5, total_steps=20, window=2, masking=masking, **settings
+        model,
+        amount=0.5,
+        total_steps=20,
+        window=2,
+        masking=masking,
+        **dict(warmup_steps=0, cooldown_steps=0) | settings,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(steps):

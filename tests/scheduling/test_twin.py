@@ -57,7 +57,9 @@ def _assert_equal(settings):
     optimizers = [_optimizer(ours), _optimizer(plain)]
     names = ["0.weight", "3.weight", "5.weight"]
     twin = PlainTwin({name: plain.get_parameter(name) for name in names}, **settings)
-    scheduler = platon_prune.global_unstructured(ours, **settings)
+    scheduler = platon_prune.global_unstructured(
+        ours, **dict(warmup_steps=0, cooldown_steps=0) | settings
+    )
 
     for t, (inputs, labels) in enumerate(_batches(settings["total_steps"]), 1):
         for model, optimizer in zip((ours, plain), optimizers, strict=True):
@@ -85,7 +87,9 @@ def _assert_equal(settings):
 
 def test_random_masks_are_nested_and_cover_every_tensor_evenly():
     model = _model()
-    scheduler = platon_prune.global_unstructured(model, criterion="random", **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, criterion="random", **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     previous = None
     for _ in range(SETTINGS["total_steps"]):
         scheduler.step()
@@ -99,7 +103,9 @@ def test_random_masks_are_nested_and_cover_every_tensor_evenly():
 
 def test_a_copy_of_the_model_goes_its_own_way():
     model = _model()
-    scheduler = platon_prune.global_unstructured(model, **SETTINGS)
+    scheduler = platon_prune.global_unstructured(
+        model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
     twin_model, twin_scheduler = copy.deepcopy((model, scheduler))
     for inputs, labels in _batches(47):
         F.cross_entropy(model(inputs), labels).backward()

@@ -121,7 +121,9 @@ def test_a_bias_that_is_left_keeps_its_neuron() -> None:
 
 def test_entries_pruned_here_and_there_remove_nothing() -> None:
     model = built("BERT")
-    platon_prune.global_unstructured(model, amount=0.5, total_steps=1, criterion="magnitude").step()
+    platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=1, criterion="magnitude", warmup_steps=0, cooldown_steps=0
+    ).step()
     state = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"something is left of each.*global_structured"):
         platon_prune.shrink(model)
@@ -227,7 +229,9 @@ def test_what_a_schedule_pruned_is_shrunk_and_pruned_on(name: str) -> None:
     model = built(name)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(2):
-        scheduler = platon_prune.global_structured(model, amount=0.4, total_steps=4, window=2)
+        scheduler = platon_prune.global_structured(
+            model, amount=0.4, total_steps=4, window=2, warmup_steps=0, cooldown_steps=0
+        )
         for _ in range(4):
             output(model).square().mean().backward()
             optimizer.step()
@@ -264,7 +268,9 @@ def test_a_shrunk_model_is_shrunk_again(name: str) -> None:
 def test_a_shrunk_model_is_pruned_again() -> None:
     model = masked("T5")
     platon_prune.shrink(model)
-    scheduler = platon_prune.global_unstructured(model, amount=0.5, total_steps=4, window=2)
+    scheduler = platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=4, window=2, warmup_steps=0, cooldown_steps=0
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for _ in range(4):
         output(model).square().mean().backward()

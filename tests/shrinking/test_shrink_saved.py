@@ -61,7 +61,9 @@ def test_a_loaded_model_is_trained_and_shrunk_again(name: str, tmp_path: Path) -
 
 def test_a_shrunk_model_with_masks_is_saved_with_its_zeros(tmp_path: Path) -> None:
     model = shrunk("T5")
-    platon_prune.global_unstructured(model, amount=0.5, total_steps=1, criterion="magnitude").step()
+    platon_prune.global_unstructured(
+        model, amount=0.5, total_steps=1, criterion="magnitude", warmup_steps=0, cooldown_steps=0
+    ).step()
     platon_prune.save(model, tmp_path)
     again = platon_prune.load(tmp_path)
     platon_prune.remove(model)
@@ -171,7 +173,9 @@ def test_what_a_model_cannot_be_loaded_from_is_refused_and_changes_nothing(tmp_p
         platon_prune.load_into(wide, tmp_path / "damaged")
     assert_same_state(wide, _with(nn.Sequential(nn.Linear(6, 3)), state))
     assert_same_state(small, _with(nn.Sequential(nn.Linear(3, 2)), before))
-    platon_prune.global_unstructured(large, amount=0.5, total_steps=1, criterion="magnitude")
+    platon_prune.global_unstructured(
+        large, amount=0.5, total_steps=1, criterion="magnitude", warmup_steps=0, cooldown_steps=0
+    )
     with pytest.raises(ValueError, match="must be without masks"):
         platon_prune.load_into(large, path)
 
