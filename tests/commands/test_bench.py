@@ -6,16 +6,20 @@ import pytest
 import torch
 
 from platon_prune.cli import main
-from platon_prune.commands import bench
+from platon_prune.commands.benchmarks import training, workload
+from platon_prune.commands.benchmarks.contest import Contest
+from platon_prune.commands.benchmarks.counts import count
+from platon_prune.commands.benchmarks.figures import Spread
+from platon_prune.commands.benchmarks.workload import KINDS, SHORT, Workload
 
 
 def test_the_squad_average_counts_each_kind_of_step():
     # Windows of 10: 540 end by step 5,400; 2,260 by 28,000; 2,700 by 55,000.
-    times = {kind: bench.Spread(float(i == 0), 0.0, 0.0) for i, kind in enumerate(bench.KINDS)}
+    times = {kind: Spread(float(i == 0), 0.0, 0.0) for i, kind in enumerate(KINDS)}
     counts = {}
-    for kind in bench.KINDS:
-        only = {other: bench.Spread(float(other == kind), 0.0, 0.0) for other in times}
-        counts[kind] = round(bench.average(only).median * 55_000)
+    for kind in KINDS:
+        only = {other: Spread(float(other == kind), 0.0, 0.0) for other in times}
+        counts[kind] = round(workload.average(only).median * 55_000)
     assert counts == {
         "ordinary step": 5_400 - 540 + 22_600 - 2_260,
         "window's end": 540,
@@ -25,15 +29,15 @@ def test_the_squad_average_counts_each_kind_of_step():
 
 
 def test_the_shapes_are_those_of_bert_base():
-    sizes = bench.tensor_sizes(1.0)
+    sizes = workload.bert_base(1.0).tensor_sizes
     assert len(sizes) == 12 * 6 * 2
     assert sum(sizes) == 12 * (4 * 768 * 768 + 4 * 768 + 2 * 768 * 3072 + 3072 + 768) == 85_017_600
 
 
 def test_both_implementations_zero_the_same_weights():
     torch.manual_seed(0)
-    contest = bench.Contest(bench.Workload(0.01, "cpu"))
-    for step in range(1, bench.SHORT.total_steps):
+    contest = Contest(Workload(workload.bert_base(0.01), "cpu"))
+    for step in range(1, SHORT.total_steps):
         contest.advance(lambda function: function() or 0.0)
         if step not in (20, 30, 40, 44):
             continue
@@ -47,22 +51,103 @@ def test_both_implementations_zero_the_same_weights():
     contest.close()
 
 
+def test_the_authors_interface_zeroes_the_same_weights_as_the_textbook_but_one_and_ties():
+    torch.manual_seed(0)
+    contest = Contest(Workload(workload.bert_base(0.01), "cpu"), ("textbook", "compat"))
+    for step in range(1, SHORT.total_steps):
+        contest.advance(lambda function: function())
+        if step in (30, 40, 44):
+            compat = torch.cat([weight.view(-1) for weight in contest.compat.parameters()])
+            textbook = torch.cat([weight.view(-1) for weight in contest.textbook.weights])
+            differ = int(((compat == 0) != (textbook == 0)).sum())
+            assert differ <= 1e-4 * compat.numel()
+
+
+STEPS = [*KINDS, "average over SQuAD's schedule"]
+COUNTS = [f"{kind}: {what}" for kind in KINDS for what in ("dispatched operations", "values read")]
+
+
+def _lines_of(names, lines):
+    """The first lines in a row that begin with some names."""
+    for i in range(len(lines)):
+        if all(line.startswith(name) for name, line in zip(names, lines[i:], strict=False)):
+            return lines[i : i + len(names)]
+    raise AssertionError(f"no lines begin with {names}")
+
+
 def test_the_command_prints_each_figure_and_writes_them(tmp_path, capsys):
     path = tmp_path / "bench.json"
     arguments = ["bench", "--scale", "0.0005", "--repeats", "1", "--device", "cpu"]
     assert main([*arguments, "--json", str(path)]) == 0
-    table = capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
     names = [
-        *bench.KINDS,
-        "average over SQuAD's schedule",
+        *STEPS,
         "plain copy of 16 bytes a weight",
         "ordinary step / plain copy",
+        *(f"compat.Pruner, {name}" for name in STEPS),
+        *COUNTS,
+        "tensors on the plain path",
+        "ordinary step / fused AdamW",
         "exact selection / kthvalue",
+        "exact selection / topk",
+        "choosing step / without history",
+        "choice of 2:4 / of single weights",
         "peak of extra memory",
     ]
-    lines = table.splitlines()[-len(names) :]
-    assert [name for name, line in zip(names, lines, strict=True) if line.startswith(name)] == names
-    assert [figure["name"] for figure in json.loads(path.read_text())["cpu"]] == names
+    assert len(_lines_of(names, lines)) == len(names)
+    report = json.loads(path.read_text())
+    assert [figure["name"] for figure in report["cpu"]] == names
+    assert report["cpu: backend"] == "plain"
+    for model in ("small encoder", "digits transformer"):
+        figures = report[f"cpu: {model}"]
+        assert [each["name"] for each in figures] == [*STEPS, *COUNTS, "tensors on the plain path"]
+    # Last, how many times as fast as the textbook each kind is at each size.
+    head, *rows = lines[-1 - len(STEPS) :]
+    assert head.split("  ")[-3:] == ["BERT-base", "small encoder", "digits transformer"]
+    assert len(_lines_of(STEPS, rows)) == len(STEPS)
+
+
+def test_the_sizes_are_those_that_were_measured_on_a_gpu():
+    encoder, digits = workload.smaller_sizes(1.0)
+    assert len(encoder.tensor_sizes) == 72
+    assert sum(encoder.tensor_sizes) == 6 * (12 * 384 * 384 + 9 * 384) == 10_637_568
+    assert len(digits.tensor_sizes) == 24
+    assert sum(digits.tensor_sizes) == 4 * 12 * 64 * 64
+
+
+def test_operations_and_values_that_are_read_are_counted():
+    values = torch.ones(3)
+    counted = count(lambda: float(values.add(1).sum()), "cpu")
+    assert counted == (3, 1)  # add, sum, and the value
+
+
+def test_training_is_timed_with_pruning_and_without(monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(torch, "compile", lambda model: model)  # takes a minute
+    monkeypatch.setattr(training, "WINDOW", 2)
+    monkeypatch.setattr(training, "WARMUP_STEPS", 2)
+    figures = training.figures("cpu", 1, lambda function: function() or 1.0)
+    names = [each.name for each in training.TRAININGS]
+    assert [figure.name for figure in figures] == names
+    # The clock says 1 ms a window of two steps.
+    assert all(figure.ours == figure.textbook == (0.5, 0.5, 0.5) for figure in figures)
+    lines = training.training_table(figures, "cpu").splitlines()
+    assert [line.split()[-3:] for line in lines[1:]] == [["0.5", "0.5", "0.0%"]] * len(names)
+
+
+def test_training_that_nothing_can_compile_here_is_left_out(monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def fail(_):
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(torch, "compile", fail)
+    compiled = [each for each in training.TRAININGS if each.compiled]
+    (figure,) = training.figures("cpu", 1, lambda function: function() or 1.0, compiled)
+    assert figure.ours is None
+    assert "BERT-base, compiled was not measured: no compiler" in capsys.readouterr().out
+    assert "-" in training.training_table([figure], "cpu").splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -14,21 +14,15 @@ def check_compiled(model: nn.Module, digits: Digits, settings: Settings) -> int:
     Returns:
         0 if they are equal within the tolerance or if nothing can compile here, else 1.
     """
-    # On the CPU the generated code is C++, and a user may have no compiler or no Python headers.
-    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
-
     expected = logits(model, digits)
     try:
         compiled = logits(torch.compile(model, fullgraph=True), digits)  # type: ignore[arg-type]
     except Exception as error:
-        causes = _causes(error)
-        if any(isinstance(cause, InvalidCxxCompiler) for cause in causes):
-            print("compile check skipped: no compiler")
-            return 0
-        if any(isinstance(cause, CppCompileError) for cause in causes):
-            print("compile check skipped: the C++ compiler failed (are Python's headers there?)")
-            return 0
-        raise
+        reason = reason_of(error)
+        if reason is None:
+            raise
+        print(f"compile check skipped: {reason}")
+        return 0
     difference = float((compiled - expected).abs().max())
     equal = difference <= settings.tolerance
     print(
@@ -36,6 +30,19 @@ def check_compiled(model: nn.Module, digits: Digits, settings: Settings) -> int:
         f"(largest difference of a logit {difference:.1g}, allowed {settings.tolerance:.0e})"
     )
     return 0 if equal else 1
+
+
+def reason_of(error: BaseException) -> str | None:
+    """What is missing on this machine if that is why something did not compile, else None."""
+    # On the CPU the generated code is C++, and a user may have no compiler or no Python headers.
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+
+    causes = _causes(error)
+    if any(isinstance(cause, InvalidCxxCompiler) for cause in causes):
+        return "no compiler"
+    if any(isinstance(cause, CppCompileError) for cause in causes):
+        return "the C++ compiler failed (are Python's headers there?)"
+    return None
 
 
 def _causes(error: BaseException) -> list[BaseException]:

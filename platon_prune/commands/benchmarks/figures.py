@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from platon_prune.tables import table
 from platon_prune.writing import write_text
 
 
@@ -44,7 +45,14 @@ class Spread(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A line of the table; None where there is nothing to measure."""
+    """A line of the table; None where there is nothing to measure.
+
+    Args:
+        name: What was measured; what stands beside it is the textbook, or follows a slash.
+        unit: Of the values; empty for numbers and ratios.
+        ours: Of the library.
+        textbook: Of what stands beside it.
+    """
 
     name: str
     unit: str
@@ -53,33 +61,57 @@ class Figure(NamedTuple):
 
     @property
     def ratio(self) -> float | None:
-        """How many times more the textbook takes."""
-        if self.ours is None or self.textbook is None:
+        """How many times more the textbook, or what the slash names, takes."""
+        if self.ours is None or self.textbook is None or not self.ours.median:
             return None
         return self.textbook.median / self.ours.median
 
 
-def print_table(sizes: Sequence[int], device: str, figures: Sequence[Figure]) -> None:
-    """Print one device's figures for tensors of these sizes."""
+def print_table(sizes: Sequence[int], device: str, figures: Sequence[Figure], what: str) -> None:
+    """Print one device's figures for tensors of these sizes.
+
+    Args:
+        sizes: Entries of each tensor.
+        device: Where they are.
+        figures: The lines.
+        what: What the tensors are those of, and who carries steps out.
+    """
     import torch
 
     where = f"{torch.get_num_threads()} threads"
     if torch.device(device).type == "cuda":
         where = torch.cuda.get_device_name(device)
     print(
-        f"\n{device} ({where}), torch {torch.__version__}: {sum(sizes):,} weights in "
+        f"\n{device} ({where}), torch {torch.__version__}, {what}: {sum(sizes):,} weights in "
         f"{len(sizes)} tensors, float32; median (lowest to highest)\n"
     )
-    print(f"{'':40}{'platon_prune':>26}{'textbook':>26}{'ratio':>8}")
+    print(f"{'':50}{'platon_prune':>27}{'textbook, or / what':>27}{'ratio':>8}")
     for figure in figures:
         name = f"{figure.name} [{figure.unit}]" if figure.unit else figure.name
-        ratio = "" if figure.ratio is None else f"{figure.ratio:.1f}"
-        line = f"{name:40}{_cell(figure.ours):>26}{_cell(figure.textbook):>26}{ratio:>8}"
+        ratio = "" if figure.ratio is None else f"{figure.ratio:.2g}"
+        line = f"{name:50}{_cell(figure.ours):>27}{_cell(figure.textbook):>27}{ratio:>8}"
         print(line.rstrip())
+
+
+def ratio_table(sizes: Mapping[str, Sequence[Figure]]) -> str:
+    """How many times as fast as the textbook each kind of step is, of models of several sizes.
+
+    Args:
+        sizes: Of each model the same figures.
+    """
+    lines = [("textbook / platon_prune", *sizes)]
+    for figures in zip(*sizes.values(), strict=True):
+        ratios = ("-" if each.ratio is None else f"{each.ratio:.2g}" for each in figures)
+        lines.append((figures[0].name, *ratios))
+    return table(lines)
 
 
 def _cell(spread: Spread | None) -> str:
     if spread is None:
         return "-"
-    median, low, high = (f"{value:.3g}" if value < 10 else f"{value:,.0f}" for value in spread)
-    return f"{median} ({low} to {high})"
+    median, low, high = map(_number, spread)
+    return median if low == high else f"{median} ({low} to {high})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 10 else f"{value:,.0f}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from platon_prune.choice.granularity import Granularity, Unstructured
 from platon_prune.choice.n_of_m import SemiStructured
-from platon_prune.choice.scored import ScoredTensor
+from platon_prune.choice.scored import Line, ScoredLine, ScoredTensor, ScoredTensors
 from platon_prune.commands.benchmarks.figures import Spread
 from platon_prune.criteria import Platon
 from platon_prune.runtimes.semi_structured_inference import try_conversion
@@ -32,12 +33,8 @@ def choice_table(shapes: Sequence[tuple[int, int]], device: str, rounds: int, ti
         rounds: How often each is timed.
         timed: The clock.
     """
-    tensors = _scored(shapes, device)
-    dims = dict.fromkeys((tensor.name for tensor in tensors), 1)
-    named: dict[str, Granularity] = {"single weights": Unstructured()}
-    named |= {f"{n}:{m}": SemiStructured(n, m, dims) for n, m in _PATTERNS}
-    calls = [_choice(granularity, tensors) for granularity in named.values()]
-    times = interleaved(calls, rounds, timed)
+    named = choices(shapes, device, _PATTERNS)
+    times = interleaved(list(named.values()), rounds, timed)
     spreads = dict(zip(named, map(Spread.of, times), strict=True))
     first = spreads["single weights"].median
     lines = [("one choice", "ms (lowest to highest)", "ratio")]
@@ -48,24 +45,54 @@ def choice_table(shapes: Sequence[tuple[int, int]], device: str, rounds: int, ti
     return table(lines)
 
 
-def _choice(granularity: Granularity, tensors: Sequence[ScoredTensor]) -> Callable[[], object]:
+def choices(
+    shapes: Sequence[tuple[int, int]], device: str, patterns: Sequence[tuple[int, int]]
+) -> dict[str, Callable[[], object]]:
+    """One choice of single weights and one of each pattern, as the scheduler would have it made.
+
+    Args:
+        shapes: Outputs by inputs.
+        device: Where the scores are.
+        patterns: n and m of each.
+    """
+    tensors = _scored(shapes, device)
+    dims = dict.fromkeys((tensor.name for tensor in tensors), 1)
+    named: dict[str, Granularity] = {"single weights": Unstructured()}
+    named |= {f"{n}:{m}": SemiStructured(n, m, dims) for n, m in patterns}
+    return {name: _choice(granularity, tensors) for name, granularity in named.items()}
+
+
+def _choice(granularity: Granularity, tensors: ScoredTensors) -> Callable[[], object]:
+    if granularity.chooses_in_line and tensors.line is not None:
+        line = tensors.line
+        return lambda: granularity.choose_in_line_(line, 0.5)
     return lambda: granularity.choose_(tensors, 0.5, ALONE)
 
 
-def _scored(shapes: Sequence[tuple[int, int]], device: str) -> list[ScoredTensor]:
-    tensors: list[ScoredTensor] = []
-    offset, scratch = 0, Scratch()
-    for i, shape in enumerate(shapes):
-        averages = [torch.rand(shape, device=device).view(-1) for _ in Platon.averages]
+def _scored(shapes: Sequence[tuple[int, int]], device: str) -> ScoredTensors:
+    """Random averages of PLATON as a scheduler keeps them: flat, with all tensors in a line."""
+    line = Line([outputs * inputs for outputs, inputs in shapes], torch.device(device))
+    averages = [torch.rand(line.numel, device=device) for _ in Platon.averages]
+    masks = [torch.ones(shape, dtype=torch.bool, device=device) for shape in shapes]
+    scratch = Scratch()
 
-        def score(index: slice | Tensor, averages: list[Tensor] = averages) -> Tensor:
-            parts = [average[index] for average in averages]
-            return Platon().score(parts[0], parts, scratch.like(parts[0], torch.float32))
+    def score(index: slice | Tensor, start: int = 0) -> Tensor:
+        shifted = (
+            slice(start + index.start, start + index.stop)
+            if isinstance(index, slice)
+            else start + index
+        )
+        parts = [average[shifted] for average in averages]
+        return Platon().score(parts[0], parts, scratch.like(parts[0], torch.float32))
 
-        mask = torch.ones(shape, dtype=torch.bool, device=device)
-        tensors.append(ScoredTensor(score, mask, offset, None, str(i)))
-        offset += mask.numel()
-    return tensors
+    def tensors() -> Iterator[ScoredTensor]:
+        start = 0
+        for i, mask in enumerate(masks):
+            of_tensor = functools.partial(score, start=start)
+            yield ScoredTensor(of_tensor, mask, start, None, str(i), signed=False)
+            start += mask.numel()
+
+    return ScoredTensors(tensors, ScoredLine(line, score, line.cut(masks), signed=False))
 
 
 def kernel_table(device: str, rounds: int, timed: Clock) -> str:

@@ -1,0 +1,65 @@
+"""The peak of memory that pruning takes beyond weights and gradients, in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from platon_prune.commands.benchmarks.contest import Contest
+from platon_prune.commands.benchmarks.figures import Figure, Spread
+from platon_prune.commands.benchmarks.workload import SHORT, Size, Workload, bert_base
+
+
+def memory_figure(size: Size, device: str, repeats: int) -> Figure:
+    """Most bytes per weight, over steps of each kind, of the library and of the textbook."""
+    spreads: list[Spread | None] = []
+    for name in ("ours", "textbook"):
+        peaks = []
+        for _ in range(min(repeats, 3)):
+            # A process of its own: what an earlier part left to the allocator would not count.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+                peaks.append(pool.submit(_peak, size, device, name).result())
+        measured = [peak for peak in peaks if peak is not None]
+        spreads.append(Spread.of(measured) if measured else None)
+    return Figure("peak of extra memory", "bytes a weight", *spreads)
+
+
+def _peak(size: Size, device: str, name: str) -> float | None:
+    """The peak in this process; None if the system does not tell (on the CPU only Linux does)."""
+
+    def advance(workload: Workload) -> None:
+        contest = Contest(workload, [name])
+        for _ in range(SHORT.ramp_end + 1):
+            contest.advance(_call)
+
+    advance(Workload(bert_base(1e-4), device))  # loads libraries and starts threads
+    workload = Workload(size, device)
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        advance(workload)
+        return (torch.cuda.max_memory_allocated(device) - before) / workload.num_weights
+    resident = _resident_bytes("VmRSS")
+    if resident is None:
+        return None
+    advance(workload)
+    peak = _resident_bytes("VmHWM")
+    return None if peak is None else (peak - resident) / workload.num_weights
+
+
+def _call(function: Callable[[], object]) -> object:
+    return function()
+
+
+def _resident_bytes(entry: str) -> int | None:
+    """This process's memory now (VmRSS) or at its highest (VmHWM), from the kernel's records."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    return 1024 * int(lines[entry].split()[0]) if entry in lines else None
