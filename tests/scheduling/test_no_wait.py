@@ -12,7 +12,7 @@ import platon_prune
 from platon_prune.tensors import backends
 
 STEPS_PER_WINDOW = 5
-# Neither a launch nor a wait.
+# Neither a launch nor a wait; fake tensors also dispatch the question where they are.
 VIEWS = re.compile(r"prim::device|view|split|detach|alias|slice|empty|permute|transpose|as_strided")
 
 
@@ -103,3 +103,32 @@ def test_operations_do_not_grow_with_the_number_of_tensors_but_by_one_each(backe
             counts[num_layers] = len(_step(model, scheduler))
     more = (counts[24] - counts[4]) / 20
     assert more <= {"plain": 12, "foreach": 1, "triton": 0}[backend]
+
+
+@pytest.mark.skipif(not backends.has_triton(), reason="Triton is missing: pip install triton")
+def test_triton_launches_at_most_six_times_however_many_tensors_there_are(monkeypatch):
+    from platon_prune.tensors import triton_backend
+
+    monkeypatch.setenv(backends.VARIABLE, "triton")
+    launched = []
+    for owner, name in ((triton_backend.TritonBackend, "_launch"), (triton_backend, "_send")):
+        # With fake tensors neither a kernel nor a copy to the device is dispatched.
+        original = getattr(owner, name)
+        monkeypatch.setattr(
+            owner,
+            name,
+            lambda *args, original=original, name=name, **kwargs: (
+                launched.append(name),
+                original(*args, **kwargs),
+            )[1],
+        )
+    counts = []
+    for num_layers in (4, 24):
+        with FakeTensorMode():
+            model, scheduler = _set_up(num_layers)
+            _step(model, scheduler)
+            launched.clear()
+            names = _step(model, scheduler)
+        assert launched.count("_launch") == 2  # the flag, and all the rest
+        counts.append(len(names) + len(launched))
+    assert counts[0] == counts[1] <= 6

@@ -72,7 +72,8 @@ def selection_figures(size: Size, device: str, repeats: int, timed: Clock) -> li
     joined = torch.randn(sum(size.tensor_sizes), device=device).square_()
     line = Line(size.tensor_sizes, joined.device)
     masks = [torch.ones(n, dtype=torch.bool, device=device) for n in size.tensor_sizes]
-    scored = ScoredLine(line, joined.__getitem__, line.cut(masks), signed=False)
+    shapes = {str(i): mask.shape for i, mask in enumerate(masks)}
+    scored = ScoredLine(line, joined.__getitem__, line.cut(masks), shapes, signed=False)
     times: list[list[float]] = [[], [], []]
     for i in range(repeats + 1):
         count = round((0.5 + 0.4 * i / repeats) * joined.numel())

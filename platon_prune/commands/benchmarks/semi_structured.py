@@ -63,8 +63,8 @@ def choices(
 
 
 def _choice(granularity: Granularity, tensors: ScoredTensors) -> Callable[[], object]:
-    if granularity.chooses_in_line and tensors.line is not None:
-        line = tensors.line
+    line = tensors.line
+    if line is not None and granularity.chooses_in_line(line):
         return lambda: granularity.choose_in_line_(line, 0.5)
     return lambda: granularity.choose_(tensors, 0.5, ALONE)
 
@@ -92,7 +92,8 @@ def _scored(shapes: Sequence[tuple[int, int]], device: str) -> ScoredTensors:
             yield ScoredTensor(of_tensor, mask, start, None, str(i), signed=False)
             start += mask.numel()
 
-    return ScoredTensors(tensors, ScoredLine(line, score, line.cut(masks), signed=False))
+    named = {str(i): mask.shape for i, mask in enumerate(masks)}
+    return ScoredTensors(tensors, ScoredLine(line, score, line.cut(masks), named, signed=False))
 
 
 def kernel_table(device: str, rounds: int, timed: Clock) -> str:
