@@ -177,15 +177,12 @@ class Recurrent(Net):
 
     def __init__(self, cls: type[nn.RNNBase] = nn.GRU, bidirectional: bool = False) -> None:
         super().__init__(10 if bidirectional else 5)
-        self.inner = nn.Linear(24, 12)
+        self.inner = nn.Linear(3, 12)
         self.recurrent = cls(12, 5, batch_first=True, bidirectional=bidirectional)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.tail(
-            self.recurrent(
-                F.relu(self.inner(x.flatten(2).transpose(1, 2)[..., :3].repeat(1, 1, 8)))
-            )[0]
-        )
+        steps = x.flatten(2).transpose(1, 2)[:, :8]  # three channels at eight positions
+        return self.tail(self.recurrent(F.relu(self.inner(steps)))[0])
 
 
 def images() -> Tensor:
