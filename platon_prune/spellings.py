@@ -200,6 +200,8 @@ OUTPUTS_OF_HEADS = ("past_key_values", "cache_params", "mems") + (
 
 # --- what is beside layers ----------------------------------------------------------------------
 
+# In the names of parameters that multiply nothing, though they may look like matrices.
+NO_MATRIX = ("embed", "pos", "token", "bias", "scale", "gamma", "A_log")
 POOLER = "pooler"  # in the names of modules that are not pruned by default
 # Buffers that older files hold, which are no parameters: ends of names.
 BUFFERS = (".attn.bias", ".attention.bias", ".masked_bias", ".inv_freq", ".position_ids")

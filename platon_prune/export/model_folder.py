@@ -26,6 +26,18 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 # Not the name that from_pretrained looks for: it could not read it.
 WEIGHTS = "platon_prune.safetensors"
+README = "README.md"
+# Of a model that was shrunk: people will try from_pretrained, whose error speaks of sizes.
+_HOW_TO_LOAD = """This folder was written by `platon_prune.save`. Layers of the model have sizes
+of their own, which a config can't tell: `from_pretrained` can't read it. This does, and runs no
+code from this folder:
+
+```python
+import platon_prune  # pip install 'platon-prune[transformers]'
+
+model = platon_prune.load("this folder")
+```
+"""
 
 
 def is_rebuildable(model: nn.Module) -> bool:
@@ -51,6 +63,9 @@ def save_folder(model: Any, folder: Path, compression: str | None) -> None:
             for name in (CONFIG, GENERATION_CONFIG, WEIGHTS):
                 if Path(beside, name).exists():
                     os.replace(Path(beside, name), folder / name)
+            # One that is there is the user's model card.
+            if Path(beside, README).exists() and not (folder / README).exists():
+                os.replace(Path(beside, README), folder / README)
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):
@@ -112,6 +127,8 @@ def _write(model: Any, tensors: list[NamedTensor], folder: Path, compression: st
         model.generation_config.save_pretrained(folder)
     with open(folder / WEIGHTS, "wb") as file:
         write_tensors(file, tensors, compression, versions={}, sizes=sizes.to_json())
+    if sizes.shapes or sizes.own_heads:
+        (folder / README).write_text(_HOW_TO_LOAD, encoding="utf-8")
     for path in folder.iterdir():
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
