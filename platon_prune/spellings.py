@@ -193,8 +193,15 @@ TRANSPOSED_EXPERTS_TYPES = ("gpt_oss", "openai_privacy_filter") + (
     ("llama4", "llama4_text", "aria", "aria_text")
 )
 
+# Entries of outputs that have an axis of heads, or caches of them: fewer heads leave less of them.
+OUTPUTS_OF_HEADS = ("past_key_values", "cache_params", "mems") + (
+    ("attentions", "encoder_attentions", "decoder_attentions", "cross_attentions")
+)
+
 # --- what is beside layers ----------------------------------------------------------------------
 
+# In the names of parameters that multiply nothing, though they may look like matrices.
+NO_MATRIX = ("embed", "pos", "token", "bias", "scale", "gamma", "A_log")
 POOLER = "pooler"  # in the names of modules that are not pruned by default
 # Buffers that older files hold, which are no parameters: ends of names.
 BUFFERS = (".attn.bias", ".attention.bias", ".masked_bias", ".inv_freq", ".position_ids")

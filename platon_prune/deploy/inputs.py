@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from platon_prune.example_inputs import image_inputs, moved_to, text_inputs
 
 DEFAULT_NUM_TOKENS = (8, 32, 128)
 _LENGTH_LIMITS = ("max_position_embeddings", "n_positions")
@@ -60,7 +61,7 @@ def make_examples(
         )
     else:
         examples = [Example(_shape_label(example_inputs), example_inputs)]
-    return [Example(example.label, _to(example.inputs, device)) for example in examples]
+    return [Example(example.label, moved_to(example.inputs, device)) for example in examples]
 
 
 def varied_inputs(model: nn.Module) -> list[Any]:
@@ -87,14 +88,17 @@ def _from_config(
     if config is not None and kind == "input_ids":
         sizes = num_tokens or DEFAULT_NUM_TOKENS
         _check_length(config, sizes)
-        return [Example(_label(batch_size, size), _text(model, batch_size, size)) for size in sizes]
+        return [
+            Example(_label(batch_size, size), text_inputs(model, batch_size, size))
+            for size in sizes
+        ]
     if config is not None and kind == "pixel_values" and hasattr(config, "image_size"):
         if num_tokens is not None:
             raise ValueError(
                 f"num_tokens must be left out for a model of images, got {num_tokens}: the size "
                 "of an image decides; give a batch size instead"
             )
-        return [Example(_label(batch_size, None), _images(model, batch_size))]
+        return [Example(_label(batch_size, None), image_inputs(model, batch_size))]
     raise ValueError(
         "example_inputs must be given for a model that is no text or image model of transformers, "
         f"got none for a {type(model).__name__}"
@@ -111,34 +115,6 @@ def _check_length(config: Any, sizes: Sequence[int]) -> None:
         )
 
 
-def _text(model: nn.Module, batch_size: int, num_tokens: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    config: Any = model.config
-    vocabulary = config.get_text_config().vocab_size
-    shape = (batch_size, num_tokens)
-    tokens = torch.randint(vocabulary, shape, generator=generator)
-    padding = getattr(config, "pad_token_id", None)
-    if padding is not None and vocabulary > 1:
-        # Some models count the positions of tokens that are no padding.
-        tokens[tokens == padding] = (padding + 1) % vocabulary
-    inputs = {"input_ids": tokens}
-    # Not every model of text has a mask of padding, and forward refuses what it does not know.
-    accepted = inspect.signature(model.forward).parameters
-    if "attention_mask" in accepted:
-        inputs["attention_mask"] = torch.ones(shape, dtype=torch.int64)
-    if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = tokens
-    return inputs
-
-
-def _images(model: nn.Module, batch_size: int) -> dict[str, Tensor]:
-    config: Any = model.config
-    size = config.image_size
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    shape = (batch_size, getattr(config, "num_channels", 3), height, width)
-    return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(0))}
-
-
 def _label(batch_size: int, num_tokens: int | None) -> str:
     if num_tokens is None:
         return "1 image" if batch_size == 1 else f"{batch_size} images"
@@ -149,8 +125,3 @@ def _label(batch_size: int, num_tokens: int | None) -> str:
 def _shape_label(inputs: Any) -> str:
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     return "x".join(map(str, tensors[0].shape)) if tensors else "inputs"
-
-
-def _to(inputs: Any, device: torch.device) -> Any:
-    move: Callable[[Any], Any] = lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf  # noqa: E731
-    return pytree.tree_map(move, dict(inputs) if hasattr(inputs, "keys") else inputs)

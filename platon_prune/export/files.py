@@ -29,6 +29,8 @@ from platon_prune.masks.masked import pruned_tensors
 from platon_prune.shrinking.head_bias import own_heads
 from platon_prune.writing import replacing
 
+# A folder of such a name would be taken for the file that it is not.
+_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -48,7 +50,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, compression: str | N
 
     Raises:
         ValueError: If something in the state dict is not a plain tensor, or ``path`` is a folder
-            where a file belongs or the other way round. Nothing is written then.
+            (or its name) where a file belongs or the other way round. Nothing is written then.
         OSError: If it can't be written, on a full disk for example; what was there stays whole.
         ImportError: If the package for the compression is missing.
 
@@ -69,6 +71,12 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, compression: str | N
             raise ValueError(
                 f"path must be a folder for a {type(model).__name__}, got the file {target}: give "
                 "a new name, or one of a folder"
+            )
+        if target.suffix in _FILES and not target.exists():
+            raise ValueError(
+                f"path must be the name of a folder for a {type(model).__name__}, got a file's, "
+                f"{target}: drop {target.suffix}, or save a file with its state dict: "
+                'save(torch.nn.ModuleDict({"model": model}), path)'
             )
         save_folder(model, target, compression)
         return

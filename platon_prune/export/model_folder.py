@@ -30,6 +30,18 @@ GENERATION_CONFIG = "generation_config.json"
 # Not the name that from_pretrained looks for: it could not read it.
 WEIGHTS = "platon_prune.safetensors"
 _SAVED = "platon_prune_saved"  # in the config: which save it is of
+README = "README.md"
+# Of a model that was shrunk: people will try from_pretrained, whose error speaks of sizes.
+_HOW_TO_LOAD = """This folder was written by `platon_prune.save`. Layers of the model have sizes
+of their own, which a config can't tell: `from_pretrained` can't read it. This does, and runs no
+code from this folder:
+
+```python
+import platon_prune  # pip install 'platon-prune[transformers]'
+
+model = platon_prune.load("this folder")
+```
+"""
 
 
 def is_rebuildable(model: nn.Module) -> bool:
@@ -48,6 +60,9 @@ def save_folder(model: Any, folder: Path, compression: str | None) -> None:
     tensors = tensors_of(model, non_persistent=True)
     with replacing_in(folder, last=(WEIGHTS,)) as beside:
         _write(model, tensors, beside, compression)
+        # One that is there is the user's model card.
+        if (folder / README).exists():
+            (beside / README).unlink(missing_ok=True)
 
 
 def load_folder(folder: Path) -> nn.Module:
@@ -114,6 +129,8 @@ def _write(model: Any, tensors: list[NamedTensor], folder: Path, compression: st
     saved = _name_save(folder)
     with open(folder / WEIGHTS, "wb") as file:
         write_tensors(file, tensors, compression, versions={}, sizes=sizes.to_json(), saved=saved)
+    if sizes.shapes or sizes.own_heads:
+        (folder / README).write_text(_HOW_TO_LOAD, encoding="utf-8")
 
 
 def _name_save(folder: Path) -> str:

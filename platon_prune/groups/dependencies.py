@@ -8,10 +8,8 @@ matter.
 from __future__ import annotations
 
 import copy
-import ctypes
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +19,9 @@ from torch.utils import _pytree as pytree
 
 from platon_prune.example_inputs import as_call, call_model
 from platon_prune.groups.coupled import CoupledGroups, Member
+from platon_prune.groups.tracing import trace_around
 from platon_prune.masks.masked import pruned_tensors
-
-T = TypeVar("T")
+from platon_prune.warning import PruningWarning
 
 _CONVOLUTION = nn.modules.conv._ConvNd
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
@@ -57,11 +55,20 @@ def dependent_groups(model: nn.Module, inputs: Any, time_limit: float) -> list[C
 
     Raises:
         ImportError: If torch-pruning is not installed.
-        ValueError: If the model can't be traced.
+        ValueError: If the model does not run, or nothing of it can be traced.
         TimeoutError: If it took longer.
     """
     twin = _plain_copy(model)  # masks and hooks would hide layers from torch-pruning
-    places = within(time_limit, lambda: list(_places(twin, inputs)))
+    names = {module: name for name, module in twin.named_modules()}
+    traced = trace_around(
+        twin,
+        inputs,
+        lambda module, given, walls: list(_places(module, given, walls, names)),
+        time_limit,
+    )
+    places = _told_apart(traced.found)
+    if traced.untraced:
+        _tell(traced.untraced, any_left=bool(places))
     order = {name: i for i, (name, _) in enumerate(twin.named_parameters())}
     places.sort(key=lambda place: order[place.groups.members[0].name])
     return [place.groups for place in places if _is_independent(twin, inputs, place)]
@@ -84,7 +91,34 @@ def _plain_copy(model: nn.Module) -> nn.Module:
 # --- the graph ----------------------------------------------------------------------------------
 
 
-def _places(model: nn.Module, inputs: Any) -> Iterator[_Traced]:
+def _told_apart(places: Sequence[_Traced]) -> list[_Traced]:
+    """Each place once, where parts of a model were traced by themselves."""
+    found: dict[str, _Traced] = {}
+    for place in places:
+        found.setdefault(place.groups.members[0].name, place)
+    return list(found.values())
+
+
+def _tell(untraced: Mapping[str, str], any_left: bool) -> None:
+    """Say what could not be traced: as an error if nothing else is left to prune."""
+    listed = "; ".join(f"{name or 'the model'} ({why})" for name, why in untraced.items())
+    if not any_left:
+        raise ValueError(
+            f"model must have layers that torch-pruning can trace, got none around {listed}: write "
+            "what it fails on in another way (chunk instead of split with sizes), or prune single "
+            "weights with global_unstructured instead"
+        )
+    PruningWarning.warn(
+        f"not traced, so that what flows into it stays whole: {listed}; the rest is pruned"
+    )
+
+
+def _places(
+    model: nn.Module,
+    inputs: Any,
+    walls: Sequence[nn.Module],
+    names: Mapping[nn.Module, str],
+) -> Iterator[_Traced]:
     try:
         from torch_pruning import DependencyGraph
     except ImportError as missing:
@@ -93,16 +127,14 @@ def _places(model: nn.Module, inputs: Any) -> Iterator[_Traced]:
             "the names of its layers: pip install 'platon-prune[structured]'"
         ) from missing
     with torch.enable_grad():
-        try:
-            graph = DependencyGraph().build_dependency(
-                model, inputs, call_model, output_transform=_with_gradient, verbose=False
-            )
-        except Exception as error:
-            raise ValueError(
-                "model must run on example_inputs and be traced by torch-pruning, but got "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        names = {module: name for name, module in model.named_modules()}
+        graph = DependencyGraph().build_dependency(
+            model,
+            inputs,
+            call_model,
+            output_transform=_with_gradient,
+            ignored_layers=[layer for wall in walls for layer in wall.modules()],
+            verbose=False,
+        )
         for group in graph.get_all_groups(root_module_types=[_CONVOLUTION, nn.Linear]):
             place = _place_of(graph, group, names)
             if place is not None:
@@ -227,46 +259,3 @@ def _is_independent(model: nn.Module, inputs: Any, place: _Traced) -> bool:
         for one, other in zip(*outputs, strict=True)
         if one.is_floating_point() and one.numel()
     )
-
-
-# --- the time limit -----------------------------------------------------------------------------
-
-
-class _TimedOut(BaseException):
-    """Raised inside a thread to end it; no ``except Exception`` on its way holds it up."""
-
-
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """Do something in a thread of its own that is ended if it takes too long.
-
-    Raises:
-        TimeoutError: If it did.
-    """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        # A thread can't be ended otherwise, and one that went on would take a core from the user
-        # for ever. The plain ways do not do: a process of its own would have to be sent the model,
-        # an alarm works in the main thread only, and a trace function slows all of it many times.
-        # torch-pruning loops in Python, where this is noticed at the next instruction.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TimedOut)
-        )
-        raise TimeoutError(
-            f"torch-pruning must trace the model within {seconds:g} seconds, but did not (it is "
-            "known to hang on grouped-query attention): give it more with time_limit, or a smaller "
-            "model of the same layers"
-        )
-    if errors:
-        raise errors[0]
-    return results[0]

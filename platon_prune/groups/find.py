@@ -34,7 +34,8 @@ def find_groups(
         example_inputs: What a model is traced with if its layers are not known by their names: a
             tensor, a tuple of arguments, or a dict of them.
         kinds: Which of "heads", "neurons" and "channels" to find.
-        time_limit: Seconds that the tracing may take.
+        time_limit: Seconds that tracing the model may take; where it fails or takes longer, as many
+            more go into finding the modules at fault, around which the rest is traced.
 
     Returns:
         One entry per place, in the order of the model. A place that can't be cut surely is left
@@ -44,7 +45,7 @@ def find_groups(
         ValueError: If a kind is unknown, or example inputs are needed and there are none, or
             a mask of another method is on a tensor of a group or on a model that is traced.
         ImportError: If torch-pruning is needed and not installed.
-        TimeoutError: If tracing took longer than ``time_limit``.
+        TimeoutError: If neither tracing nor the search for what it fails on ended in time.
     """
     wanted = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     unknown = [kind for kind in wanted if kind not in KINDS]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from platon_prune.spellings import CONV1D, EXPERTS, POOLER
+from platon_prune.spellings import CONV1D, EXPERTS, NO_MATRIX, POOLER
 
 Candidate = tuple[str, nn.Module, str]  # name in the model, module, tensor name
 
+# Why a matrix that no layer holds is passed over.
+OWN_MATRIX = "a parameter of a module that is no known layer"
 _WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -79,7 +81,37 @@ def passed_over(model: nn.Module) -> dict[str, str]:
                 found[path + key] = "computed from other parameters"
         if is_named(module, "torch", "WeightedQuantizedModule"):
             found[f"{path}weight"] = "quantised"
-    return found
+    return found | dict.fromkeys(_own_matrices(model, outside), OWN_MATRIX)
+
+
+def _own_matrices(model: nn.Module, outside: set[int]) -> Iterator[str]:
+    """Large matrices that are parameters of a module that is no layer, as XLNet's attention has."""
+    if any(isinstance(part, torch.fx.GraphModule) for part in model.modules()):
+        return  # no layer of it is known
+    everything = [
+        entry for entry in all_tensors(model) if not isinstance(entry[1], torch.jit.ScriptModule)
+    ]
+    embeddings = _embedding_weights(model)
+    selected = {entry[0]: _current(*entry[1:]) for entry in default_selection(model, everything)}
+    sizes = sorted(tensor.numel() for tensor in selected.values())
+    large = sizes[len(sizes) // 2] / 2 if sizes else 0.0
+    for name, module, tensor_name in everything:
+        tensor = _current(module, tensor_name)
+        if (
+            name not in selected
+            and id(module) not in outside
+            and id(tensor) not in embeddings
+            # Layers of torch have matrices of their own, such as an LSTM, but not norms.
+            and not isinstance(module, _WEIGHT_LAYERS)
+            and computed_from(name, module, tensor_name) is None
+            and not any(word in tensor_name for word in NO_MATRIX)
+            # Positions and tokens are added to a batch: their first dimension is 1.
+            and tensor.ndim >= 2
+            and min(tensor.shape) > 1
+            and tensor.numel() > large
+            and tensor.is_floating_point()
+        ):
+            yield name
 
 
 def is_computed(module: nn.Module, tensor_name: str) -> bool:

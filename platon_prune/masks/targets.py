@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from platon_prune.masks.default_selection import (
+    OWN_MATRIX,
     Candidate,
     all_tensors,
     computed_from,
@@ -281,6 +282,7 @@ _REMEDIES = {
     "computed from other parameters": "remove the parametrization (torch.nn.utils.parametrize."
     "remove_parametrizations, remove_weight_norm or remove_spectral_norm)",
     "quantised": "prune before quantising",
+    OWN_MATRIX: "name all that is to be pruned with include=[...]",
 }
 _MOST_NAMED = 5
 

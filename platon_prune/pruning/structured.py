@@ -13,12 +13,13 @@ from torch import nn
 
 from platon_prune.amounts import fraction, is_count, is_number
 from platon_prune.criteria import Criterion, CriterionName
+from platon_prune.example_inputs import guessed_inputs, moved_to
 from platon_prune.groups.costs import BUDGETS, Budget, mac_prices, parameter_prices
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.coupled_choice import Structured, whole_only
 from platon_prune.groups.find import KINDS, find_groups
 from platon_prune.groups.group_scores import AGGREGATES, Aggregate
-from platon_prune.groups.noted import note_groups_
+from platon_prune.groups.noted import note_groups_, note_inputs_
 from platon_prune.masks.method import Masking
 from platon_prune.masks.targets import Pairs, bare, select
 from platon_prune.name_patterns import NamePatterns
@@ -26,6 +27,7 @@ from platon_prune.pruning.setting_up import Plan, parameter_of, set_up
 from platon_prune.pruning.settings import Settings
 from platon_prune.schedule import RampSchedule, ScheduleName
 from platon_prune.scheduling.scheduler import PlatonScheduler
+from platon_prune.shrinking.proof import CannotRun, prove
 from platon_prune.tensors.shards import is_sharded
 
 
@@ -67,6 +69,9 @@ def global_structured(
     order of their scores, those of all layers together, until they make up the amount: the least
     number of groups that reaches it. All entries of a pruned group are zero, and the next choices
     may bring it back. ``platon_prune.remove(model)`` finalizes.
+
+    Each place is tried on a twin, on the example inputs: what :func:`shrink` could not cut out is
+    left out, with a warning that names it.
 
     Args:
         model: The model; where it is wrapped for data parallelism or compiled, what is inside.
@@ -133,7 +138,7 @@ def global_structured(
         _check_choices(aggregate, budget)
         _refuse_sharded(given)
         everything = find_groups(given, example_inputs, kinds=kinds, time_limit=time_limit)
-        places = _selected(everything, include, exclude)
+        places, notes = _removable(given, _selected(everything, include, exclude), example_inputs)
         names = {member.name for place in places for member in place.members}
         # The patterns are of places: a place is taken whole, biases too.
         targets = select(given, None, None, own_keys, names)
@@ -150,11 +155,13 @@ def global_structured(
         granularity = Structured(places, shapes, prices, floors, aggregate, budget)
         final, first = _of_budget("amount", amount), _of_budget("initial_amount", initial_amount)
         _require_room(granularity, max(final, first))
-        return Plan(targets, granularity, final, first, is_found=True)
+        return Plan(targets, granularity, final, first, notes=notes, is_found=True)
 
     scheduler = set_up("global_structured", model, settings, plan)
     assert isinstance(scheduler.granularity, Structured)
     note_groups_(bare(model), scheduler.granularity.groups)
+    if example_inputs is not None:
+        note_inputs_(bare(model), example_inputs)
     return scheduler
 
 
@@ -195,6 +202,30 @@ def _selected(
             "left out; prune single weights with global_unstructured instead"
         )
     return kept
+
+
+def _removable(
+    model: nn.Module, groups: Sequence[CoupledGroups], example_inputs: Any
+) -> tuple[list[CoupledGroups], list[str]]:
+    """Those that :func:`shrink` can cut out, and what to warn about the others."""
+    inputs = example_inputs
+    if inputs is None and (guess := guessed_inputs(model)) is not None:
+        inputs = moved_to(guess, next(model.parameters()).device)
+    try:
+        proof = prove(model, groups, inputs)
+    except CannotRun:
+        if example_inputs is not None:
+            raise
+        proof = prove(model, groups, None)  # the guess was wrong; the layers still tell a lot
+    reasons = "; ".join(f"{name} ({why})" for name, why in proof.left_out.items())
+    if not proof.groups:
+        raise ValueError(
+            "model must have heads, neurons or channels that shrink can cut out, got none that it "
+            f"can: {reasons}: change what the reasons name, or prune single weights with "
+            "global_unstructured instead"
+        )
+    notes = [f"left out of pruning, for shrink could not cut it out: {reasons}"] if reasons else []
+    return proof.groups, notes
 
 
 def _names(place: CoupledGroups) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from platon_prune.masks.masked import mask_of, pruned_tensors, weight_of
+from platon_prune.masks.masked import form_of, mask_of, pruned_tensors, weight_of
 from platon_prune.masks.targets import find_tensors
 from platon_prune.tables import table
 from platon_prune.tensors.blocks import count_kept
@@ -18,11 +18,21 @@ from platon_prune.tensors.shards import is_sharded
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """One row of a summary: a tensor, its shape, and how many of its entries are not zero."""
+    """One row of a summary: a tensor, its shape, and how many of its entries are not zero.
+
+    Args:
+        name: The tensor's name without masks.
+        shape: Its shape.
+        kept: How many entries are not zero in an evaluation.
+        outside: How many are not zero though their mask prunes them: averaging or training has
+            filled them in since. An evaluation uses them, and ``kept`` counts them, but in
+            ``masking="window"``, where it does not.
+    """
 
     name: str
     shape: tuple[int, ...]
     kept: int
+    outside: int = 0
 
     @property
     def numel(self) -> int:
@@ -51,7 +61,10 @@ class Summary:
     def total(self) -> TensorSummary:
         """The sums of all rows, as one tensor of shape ``(numel,)``."""
         return TensorSummary(
-            "total", (sum(row.numel for row in self.rows),), sum(row.kept for row in self.rows)
+            "total",
+            (sum(row.numel for row in self.rows),),
+            sum(row.kept for row in self.rows),
+            sum(row.outside for row in self.rows),
         )
 
     def __str__(self) -> str:
@@ -60,6 +73,8 @@ class Summary:
             (row.name, "x".join(map(str, row.shape)), f"{row.kept:,}", f"{row.sparsity:.2%}")
             for row in (*self.rows, self.total)
         ]
+        if outside := self.total.outside:
+            lines.append((f"{outside:,} outside their mask", "", "", ""))
         return table(lines)
 
 
@@ -79,14 +94,35 @@ def summary(model: nn.Module, include: str | Sequence[str] | None = None) -> Sum
         ValueError: If the model has no such tensor.
     """
     rows, seen = [], set()
-    for name, weight, mask in _tensors_of(model, include):
+    for name, weight, mask, masks_anew in _tensors_of(model, include):
         # A tensor shared by several modules is pruned, saved and counted once.
         if id(weight) not in seen and weight.numel():
             seen.add(id(weight))
-            rows.append(TensorSummary(name, tuple(weight.shape), _count_kept(weight, mask)))
+            rows.append(_row(name, weight, mask, masks_anew))
     if not rows:
         raise ValueError("model must have weights that can be pruned, got none")
     return Summary(tuple(rows))
+
+
+def _row(name: str, weight: Tensor, mask: Tensor | None, masks_anew: bool) -> TensorSummary:
+    weight = _dequantised(name, weight)
+    all_in_all = _count_kept(weight, None)
+    within = all_in_all if mask is None else _count_kept(weight, mask)
+    kept = within if masks_anew else all_in_all
+    return TensorSummary(name, tuple(weight.shape), kept, all_in_all - within)
+
+
+def _dequantised(name: str, weight: Tensor) -> Tensor:
+    """The values of a weight that was quantised after it was pruned, as torchao does it."""
+    if type(weight) in (Tensor, nn.Parameter) or is_sharded(weight):
+        return weight
+    try:
+        return weight.dequantize()
+    except Exception as error:  # each kind of such tensors has its own
+        raise ValueError(
+            f"{name} must have values that can be read, got a {type(weight).__name__}: take the "
+            "summary before the model is quantised"
+        ) from error
 
 
 def _count_kept(weight: Tensor, mask: Tensor | None) -> int:
@@ -99,11 +135,13 @@ def _count_kept(weight: Tensor, mask: Tensor | None) -> int:
 
 def _tensors_of(
     model: nn.Module, include: str | Sequence[str] | None
-) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+) -> Iterator[tuple[str, Tensor, Tensor | None, bool]]:
+    """Name, weight, mask, and whether an evaluation masks the weight anew."""
     # Masks win over ``include``: what is being pruned is known, and need not be named again.
     masked = list(pruned_tensors(model))
     for name, module, tensor_name in masked:
-        yield name, weight_of(module, tensor_name), mask_of(module, tensor_name)
+        masks_anew = form_of(module, tensor_name).masking == "window"
+        yield name, weight_of(module, tensor_name), mask_of(module, tensor_name), masks_anew
     if not masked:
         for name, module, tensor_name in find_tensors(model, include):
-            yield name, getattr(module, tensor_name), None
+            yield name, getattr(module, tensor_name), None, False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from platon_prune.spellings import CONFIG_HEAD_SIZE, COUNTS, KEY_VALUE_HEADS, QU
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def config_for(model: Any, config: Any, kind: str, count: int, shapes: Shapes) -> Any | None:
+def config_for(
+    model: Any, config: Any, kind: str, count: int, shapes: Shapes, also: Collection[str] = ()
+) -> Any | None:
     """A config that describes the model with ``count`` groups at every place of a kind.
 
     Args:
@@ -22,22 +24,32 @@ def config_for(model: Any, config: Any, kind: str, count: int, shapes: Shapes) -
         kind: "heads", "neurons" or "channels".
         count: Groups at each place that are to stay.
         shapes: What the tensors of these places will be.
+        also: Names of other tensors that change with them; no further one may.
 
     Returns:
         A new config; None if no config can say it.
     """
+    now: Shapes | None = None
     # Built and compared, since what an entry means to a model is in its code alone.
     for changed in _candidates(config, kind, count):
         built = _shapes_from(model, changed)
-        if built is not None and all(built.get(name) == shape for name, shape in shapes.items()):
+        if built is None or any(built.get(name) != shape for name, shape in shapes.items()):
+            continue
+        # An entry may count other layers, too, which are not at these places (MobileBERT's).
+        now = _shapes_from(model, config) if now is None else now
+        others = built.keys() - shapes.keys() - set(also)
+        if now is not None and all(built[name] == now.get(name) for name in others):
             return changed
     return None
 
 
 def _candidates(config: Any, kind: str, count: int) -> Iterator[Any]:
     names = COUNTS[kind].in_configs if kind in COUNTS else ()
-    keys = [key for key in names if hasattr(config, key)]
+    # Some configs have a list, with an entry for each stage (SegFormer), or a fixed value.
+    keys = [key for key in names if type(getattr(config, key, "")) in (int, type(None))]
     heads = getattr(config, QUERY_HEADS, None) or 1
+    if type(heads) is not int:
+        return
     # A group is a key-value head with all of its query heads.
     queries = heads // (getattr(config, KEY_VALUE_HEADS, None) or heads)
     # First as it is: elsewhere the size of a head is the hidden size by the heads.

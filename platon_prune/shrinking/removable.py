@@ -71,6 +71,17 @@ def find_places(model: nn.Module, every: Iterable[CoupledGroups]) -> list[Place]
     return places
 
 
+def refusals(model: nn.Module, every: Iterable[CoupledGroups]) -> list[str]:
+    """Why each place can't be cut, told by its layers alone; empty for those that can.
+
+    Args:
+        model: The model.
+        every: The coupled groups.
+    """
+    owners = _owners(model)
+    return [_refusal(model, groups, owners) or "" for groups in every]
+
+
 def kept_indices(places: Sequence[Place]) -> dict[str, dict[int, Tensor]]:
     """For each tensor that is cut, along which dimensions, and which indices stay; int64."""
     removed: dict[str, dict[int, Tensor]] = {}

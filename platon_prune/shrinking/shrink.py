@@ -10,18 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from platon_prune.example_inputs import guessed_inputs, moved_to
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.find import find_groups
-from platon_prune.groups.noted import forget_groups_, noted_groups
+from platon_prune.groups.noted import forget_groups_, noted_groups, noted_inputs
 from platon_prune.masks.masked import pruned_tensors, refuse_other_masks
 from platon_prune.masks.targets import bare
 from platon_prune.shrinking import head_bias
 from platon_prune.shrinking.config_sizes import adopt_
+from platon_prune.shrinking.cut_out import cut_out_, plan_cut
 from platon_prune.shrinking.optimizer_states import check_states, cut_states_
-from platon_prune.shrinking.removable import Place, find_places, kept_indices
-from platon_prune.shrinking.resize import Kept, check_sizes, find, named_parameter, resize_
+from platon_prune.shrinking.proof import CannotRun, failures
+from platon_prune.shrinking.removable import Place, find_places
+from platon_prune.shrinking.resize import Kept, find, named_parameter
 from platon_prune.shrinking.uniform import config_as_left, with_same_counts
 from platon_prune.tables import table
+from platon_prune.warning import PruningWarning
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,22 @@ def shrink(
     :func:`platon_prune.remove` does, so what comes out is an ordinary model, which can be trained
     further, pruned again and shrunk again. Parameters stay the same objects.
 
+    The cut is tried on a twin first, on example inputs, in evaluation and in training. A place
+    without which an output differs by more than 1e-5 of the largest (ten times the rounding of a
+    dtype coarser than that) stays as it is, and the report's note says why; the others go.
+
     Args:
         model: Changed in place.
         optimizer: What it remembers of the parameters is cut alike, so that training goes on as it
             would have without shrinking. An optimizer that is not given here can't be used further.
         uniform: Whether every layer gets the same counts, the largest that any layer needs and the
             config can tell, so that ``save_pretrained`` and ``from_pretrained`` do for the result.
-            What can't go then stays, as zeros. Otherwise every layer gets the counts it needs.
-        example_inputs: What the model can be called with, to find the coupled groups of a model
-            that was not pruned by ``global_structured``; not needed for transformers' models.
+            What can't go then stays, as zeros; all of it, with a warning, if the config can tell
+            no smaller counts. Otherwise every layer gets the counts it needs.
+        example_inputs: What the model can be called with: the result is verified on it, and the
+            groups of a model that was not pruned by ``global_structured`` are found by it. By
+            default those of set-up, or for text and image models of transformers some that are made
+            from the config.
 
     Returns:
         The counts before and after, place by place.
@@ -98,18 +109,22 @@ def shrink(
     before = _num_parameters(model)
     places = find_places(model, _groups_of(model, example_inputs))
     places = head_bias.without_unknown(model, places)
-    if uniform:
-        places = with_same_counts(model, places)
-    kept = kept_indices(places)
-    if not kept:
+    inputs = _inputs_of(model, example_inputs)
+    places = _verified(model, places, inputs, example_inputs is not None)
+    if all(place.kept.all() for place in places):
         raise _nothing_to_remove(places)
-    # Before the cut: afterwards the layers no longer tell which heads they had.
-    heads = head_bias.left_heads(model, places)
-    for name in head_bias.tables(model):
-        kept.pop(name, None)  # cut to the heads that any of its layers keeps
-    check_sizes(model, kept)
+    if uniform:
+        # What is put back for the config must fit too.
+        places = with_same_counts(model, places)
+        places = _verified(model, places, inputs, example_inputs is not None)
+        if all(place.kept.all() for place in places):
+            PruningWarning.warn(
+                "nothing was cut out, for the config can tell no smaller counts: shrink without "
+                "uniform=True, and save with platon_prune.save"
+            )
+    cut = plan_cut(model, places)
     if optimizer is not None:
-        check_states(optimizer, *_by_parameter(model, kept))
+        check_states(optimizer, *_by_parameter(model, cut.kept))
     config, in_config = config_as_left(model, places)
     # Nothing was changed up to here, and nothing is refused from here on.
 
@@ -120,13 +135,37 @@ def shrink(
         if optimizer is not None:
             cut_states_(optimizer, tensor, indices)
 
-    resize_(model, kept, also)
-    head_bias.share_bias_(model, heads, also)
+    cut_out_(model, cut, also)
     if config is not None:
         adopt_(model, config)
     forget_groups_(model)  # they count what is no longer there
     rows = tuple(_row(place) for place in places)
     return ShrinkReport(rows, before, _num_parameters(model), in_config)
+
+
+def _inputs_of(model: nn.Module, example_inputs: Any) -> Any | None:
+    """What the result is verified on; None if nothing is known that the model takes."""
+    if example_inputs is not None:
+        return example_inputs
+    inputs = noted_inputs(model)
+    inputs = guessed_inputs(model) if inputs is None else inputs
+    # Those of set-up lie on the CPU, wherever the model is by now.
+    device = next((parameter.device for parameter in model.parameters()), None)
+    return inputs if inputs is None or device is None else moved_to(inputs, device)
+
+
+def _verified(
+    model: nn.Module, places: Sequence[Place], inputs: Any | None, are_given: bool
+) -> list[Place]:
+    """The plan without what changes the outputs on example inputs, which then stays as zeros."""
+    try:
+        found = failures(model, places, inputs)
+    except CannotRun:
+        if are_given:
+            raise
+        # The inputs were a guess, or the model has changed since set-up.
+        found = failures(model, places, None)
+    return [place.keeping_all(found[i]) if i in found else place for i, place in enumerate(places)]
 
 
 def _check_model(model: nn.Module) -> None:

@@ -62,7 +62,9 @@ def config_as_left(model: nn.Module, places: Sequence[Place]) -> tuple[Any | Non
         counts = {place.after for place in ours}
         # A config has one number for all layers, and T5's heads must also be the same columns.
         if len(counts) == 1 and _agree_on_heads(model, ours):
-            changed = config_for(model, config, kind, counts.pop(), _shapes(model, ours))
+            changed = config_for(
+                model, config, kind, counts.pop(), _shapes(model, ours), head_bias.tables(model)
+            )
             if changed is not None:
                 config = changed
                 told.append(kind)
@@ -82,7 +84,9 @@ def _smallest(
     # Upwards: the first count that a config can tell is the smallest model.
     for count in range(first, max(sizes)) if len(sizes) == 1 else ():
         filled = [place.keeping(_filled(place.kept, count)) for place in places]
-        changed = config_for(model, config, kind, count, _shapes(model, filled))
+        changed = config_for(
+            model, config, kind, count, _shapes(model, filled), head_bias.tables(model)
+        )
         if changed is not None:
             return filled, changed
     note = f"fewer {kind} are beyond the config: they stay as zeros"

@@ -246,6 +246,13 @@ def test_a_file_where_the_folder_belongs_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "model").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.pt"])
+def test_the_name_of_a_file_is_refused_for_a_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"name of a folder for a Bert.*ModuleDict") as refused:
+        platon_prune.save(bert(), tmp_path / name)
+    assert name in str(refused.value) and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("where", ["os.fsync", "platon_prune.export.codec.pack_bits"])
 def test_a_save_that_fails_leaves_the_old_folder(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

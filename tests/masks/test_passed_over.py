@@ -196,3 +196,36 @@ def test_adopt_zeros_names_what_it_passes_over() -> None:
         model[2].weight[0] = 0
     with pytest.warns(platon_prune.PruningWarning, match=r"not pruned: 0.weight \(computed from"):
         platon_prune.adopt_zeros(model)
+
+
+# --- matrices that no layer holds ---------------------------------------------------------------
+
+
+class _Mixer(nn.Module):
+    """Keeps its matrices itself, as XLNet's attention does, beside what is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = (nn.Parameter(torch.randn(6, 2, 3)) for _ in range(2))
+        self.r_bias = nn.Parameter(torch.randn(6, 6))
+        self.positions = nn.Parameter(torch.randn(1, 6, 6))
+        self.few = nn.Parameter(torch.randn(2, 2))
+
+
+def test_large_matrices_that_a_module_keeps_itself_are_named() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), _Mixer())
+    with pytest.warns(platon_prune.PruningWarning, match=r"not pruned: 1\.q \(.*1\.k \(a") as said:
+        assert _prune(model) == ["0.weight"]
+    assert not any(name in str(said[0].message) for name in ("r_bias", "positions", "few"))
+    assert "include=[...]" in str(said[0].message)
+
+
+def test_they_can_be_excluded_or_included_without_a_word() -> None:
+    assert _prune(nn.Sequential(nn.Linear(6, 6), _Mixer()), exclude="1.") == ["0.weight"]
+    names = _prune(nn.Sequential(nn.Linear(6, 6), _Mixer()), include=["0.weight", "1.q", "1.k"])
+    assert names == ["0.weight", "1.q", "1.k"]
+
+
+def test_a_model_with_no_others_is_refused_with_their_names() -> None:
+    with pytest.raises(ValueError, match=r"passed over: q \(a parameter of.*include="):
+        _prune(_Mixer())

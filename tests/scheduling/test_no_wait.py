@@ -130,5 +130,5 @@ def test_triton_launches_at_most_six_times_however_many_tensors_there_are(monkey
             launched.clear()
             names = _step(model, scheduler)
         assert launched.count("_launch") == 2  # the flag, and all the rest
-        counts.append(len(names) + len(launched))
+        counts.append(len(names) + launched.count("_launch"))  # tables are kept, but not fake ones
     assert counts[0] == counts[1] <= 6

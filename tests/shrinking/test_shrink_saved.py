@@ -41,6 +41,14 @@ def test_a_shrunk_model_comes_back_from_its_folder(name: str, tmp_path: Path) ->
     assert torch.equal(output(platon_prune.load(tmp_path / "again")), output(model))
 
 
+def test_the_folder_of_a_shrunk_model_says_how_to_load_it(tmp_path: Path) -> None:
+    platon_prune.save(shrunk("BERT"), tmp_path)
+    assert "platon_prune.load(" in (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text("mine")
+    platon_prune.save(shrunk("BERT"), tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["T5", "Llama"])
 def test_a_loaded_model_is_trained_and_shrunk_again(name: str, tmp_path: Path) -> None:
     platon_prune.save(shrunk(name), tmp_path)
