@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -178,9 +178,11 @@ class _Groups:
     def _pieces(self) -> Iterator[tuple[slice, slice]]:
         """Slices of the flat tensor with the slices of their groups."""
         m, tensor = self.layout.m, self.tensor
-        in_line = isinstance(tensor, ScoredLine)
-        slabs = tensor.line.slabs if in_line else self.layout.pieces(tensor.numel, tensor.device)
-        for entries in slabs:
+        pieces: Iterable[slice] = self.layout.pieces(tensor.numel, tensor.device)
+        # A line is scored slab by slab; its slabs cut no group, or it would not be chosen in.
+        if isinstance(tensor, ScoredLine):
+            pieces = tensor.line.slabs
+        for entries in pieces:
             yield entries, slice(entries.start // m, entries.stop // m)
 
 
