@@ -17,6 +17,10 @@ from platon_prune.groups.group_scores import group_scores, normalized
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.ordering import tie_keys
 from platon_prune.tensors.shards import Shard
+from platon_prune.warning import PruningWarning
+
+# Of places with as many groups, being at the floor means that most of a layer is gone.
+_LARGE = 32
 
 
 class Structured(Granularity):
@@ -60,6 +64,7 @@ class Structured(Granularity):
         self._num_entries = sum(shape.numel() for shape in shapes.values())
         self._savings = Savings(groups, shapes, prices)
         self._digest = _digest_of(groups, self._savings.total)
+        self._told: set[str] = set()  # places at their floor, that were warned of
         self._costs = [self._cost_of_one(i) for i in range(len(self.groups))]
         self._members: dict[str, list[tuple[int, Member]]] = {}  # by tensor, with their places
         for i, place in enumerate(groups):
@@ -117,6 +122,7 @@ class Structured(Granularity):
         candidates = order[~self._protected(order)[order]]
         chosen = candidates[: self._num_due(candidates, amount)]
         pruned = self._flags(chosen)
+        self._tell_floors(scores, pruned)
         for tensor in tensors:
             self._write_(tensor, pruned)
         return float(scores[chosen[-1]]) if len(chosen) else None
@@ -154,6 +160,31 @@ class Structured(Granularity):
             else:
                 low = middle + 1
         return low
+
+    def _tell_floors(self, scores: Tensor, pruned: Tensor) -> None:
+        """Warn once of each place of which more would have gone, had its floor not held it."""
+        if not pruned.any():
+            return
+        largest = scores[pruned].max()
+        held = []
+        places = zip(
+            self.groups,
+            self.floors,
+            self.per_place(scores),
+            self.per_place(pruned),
+            strict=True,
+        )
+        for place, floor, own, gone in places:
+            is_held = int(gone.sum()) == place.size - floor and bool((own[~gone] < largest).any())
+            # One of a few is nothing to be warned of: its layer is small itself.
+            if is_held and place.size >= _LARGE and place.name not in self._told:
+                held.append(f"{place.name} keeps {floor} of {place.size} {place.kind}")
+                self._told.add(place.name)
+        if held:
+            PruningWarning.warn(
+                f"at their floor, below which more would go: {', '.join(held)}; raise the floor "
+                '(min_channels, min_neurons), or compare places with normalizer="mean"'
+            )
 
     def _cost_of_one(self, place: int) -> int:
         """What is saved when one group of a place goes and all else stays."""

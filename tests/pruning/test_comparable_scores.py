@@ -91,3 +91,27 @@ def test_scores_learned_over_batches_choose_once_and_leave_the_weights() -> None
     assert int(kept.sum()) == 4
     assert torch.equal(model[0].weight[kept], before[kept])
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_layer_that_only_its_floor_holds_is_named_once() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU())
+    model.append(nn.Linear(40, 2))
+    with torch.no_grad():
+        for tensor in (model[0].weight, model[0].bias):
+            tensor *= 1e-4
+        model[2].weight *= 1e-2
+    scheduler = platon_prune.global_structured(
+        model,
+        torch.randn(2, 3),
+        amount=0.97,
+        total_steps=2,
+        window=1,
+        criterion="magnitude",
+        min_neurons=0.05,
+        schedule="linear",
+    )
+    with pytest.warns(platon_prune.PruningWarning, match=r"0 keeps 2 of 40 neurons.*normal") as all:
+        for _ in range(2):
+            scheduler.step()
+    assert sum("0 keeps 2" in str(one.message) for one in all) == 1
