@@ -143,7 +143,9 @@ def global_structured(
         _check_choices(aggregate, budget, normalizer)
         _refuse_sharded(given)
         everything = find_groups(given, example_inputs, kinds=kinds, time_limit=time_limit)
-        places, notes = _removable(given, _selected(everything, include, exclude), example_inputs)
+        places, notes = _removable(
+            given, _selected(given, everything, include, exclude), example_inputs
+        )
         names = {member.name for place in places for member in place.members}
         # The patterns are of places: a place is taken whole, biases too.
         targets = select(given, None, None, own_keys, names)
@@ -186,13 +188,26 @@ def _check_choices(aggregate: str, budget: str, normalizer: str) -> None:
             raise ValueError(f"{argument} must be one of {', '.join(choices)}; got {value!r}")
 
 
+def _holders(model: nn.Module) -> str:
+    """The classes whose layers were looked at in vain."""
+    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    found = {
+        type(module).__name__: None
+        for module in model.modules()
+        if any(isinstance(child, layers) for child in module.children())
+    }
+    return f" in its {', '.join(list(found)[:5])}" if found else ""
+
+
 def _selected(
+    model: nn.Module,
     groups: Sequence[CoupledGroups],
     include: str | Sequence[str] | None,
     exclude: str | Sequence[str] | None,
 ) -> list[CoupledGroups]:
     """Those that the patterns leave."""
     kept = list(groups)
+    holders = "" if groups else _holders(model)
     for argument, given, wanted in (("include", include, True), ("exclude", exclude, False)):
         if given is None:
             continue
@@ -203,7 +218,7 @@ def _selected(
     if not kept:
         raise ValueError(
             "model must have heads, neurons or channels that can be removed, got "
-            + ("none that include, exclude and kinds leave" if groups else "none")
+            + ("none that include, exclude and kinds leave" if groups else f"none{holders}")
             + ": a place whose norm looks at all channels, or whose channels are the output, is "
             "left out; prune single weights with global_unstructured instead"
         )
