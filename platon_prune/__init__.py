@@ -21,6 +21,7 @@ from platon_prune.history.history import Choice, History
 from platon_prune.history.mask_history import MaskHistory
 from platon_prune.masks.method import Masking, PlatonUnstructured
 from platon_prune.pruning.finalize import apply_masks, remove
+from platon_prune.pruning.learning import learn_scores
 from platon_prune.pruning.semi_structured import semi_structured
 from platon_prune.pruning.structured import global_structured
 from platon_prune.pruning.unstructured import adopt_zeros, global_unstructured
@@ -97,6 +98,7 @@ __all__ = [
     "global_structured",
     "global_unstructured",
     "integrations",
+    "learn_scores",
     "load",
     "load_into",
     "plots",

@@ -13,10 +13,14 @@ from platon_prune.choice.granularity import Granularity
 from platon_prune.choice.scored import ScoredTensor
 from platon_prune.groups.costs import Prices, Savings
 from platon_prune.groups.coupled import CoupledGroups, Member
-from platon_prune.groups.group_scores import group_scores
+from platon_prune.groups.group_scores import group_scores, normalized
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.ordering import tie_keys
 from platon_prune.tensors.shards import Shard
+from platon_prune.warning import PruningWarning
+
+# Of places with as many groups, being at the floor means that most of a layer is gone.
+_LARGE = 32
 
 
 class Structured(Granularity):
@@ -35,6 +39,7 @@ class Structured(Granularity):
         aggregate: How a group's score is made of those of all its entries: "mean", "sum", "max" or
             "l2", the root of the sum of squares.
         budget: What the prices are, for settings.
+        normalizer: How scores of different places are made comparable: "none", "mean" or "cost".
     """
 
     name: ClassVar[str] = "structured"
@@ -48,15 +53,19 @@ class Structured(Granularity):
         floors: Sequence[int],
         aggregate: str = "mean",
         budget: str = "parameters",
+        normalizer: str = "none",
     ) -> None:
         self.groups = tuple(groups)
         self.floors = tuple(floors)
         self.aggregate = aggregate
         self.budget = budget
+        self.normalizer = normalizer
         self.num_groups = sum(place.size for place in groups)
         self._num_entries = sum(shape.numel() for shape in shapes.values())
         self._savings = Savings(groups, shapes, prices)
         self._digest = _digest_of(groups, self._savings.total)
+        self._told: set[str] = set()  # places at their floor, that were warned of
+        self._costs = [self._cost_of_one(i) for i in range(len(self.groups))]
         self._members: dict[str, list[tuple[int, Member]]] = {}  # by tensor, with their places
         for i, place in enumerate(groups):
             for member in place.members:
@@ -71,6 +80,8 @@ class Structured(Granularity):
             "budget": self.budget,
             "floors": list(self.floors),
             "groups": self._digest,
+            # Only where it is in use: a state that was saved before there was one still fits.
+            **({} if self.normalizer == "none" else {"normalizer": self.normalizer}),
         }
 
     @property
@@ -102,14 +113,16 @@ class Structured(Granularity):
         """Prune the groups with the smallest scores, of all places together.
 
         Returns:
-            The largest score of a group that is pruned.
+            The largest score of a group that is pruned, normalized.
         """
         scores = group_scores(self.groups, tensors, self.aggregate, processes)
+        scores = normalized(scores, self.groups, self.normalizer, self._costs)
         kept = torch.cat(self.kept({tensor.name: tensor.mask for tensor in tensors}))
         order = _in_order(scores, kept)
         candidates = order[~self._protected(order)[order]]
         chosen = candidates[: self._num_due(candidates, amount)]
         pruned = self._flags(chosen)
+        self._tell_floors(scores, pruned)
         for tensor in tensors:
             self._write_(tensor, pruned)
         return float(scores[chosen[-1]]) if len(chosen) else None
@@ -147,6 +160,37 @@ class Structured(Granularity):
             else:
                 low = middle + 1
         return low
+
+    def _tell_floors(self, scores: Tensor, pruned: Tensor) -> None:
+        """Warn once of each place of which more would have gone, had its floor not held it."""
+        if not pruned.any():
+            return
+        largest = scores[pruned].max()
+        held = []
+        places = zip(
+            self.groups,
+            self.floors,
+            self.per_place(scores),
+            self.per_place(pruned),
+            strict=True,
+        )
+        for place, floor, own, gone in places:
+            is_held = int(gone.sum()) == place.size - floor and bool((own[~gone] < largest).any())
+            # One of a few is nothing to be warned of: its layer is small itself.
+            if is_held and place.size >= _LARGE and place.name not in self._told:
+                held.append(f"{place.name} keeps {floor} of {place.size} {place.kind}")
+                self._told.add(place.name)
+        if held:
+            PruningWarning.warn(
+                f"at their floor, below which more would go: {', '.join(held)}; raise the floor "
+                '(min_channels, min_neurons), or compare places with normalizer="mean"'
+            )
+
+    def _cost_of_one(self, place: int) -> int:
+        """What is saved when one group of a place goes and all else stays."""
+        pruned = torch.zeros(self.num_groups, dtype=torch.bool)
+        list(self.per_place(pruned))[place][0] = True
+        return self._savings.of(pruned) if self.normalizer == "cost" else 1
 
     def _flags(self, chosen: Tensor) -> Tensor:
         return torch.zeros(self.num_groups, dtype=torch.bool).index_fill_(0, chosen, True)

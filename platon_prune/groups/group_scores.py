@@ -18,6 +18,8 @@ from platon_prune.tensors.collectives import Processes
 
 Aggregate = Literal["mean", "sum", "max", "l2"]
 AGGREGATES: tuple[Aggregate, ...] = ("mean", "sum", "max", "l2")
+Normalizer = Literal["none", "mean", "cost"]
+NORMALIZERS: tuple[Normalizer, ...] = ("none", "mean", "cost")
 
 
 def group_scores(
@@ -57,6 +59,35 @@ def group_scores(
     scores = torch.cat([sums.of_groups(place, along, shapes) for place in groups])
     scores.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-math.inf)
     return _of_first(scores, processes)
+
+
+def normalized(
+    scores: Tensor, groups: Sequence[CoupledGroups], normalizer: str, costs: Sequence[int]
+) -> Tensor:
+    """Scores that can be compared between places.
+
+    Args:
+        scores: Of the groups of all places, one after another; float64.
+        groups: All places.
+        normalizer: "none"; "mean", by the mean over the place; "cost", by what a group costs.
+        costs: What one group of each place costs, of the budget.
+
+    Returns:
+        Same shape and dtype; what is infinite stays so.
+    """
+    if normalizer == "none":
+        return scores
+    result = scores.clone()
+    pieces = torch.split(result, [place.size for place in groups])
+    for piece, cost in zip(pieces, costs, strict=True):
+        finite = piece[piece.isfinite()]
+        divisor = float(cost)
+        if normalizer == "mean":
+            divisor = float(finite.mean()) if len(finite) else 0.0
+        # A place whose scores are all 0, or whose groups cost nothing, is left as it is.
+        if divisor > 0:
+            piece /= divisor
+    return result
 
 
 class _Sums:

@@ -61,14 +61,14 @@ def trace_around(
     walls = [module for module in names if isinstance(module, _RECURRENT)]
     for module in walls:
         result.untraced[names[module]] = _described(module)
-    search = _Search(trace, names, seconds)
+    search: _Search[T] = _Search(trace, names, seconds)
     try:
         calls = _calls(model, inputs)
-    except Exception as error:
+    except Exception as raised:
         raise ValueError(
             "model must run on example_inputs and be traced by torch-pruning, but got "
-            f"{type(error).__name__}: {error}"
-        ) from error
+            f"{type(raised).__name__}: {raised}"
+        ) from raised
     search.calls = calls
     found, error = search.tried(model, (inputs,), walls, seconds)
     if error is None:

@@ -18,7 +18,7 @@ from platon_prune.groups.costs import BUDGETS, Budget, mac_prices, parameter_pri
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.coupled_choice import Structured, whole_only
 from platon_prune.groups.find import KINDS, find_groups
-from platon_prune.groups.group_scores import AGGREGATES, Aggregate
+from platon_prune.groups.group_scores import AGGREGATES, NORMALIZERS, Aggregate, Normalizer
 from platon_prune.groups.noted import note_groups_, note_inputs_
 from platon_prune.masks.method import Masking
 from platon_prune.masks.targets import Pairs, bare, select
@@ -50,6 +50,7 @@ def global_structured(
     exclude: str | Sequence[str] | None = None,
     aggregate: Aggregate = "mean",
     budget: Budget = "parameters",
+    normalizer: Normalizer = "none",
     min_heads: int = 1,
     min_neurons: float = 0.05,
     min_channels: float = 0.05,
@@ -96,6 +97,10 @@ def global_structured(
             "l2", the root of the sum of squares.
         budget: What the amount counts: "parameters", or "macs", multiply-adds of one forward over
             ``example_inputs``.
+        normalizer: How the scores of different places are made comparable: "none"; "mean", each
+            divided by the mean over its place, so that no place is emptied for its scale alone; or
+            "cost", by what one group of the place costs of the budget: with ``aggregate="sum"``
+            and ``budget="macs"`` a score per multiply-add.
         min_heads: Heads (with grouped queries, key-value heads) that each attention layer keeps.
         min_neurons: Share of its neurons that each feed-forward layer keeps, in [0, 1]; one at
             least.
@@ -135,10 +140,12 @@ def global_structured(
 
     def plan(given: nn.Module | Pairs) -> Plan:
         assert isinstance(given, nn.Module)
-        _check_choices(aggregate, budget)
+        _check_choices(aggregate, budget, normalizer)
         _refuse_sharded(given)
         everything = find_groups(given, example_inputs, kinds=kinds, time_limit=time_limit)
-        places, notes = _removable(given, _selected(everything, include, exclude), example_inputs)
+        places, notes = _removable(
+            given, _selected(given, everything, include, exclude), example_inputs
+        )
         names = {member.name for place in places for member in place.members}
         # The patterns are of places: a place is taken whole, biases too.
         targets = select(given, None, None, own_keys, names)
@@ -152,7 +159,7 @@ def global_structured(
                 )
             prices = mac_prices(given, places, example_inputs)
         floors = [_floor(place, min_heads, min_neurons, min_channels) for place in places]
-        granularity = Structured(places, shapes, prices, floors, aggregate, budget)
+        granularity = Structured(places, shapes, prices, floors, aggregate, budget, normalizer)
         final, first = _of_budget("amount", amount), _of_budget("initial_amount", initial_amount)
         _require_room(granularity, max(final, first))
         return Plan(targets, granularity, final, first, notes=notes, is_found=True)
@@ -171,22 +178,36 @@ def _refuse_sharded(model: nn.Module) -> None:
             raise ValueError(whole_only(name))
 
 
-def _check_choices(aggregate: str, budget: str) -> None:
+def _check_choices(aggregate: str, budget: str, normalizer: str) -> None:
     for argument, value, choices in (
         ("aggregate", aggregate, AGGREGATES),
         ("budget", budget, BUDGETS),
+        ("normalizer", normalizer, NORMALIZERS),
     ):
         if value not in choices:
             raise ValueError(f"{argument} must be one of {', '.join(choices)}; got {value!r}")
 
 
+def _holders(model: nn.Module) -> str:
+    """The classes whose layers were looked at in vain."""
+    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    found = {
+        type(module).__name__: None
+        for module in model.modules()
+        if any(isinstance(child, layers) for child in module.children())
+    }
+    return f" in its {', '.join(list(found)[:5])}" if found else ""
+
+
 def _selected(
+    model: nn.Module,
     groups: Sequence[CoupledGroups],
     include: str | Sequence[str] | None,
     exclude: str | Sequence[str] | None,
 ) -> list[CoupledGroups]:
     """Those that the patterns leave."""
     kept = list(groups)
+    holders = "" if groups else _holders(model)
     for argument, given, wanted in (("include", include, True), ("exclude", exclude, False)):
         if given is None:
             continue
@@ -197,7 +218,7 @@ def _selected(
     if not kept:
         raise ValueError(
             "model must have heads, neurons or channels that can be removed, got "
-            + ("none that include, exclude and kinds leave" if groups else "none")
+            + ("none that include, exclude and kinds leave" if groups else f"none{holders}")
             + ": a place whose norm looks at all channels, or whose channels are the output, is "
             "left out; prune single weights with global_unstructured instead"
         )

@@ -83,3 +83,12 @@ def test_the_time_limit_says_what_was_being_traced(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(dependencies, "_places", loop)
     with pytest.raises(TimeoutError, match=r"within 0\.2 seconds.*it was tracing features"):
         find_groups(nets.SplitWithinList().eval(), nets.images(), time_limit=0.2)
+
+
+def test_a_model_without_any_place_is_refused_with_the_classes_that_were_looked_at() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "state_size": 4}
+    model = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes))
+    tokens = {"input_ids": torch.randint(16, (2, 5))}
+    with pytest.raises(ValueError, match=r"got none in its .*MambaMixer.*global_unstructured"):
+        platon_prune.global_structured(model, tokens, amount=0.3, total_steps=20)
