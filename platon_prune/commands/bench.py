@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from platon_prune.commands.benchmarks.figures import (
+    Figure,
     add_measuring_arguments,
     print_table,
     ratio_table,
@@ -88,7 +89,7 @@ def _measure_sizes(
     from platon_prune.commands.benchmarks.workload import bert_base, smaller_sizes
 
     repeats = arguments.repeats
-    ratios = {}
+    ratios: dict[str, list[Figure]] = {}
     for size in [bert_base(arguments.scale), *smaller_sizes(arguments.scale)]:
         is_first = not ratios
         times = step_times(size, device, repeats, timed)

@@ -138,7 +138,7 @@ def prompts_of(
             continue
         ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
         few = ids[: max(1, min(_PROMPT_TOKENS, len(ids) // 2))]
-        prompts.append(tokenizer.decode(few, skip_special_tokens=True))
+        prompts.append(str(tokenizer.decode(few, skip_special_tokens=True)))
     return prompts
 
 

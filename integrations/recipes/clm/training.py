@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -36,10 +37,11 @@ class ClmTrainer(RecipeTrainer):
     ) -> Tensor:
         """:func:`distillation_loss` over the tokens that have a label."""
         wanted = inputs["labels"][:, 1:] != IGNORED
-        return distillation_loss(
-            *({"logits": each["logits"][:, :-1][wanted]} for each in (student, teacher)),
-            self.distillation.distillation_temperature,
+        predicted, target = (
+            {"logits": each["logits"][:, :-1][wanted]} for each in (student, teacher)
         )
+        temperature = self.distillation.distillation_temperature
+        return distillation_loss(predicted, target, temperature)
 
 
 def collate(examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
@@ -78,7 +80,7 @@ def losses_of(logits: Any, labels: Tensor) -> Tensor:
 
 def perplexity(outcome: EvalPrediction) -> dict[str, float]:
     """The exponential of the mean loss over all tokens that are predicted, each counted once."""
-    totals, counts = (outcome.predictions[:, column].astype(float).sum() for column in (0, 1))
+    totals, counts = np.asarray(outcome.predictions, dtype=float).sum(0)
     mean = totals / counts
     return {"perplexity": math.exp(mean) if mean < 700 else math.inf, "tokens": int(counts)}
 
@@ -107,7 +109,7 @@ def generate(
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0,
         )
-        texts.append(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
+        texts.append(str(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)))
     model.train(was_training)
     return texts
 

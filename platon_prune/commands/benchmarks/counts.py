@@ -33,11 +33,11 @@ class Counts(NamedTuple):
     waits: int
 
 
-class DispatchCounter(TorchDispatchMode):
+class DispatchCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations that torch dispatches while it is entered, by name."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,7 +48,7 @@ class DispatchCounter(TorchDispatchMode):
     @property
     def counts(self) -> Counts:
         """So far."""
-        return Counts(self.names.total(), self.names[_READ])
+        return Counts(self.names.total(), int(self.names[_READ]))
 
 
 def count(function: Callable[[], object], device: str) -> Counts:
@@ -56,7 +56,8 @@ def count(function: Callable[[], object], device: str) -> Counts:
     if torch.device(device).type != "cuda":
         with DispatchCounter() as counter:
             function()
-        return counter.counts
+        counts: Counts = counter.counts
+        return counts
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize(device)
@@ -64,7 +65,7 @@ def count(function: Callable[[], object], device: str) -> Counts:
         function()
         torch.cuda.synchronize(device)
     events: list[Any] = list(profiled.events() or ())
-    on_device = [each for each in events if each.device_type == torch.autograd.DeviceType.CUDA]
+    on_device = [each for each in events if each.device_type.name == "CUDA"]
     return Counts(len(on_device), sum(each.name in _WAITS for each in events))
 
 
