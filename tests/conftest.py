@@ -1,10 +1,38 @@
-"""Settings for every test."""
+"""Settings for every test, and the device of the core tests."""
 
 import os
 
+import pytest
 import torch
 
 # A name that is no local folder is looked up at once in vain, instead of after a time-out.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The models here are so small that starting threads takes longer than the work.
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device", default="cpu", help="run the core tests on this device, such as cuda"
+    )
+
+
+def pytest_configure(config):
+    device = config.getoption("--device")
+    if torch.device(device).type == "cpu":
+        return
+    from on_device import OnDevice
+
+    # Tests compare bits: of runs with each other, and of sums with sums.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False
+    mode = OnDevice(device)
+    mode.__enter__()
+    config.add_cleanup(lambda: mode.__exit__(None, None, None))
+
+
+@pytest.fixture
+def device(request):
+    """What a core test's tensors are on, for what has to be told."""
+    return torch.device(request.config.getoption("--device"))

@@ -84,7 +84,7 @@ def _measure_sizes(
     """Print a table for each size: all figures for BERT-base, those of steps for the others."""
     from platon_prune.commands.benchmarks.contest import step_times
     from platon_prune.commands.benchmarks.counts import step_counts
-    from platon_prune.commands.benchmarks.peaks import memory_figure
+    from platon_prune.commands.benchmarks.peaks import memory_figures
     from platon_prune.commands.benchmarks.rivals import figures
     from platon_prune.commands.benchmarks.workload import bert_base, smaller_sizes
 
@@ -97,7 +97,7 @@ def _measure_sizes(
         found = [*(times.figures() if is_first else times.kinds()), *asked.figures]
         if is_first:
             found += figures(size, device, repeats, timed)
-            found.append(memory_figure(size, device, repeats))
+            found += memory_figures(size, device, repeats)
         print_table(size.tensor_sizes, device, found, f"{size.name} by {asked.backend}")
         key = device if is_first else f"{device}: {size.name}"
         reports[key] = [figure._asdict() for figure in found]

@@ -93,6 +93,7 @@ def test_the_command_prints_each_figure_and_writes_them(tmp_path, capsys):
         "choosing step / without history",
         "choice of 2:4 / of single weights",
         "peak of extra memory",
+        "peak of extra memory, bfloat16 state",
     ]
     assert len(_lines_of(names, lines)) == len(names)
     report = json.loads(path.read_text())

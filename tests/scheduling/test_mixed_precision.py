@@ -183,18 +183,18 @@ def test_huge_products_do_not_poison_the_scores():
     assert sum(int((~mask).sum()) for mask in scheduler.masks().values()) == round(0.75 * 208)
 
 
-def test_autocast_with_a_grad_scaler_that_skips_steps():
+def test_autocast_with_a_grad_scaler_that_skips_steps(device):
     """The scaler's first scale overflows float16 gradients, so it skips and lowers it."""
     model = _model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=1000)
+    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**18, growth_interval=1000)
     scheduler = platon_prune.global_unstructured(
         model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS | {"warmup_steps": 10}
     )
     skipped = 0
     for step in range(30):
         inputs = torch.randn(8, 10, generator=torch.Generator().manual_seed(step)) * 50
-        with torch.autocast("cpu", dtype=torch.float16):
+        with torch.autocast(device.type, dtype=torch.float16):
             loss = F.cross_entropy(model(inputs), torch.arange(8) % 3)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -212,14 +212,14 @@ def test_autocast_with_a_grad_scaler_that_skips_steps():
     assert all(scheduler.score(name).isfinite().all() for name in scheduler.masks())
 
 
-def test_step_with_an_optimizer_steps_by_itself_but_not_when_the_scaler_skips():
+def test_step_with_an_optimizer_steps_by_itself_but_not_when_the_scaler_skips(device):
     model = _model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     scheduler = platon_prune.global_unstructured(
         model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
     )
     handle = scheduler.step_with(optimizer)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    scaler = torch.amp.GradScaler(device.type, init_scale=1.0)
     for step in range(5):
         _set_gradients(model, step)
         if step == 2:
@@ -235,14 +235,14 @@ def test_step_with_an_optimizer_steps_by_itself_but_not_when_the_scaler_skips():
     assert scheduler.last_step == 4
 
 
-def test_a_fused_optimizer_with_scaled_gradients_is_refused_with_the_remedy():
+def test_a_fused_optimizer_with_scaled_gradients_is_refused_with_the_remedy(device):
     model = _model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
     scheduler = platon_prune.global_unstructured(
         model, **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
     )
     scheduler.step_with(optimizer)
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler = torch.amp.GradScaler(device.type, init_scale=8.0)
     scaler.scale(model(torch.randn(4, 10)).sum()).backward()
     with pytest.raises(RuntimeError, match=r"call scaler.unscale_\(optimizer\) before"):
         scaler.step(optimizer)

@@ -37,9 +37,15 @@ class Contest:
     Args:
         workload: The weights and gradients; each contestant has weights of its own.
         names: Who takes part, of ``NAMES``.
+        state_dtype: What the library keeps its window and averages in.
     """
 
-    def __init__(self, workload: Workload, names: Sequence[str] = NAMES[:2]) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        names: Sequence[str] = NAMES[:2],
+        state_dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.workload = workload
         self.parameters = workload.parameters
         self.step = 0
@@ -64,6 +70,7 @@ class Contest:
                 warmup_steps=SHORT.warmup_steps,
                 cooldown_steps=SHORT.cooldown_steps,
                 window=SHORT.window,
+                state_dtype=state_dtype,
             )
             self._steps["ours"] = self._step_of_ours
 

@@ -14,26 +14,39 @@ from platon_prune.commands.benchmarks.figures import Figure, Spread
 from platon_prune.commands.benchmarks.workload import SHORT, Size, Workload, bert_base
 
 
-def memory_figure(size: Size, device: str, repeats: int) -> Figure:
-    """Most bytes per weight, over steps of each kind, of the library and of the textbook."""
-    spreads: list[Spread | None] = []
-    for name in ("ours", "textbook"):
-        peaks = []
-        for _ in range(min(repeats, 3)):
-            # A process of its own: what an earlier part left to the allocator would not count.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-                peaks.append(pool.submit(_peak, size, device, name).result())
-        measured = [peak for peak in peaks if peak is not None]
-        spreads.append(Spread.of(measured) if measured else None)
-    return Figure("peak of extra memory", "bytes a weight", *spreads)
+def memory_figures(size: Size, device: str, repeats: int) -> list[Figure]:
+    """Most bytes per weight, over steps of each kind, with state in float32 and in bfloat16."""
+    name, unit = "peak of extra memory", "bytes a weight"
+    exact, textbook, small = (
+        _peaks(size, device, repeats, who, dtype)
+        for who, dtype in (
+            ("ours", torch.float32), ("textbook", torch.float32), ("ours", torch.bfloat16),
+        )
+    )  # fmt: skip
+    return [
+        Figure(name, unit, exact, textbook),
+        Figure(f"{name}, bfloat16 state", unit, small, textbook),
+    ]
 
 
-def _peak(size: Size, device: str, name: str) -> float | None:
+def _peaks(
+    size: Size, device: str, repeats: int, name: str, state_dtype: torch.dtype
+) -> Spread | None:
+    peaks = []
+    for _ in range(min(repeats, 3)):
+        # A process of its own: what an earlier part left to the allocator would not count.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+            peaks.append(pool.submit(_peak, size, device, name, state_dtype).result())
+    measured = [peak for peak in peaks if peak is not None]
+    return Spread.of(measured) if measured else None
+
+
+def _peak(size: Size, device: str, name: str, state_dtype: torch.dtype) -> float | None:
     """The peak in this process; None if the system does not tell (on the CPU only Linux does)."""
 
     def advance(workload: Workload) -> None:
-        contest = Contest(workload, [name])
+        contest = Contest(workload, [name], state_dtype)
         for _ in range(SHORT.ramp_end + 1):
             contest.advance(_call)
 
