@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--scale must be in (0, 1], got {arguments.scale}: 1 is BERT-base")
     if arguments.processor_time:
         if arguments.device != "cpu":
+            # A GPU works on while the host waits, which is no processor time of this thread.
             raise ValueError("--processor-time needs --device cpu: it does not see a GPU's work")
         torch.set_num_threads(1)
     has_cuda = torch.cuda.is_available()
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = [arguments.device] if arguments.device else ["cpu", "cuda"] if has_cuda else ["cpu"]
     if arguments.semi_structured:
         return _semi_structured(arguments, names)
+    # Keys of devices hold what they always held, a list of figures; what came later has its own.
     reports: dict[str, Any] = {}
     for name in names:
         timed = clock(name, arguments.processor_time)
@@ -91,6 +93,7 @@ def _measure_sizes(
     repeats = arguments.repeats
     ratios: dict[str, list[Figure]] = {}
     for size in [bert_base(arguments.scale), *smaller_sizes(arguments.scale)]:
+        # The other sizes are there for the steps; a choice by itself costs what its weights cost.
         is_first = not ratios
         times = step_times(size, device, repeats, timed)
         asked = step_counts(size, device)

@@ -104,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
     )
     _check(settings)
+    # Before anything is trained: minutes later a missing package would be found too late.
     for name in EXTRAS:
         importlib.import_module(name)
     report = make_folder(arguments.output_dir) / "report.png"
@@ -115,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(_table(results, digits, settings))
         save_demo_report(_comparisons(results), results.dense.accuracy, report)
         print(f"\npicture: {report}")
+        # The sparsest one, of the criterion that the demo is about.
         finalized = results.by_amount[max(settings.amounts)][0]
         return check_compiled(finalized.model, digits, settings)
     finally:
@@ -129,6 +131,7 @@ def _check(settings: Settings) -> None:
                 "weights to prune, such as 0.9"
             )
         if settings.amounts.count(amount) > 1:
+            # The runs are kept by their amounts.
             raise ValueError(f"--amount values must differ, got {amount} twice: give it once")
     compared = [name for name in CRITERIA if name != BASELINE]
     if settings.criterion not in compared:
@@ -152,6 +155,7 @@ def _run_all(digits: Digits, settings: Settings) -> Results:
 
     criteria = (settings.criterion, BASELINE)
     num_phases = 2 + len(criteria) * len(settings.amounts)
+    # One bar for all phases, each of which takes equally many steps.
     with tqdm(total=num_phases * settings.steps, unit="step") as bar:
         dense = train_dense(digits, settings, _stepper(bar, "dense"))
         longer = fine_tune_dense(dense, digits, settings, _stepper(bar, "dense, fine-tuned too"))

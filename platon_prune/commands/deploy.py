@@ -78,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     _check(arguments)
+    # Wanted for the picture at the end, and better missed now than then.
     importlib.import_module("matplotlib")
     num_threads = torch.get_num_threads()
     torch.set_num_threads(arguments.threads or num_threads)

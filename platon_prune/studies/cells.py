@@ -43,6 +43,7 @@ class Cell:
         folders of several machines can be joined.
         """
         named = asdict(self) | {"settings": without_folders(self.settings)}
+        # Sorted: the same options in another order are the same cell.
         text = json.dumps(named, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -170,6 +171,7 @@ class Grid:
         """Every cell once, those with options at their default as cells without."""
         found: dict[str, Cell] = {}
         for criterion in self.criteria:
+            # Nothing is pruned, so amounts and options have nothing to change.
             dense = criterion == DENSE
             for amount in (0.0,) if dense else self.amounts:
                 for options in [{}] if dense else self._variants(recipe):
@@ -186,11 +188,12 @@ class Grid:
             combinations = itertools.product(*self.options.values())
             chosen = [dict(zip(self.options, values, strict=True)) for values in combinations]
         for options in chosen:
+            # A default that is spelled out names the same cell as one that is not.
             yield {k: v for k, v in options.items() if v != recipe.options[k].default}
 
 
 def check(grid: Grid, recipe: Recipe, criteria: Sequence[str]) -> None:
-    """Raise a ValueError that says which part of a grid can't be used.
+    """Raise a ValueError that says what of a grid can't be used.
 
     Args:
         grid: What was asked for.
@@ -228,6 +231,7 @@ def _check_value(name: str, value: Any, option: Option) -> None:
     elif kind is bool:
         fits, wanted = isinstance(value, bool), "true or false"
     elif kind is int:
+        # To Python, True is a whole number.
         fits, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
     else:
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -262,4 +266,5 @@ def _value(text: str) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError:
         return text
+    # JSON would make lists and null of texts that look like them.
     return value if isinstance(value, (bool, int, float)) else text

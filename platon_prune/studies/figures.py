@@ -100,6 +100,7 @@ def _save_options(recipe: Recipe, rows: Sequence[Row], all_rows: Sequence[Row], 
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     first: Axes | None = None
     for column, amount in enumerate(amounts):
+        # One axis of options for all, so that rows can be followed across.
         axes = figure.add_subplot(1, len(amounts), column + 1, sharey=first)
         first = first or axes
         axes.axvline(0, color=INK, linewidth=1, linestyle=":")
@@ -113,6 +114,7 @@ def _save_options(recipe: Recipe, rows: Sequence[Row], all_rows: Sequence[Row], 
         plain(axes)
     assert first is not None
     first.set_yticks(range(len(labels)), labels)
+    # Upside down: the first option on top, as in the table.
     first.set_ylim(len(labels) - 0.5, -0.5)
     figure.supxlabel("difference of the same seed without the option (points)", fontsize=10)
     save(figure, path)

@@ -16,6 +16,7 @@ def machine_kind(device: str) -> dict[str, Any]:
     """Architecture, cores that this process may use, and the GPU's name if it is used."""
     import torch
 
+    # In a container the machine may have more cores than this process may use.
     available = getattr(os, "sched_getaffinity", None)
     return {
         "architecture": platform.machine(),

@@ -33,6 +33,7 @@ def report(recipe: Recipe, cells: Sequence[Cell], folder: Path) -> str:
     records = results.read(folder)
     rows = table.rows_of(cells, records)
     finished = [records[cell.key] for cell in cells if cell.key in records]
+    # No files of a report that has nothing in it.
     if not finished:
         return f"nothing to report: none of the {len(cells)} cells is finished in {folder}"
     page = table.markdown(recipe, cells, rows, records)
@@ -47,6 +48,7 @@ def report(recipe: Recipe, cells: Sequence[Cell], folder: Path) -> str:
         "settings": table.distinct(finished, "settings"),
         "dates": table.dates_of(finished),
     }
+    # NaN is no JSON, and other languages' parsers refuse it.
     text = json.dumps(content, indent=2, allow_nan=False)
     write_text(folder / "study.json", text + "\n")
     paths = save_pictures(recipe, rows, folder)

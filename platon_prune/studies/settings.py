@@ -49,6 +49,7 @@ def with_contents(flags: Sequence[str]) -> dict[str, list[str]]:
         there are any. Each file is read once.
     """
     found, contents = [], []
+    # Weights of a model are named by several flags at times, and are large.
     digest = functools.cache(_digest)
     for flag, before, text in _parts(flags):
         if _is_read(flag, text):

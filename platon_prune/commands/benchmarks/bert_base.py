@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from platon_prune.deploy.report import DeployReport
 
+# Of BERT-base; its sizes are never changed here, only its number of layers.
 _HEADS = 12
 
 
@@ -45,6 +46,7 @@ def make_bert(num_layers: int) -> nn.Module:
     import torch
     from transformers import BertConfig, BertModel
 
+    # Every process that is started to measure must build the same weights.
     torch.manual_seed(0)
     model: nn.Module = BertModel(BertConfig(num_hidden_layers=num_layers))
     return model.eval()
@@ -58,6 +60,7 @@ def sparse(num_layers: int, amount: float) -> nn.Module:
 
     model = make_bert(num_layers)
     weights = [getattr(module, name).detach() for _, module, name in find_tensors(model)]
+    # All layers share one threshold, as in a global choice, so some are sparser than others.
     magnitudes = torch.cat([weight.abs().flatten() for weight in weights])
     threshold = magnitudes.kthvalue(round(amount * magnitudes.numel())).values
     for weight in weights:
@@ -82,8 +85,10 @@ def halved(num_layers: int) -> nn.Module:
 
 def _zero_every_second(inner: list[Any], outer: Any, size: int) -> None:
     for layer in inner:
+        # Every second group of rows: a whole head, or a single neuron.
         layer.weight.view(-1, 2, size, layer.in_features)[:, 1] = 0
         layer.bias.view(-1, 2, size)[:, 1] = 0
+    # What reads a group must not read it either, or shrinking would keep it.
     outer.weight.view(outer.out_features, -1, 2, size)[:, :, 1] = 0
 
 
@@ -120,6 +125,7 @@ def table_of(aims: list[Aim]) -> str:
 def _speed(report: DeployReport, form: str) -> float | None:
     """At the largest size."""
     names = [row.name for row in report]
+    # Small sizes time the starting of operations more than the zeros.
     return report.speed(form, report.sizes[-1]) if form in names else None
 
 

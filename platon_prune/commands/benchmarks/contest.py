@@ -58,6 +58,7 @@ class Contest:
             self._steps["compat"] = _Compat(self.compat)
         if "textbook" in names:
             weights = [parameter.detach() for parameter in self.parameters]
+            # Each prunes weights of its own; alone, it may have those of the modules.
             if "ours" in names:
                 weights = [weight.clone() for weight in weights]
             self.textbook = Textbook(weights, SHORT)
@@ -102,6 +103,7 @@ class _Compat:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.step = 0
+        # There the phases are multiples of one length, and "threshold" is a density.
         settings = Namespace(
             initial_threshold=1.0,
             final_threshold=1 - SHORT.amount,
@@ -158,6 +160,7 @@ def step_times(size: Size, device: str, repeats: int, timed: Clock) -> StepTimes
     """Let all contestants and a plain copy take turns, over ``repeats`` runs."""
     workload = Workload(size, device)
     source = torch.ones(2 * workload.num_weights, device=device)
+    # Written before it is timed: a page of memory is only there once something is in it.
     target = torch.ones_like(source)
     times: dict[str, dict[str, list[float]]] = {name: {} for name in NAMES}
     to_copy: dict[str, list[float]] = {name: [] for name in NAMES}
@@ -168,6 +171,7 @@ def step_times(size: Size, device: str, repeats: int, timed: Clock) -> StepTimes
             samples = contest.advance(timed)
             if step <= SHORT.window:
                 continue
+            # Beside each step, so that a slow moment of the machine slows both.
             copies.append(timed(lambda: target.copy_(source)))
             kind = kind_of(SHORT, step)
             for name, sample in samples.items():

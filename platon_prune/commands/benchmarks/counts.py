@@ -60,6 +60,7 @@ def count(function: Callable[[], object], device: str) -> Counts:
         return counts
     from torch.profiler import ProfilerActivity, profile
 
+    # What is still under way must not count.
     torch.cuda.synchronize(device)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         function()
@@ -89,10 +90,12 @@ def step_counts(size: Size, device: str) -> Asked:
     backend, num_plain = backend_for(torch.device(device)), 0
     while len(counted) < len(KINDS):
         kind = kind_of(SHORT, contest.step + 1)
+        # The first window makes buffers and compiles kernels, which later ones don't.
         if contest.step < SHORT.window or kind in counted:
             contest.advance(lambda function: function())
             continue
         counted[kind] = contest.advance(lambda function: count(function, device))
+        # A backend knows that of its last call, so it is asked right after it.
         if kind == "ordinary step":
             num_plain = getattr(backend, "num_plain", len(workload.parameters))
     contest.close()

@@ -111,6 +111,7 @@ def load_digits(settings: Settings, device: str = "cpu") -> Digits:
     from sklearn.datasets import load_digits as load_scans
     from sklearn.model_selection import train_test_split
 
+    # They come with scikit-learn, so that the demo needs no network.
     scans = load_scans()
     parts = train_test_split(
         scans.images,
@@ -120,6 +121,7 @@ def load_digits(settings: Settings, device: str = "cpu") -> Digits:
         stratify=scans.target,
     )
     train, held_out = (torch.tensor(part, dtype=torch.float32).unsqueeze(1) for part in parts[:2])
+    # Of the training part alone: the held-out digits must not be looked at.
     mean, std = train.mean(), train.std()
     labels = [torch.tensor(part).to(device) for part in parts[2:]]
     images = [((part - mean) / std).to(device) for part in (train, held_out)]
@@ -187,6 +189,7 @@ def fine_tune_pruned(
         window=settings.window,
         criterion=criterion,
     )
+    # Before the first step it is the dense model.
     run.accuracies[0] = dense.accuracy
     fine_tune_with(scheduler, run, digits, settings, on_step)
     return run
@@ -229,6 +232,7 @@ def logits(model: nn.Module, digits: Digits) -> Tensor:
     """The model's output for the held-out digits, in evaluation mode."""
     was_training = model.training
     result: Tensor = model.eval()(digits.held_out_images).logits
+    # Evaluated in the middle of training, which goes on as it was.
     model.train(was_training)
     return result
 
@@ -264,6 +268,7 @@ def _train(
         optimizer, lambda step: min((step + 1) / ramp, 1 - step / steps)
     )
     evaluate_every = max(1, steps // settings.num_evaluations)
+    # A generator of its own: whatever else a run draws, its batches come in the same order.
     order = torch.Generator().manual_seed(settings.seed)
     batches: list[Tensor] = []
     run.model.train()

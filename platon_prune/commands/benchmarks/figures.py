@@ -76,6 +76,7 @@ def print_table(sizes: Sequence[int], device: str, figures: Sequence[Figure], wh
         figures: The lines.
         what: What the tensors are those of, and who carries steps out.
     """
+    # Not at the top: `--help` of every command reads this file.
     import torch
 
     where = f"{torch.get_num_threads()} threads"
@@ -110,6 +111,7 @@ def _cell(spread: Spread | None) -> str:
     if spread is None:
         return "-"
     median, low, high = map(_number, spread)
+    # What is counted has no spread.
     return median if low == high else f"{median} ({low} to {high})"
 
 

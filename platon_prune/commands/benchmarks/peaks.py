@@ -53,11 +53,13 @@ def _peak(size: Size, device: str, name: str, state_dtype: torch.dtype) -> float
     advance(Workload(bert_base(1e-4), device))  # loads libraries and starts threads
     workload = Workload(size, device)
     if torch.device(device).type == "cuda":
+        # Else the peak of the small workload, or of making this one, would stay the highest.
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         advance(workload)
         return (torch.cuda.max_memory_allocated(device) - before) / workload.num_weights
     resident = _resident_bytes("VmRSS")
+    # No such record on macOS and Windows.
     if resident is None:
         return None
     advance(workload)

@@ -36,6 +36,7 @@ def ordinary_figures(size: Size, device: str, repeats: int, timed: Clock) -> lis
     parameters = workload.parameters
     for parameter, gradient in zip(parameters, workload.gradients(0), strict=True):
         parameter.grad = gradient
+    # Of the same parameters: masks are put on modules and leave their parameters what they are.
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
     scheduler = platon_prune.global_unstructured(
         workload.pairs, amount=0.9, total_steps=_LONG, warmup_steps=_LONG // 2, window=_LONG // 10
@@ -75,6 +76,7 @@ def selection_figures(size: Size, device: str, repeats: int, timed: Clock) -> li
     shapes = {str(i): mask.shape for i, mask in enumerate(masks)}
     scored = ScoredLine(line, joined.__getitem__, line.cut(masks), shapes, signed=False)
     times: list[list[float]] = [[], [], []]
+    # Another amount each time: with the same one, masks would be found as they are.
     for i in range(repeats + 1):
         count = round((0.5 + 0.4 * i / repeats) * joined.numel())
         for samples, choose in zip(times, _selections(scored, joined, count), strict=True):
@@ -97,6 +99,7 @@ def _selections(line: ScoredLine, joined: Tensor, count: int) -> list[Callable[[
 def history_figure(size: Size, device: str, repeats: int, timed: Clock) -> Figure:
     """A choosing step with the history, beside one without."""
     steps = []
+    # Two workloads: a model can have one scheduler.
     for history in (True, False):
         workload = Workload(size, device)
         for parameter, gradient in zip(workload.parameters, workload.gradients(0), strict=True):
@@ -111,6 +114,7 @@ def history_figure(size: Size, device: str, repeats: int, timed: Clock) -> Figur
 
 def pattern_figure(size: Size, device: str, repeats: int, timed: Clock) -> Figure:
     """A choice of 2:4 beside one of single weights, over the weights without the biases."""
+    # Groups of four must fit into the rows of narrow models too.
     shapes = [(outputs, max(8, inputs // 4 * 4)) for inputs, outputs in size.shapes]
     calls = choices(shapes, device, [(2, 4)])
     return Figure(

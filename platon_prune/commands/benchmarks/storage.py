@@ -33,6 +33,7 @@ class _Pair:
         """One step of both; after a choice, the share of kept weights that both keep."""
         pairs = zip(self._model.parameters(), self._shadow.parameters(), strict=True)
         for parameter, copied in pairs:
+            # The second one's own masks must not steer what it is fed.
             copied.copy_(parameter)
             copied.grad = None if parameter.grad is None else parameter.grad.clone()
         self._first.step()
@@ -66,6 +67,7 @@ def table(amounts: Sequence[float], seeds: Sequence[int]) -> str:
                 window=settings.window,
             )
             rate = settings.fine_tuning_learning_rate
+            # A run for each: pruning by other masks trains other weights.
             exact = _digits.Run("float32", copy.deepcopy(dense.model), amount)
             pair = _Pair(exact.model, pruning)
             _digits.train(exact, digits, settings, rate, pair, lambda: None)

@@ -48,15 +48,16 @@ class Textbook:
         for i, (weight, gradient) in enumerate(zip(self.weights, gradients, strict=True)):
             sample = (weight * gradient).abs()
             if ends_window:
-                self._fold(i, self.windows[i] / window)
+                self._update_averages(i, self.windows[i] / window)
                 self.windows[i] = sample
             else:
                 self.windows[i] = self.windows[i] + sample
+        # On the ramp at windows' ends only, in the final phase at every step: the reference's rule.
         in_ramp = self.schedule.warmup_steps < self.last_step <= self.schedule.ramp_end
         if self.last_step > self.schedule.ramp_end or (in_ramp and ends_window):
             self._prune(self.schedule.amount_at(self.last_step))
 
-    def _fold(self, i: int, mean: Tensor) -> None:
+    def _update_averages(self, i: int, mean: Tensor) -> None:
         beta1, beta2 = self.beta1, self.beta2
         self.sensitivities[i] = beta1 * self.sensitivities[i] + (1 - beta1) * mean
         deviation = (mean - self.sensitivities[i]).abs()
@@ -67,7 +68,9 @@ class Textbook:
             sensitivity * uncertainty
             for sensitivity, uncertainty in zip(self.sensitivities, self.uncertainties, strict=True)
         ]
+        # A copy of all scores, which is what the library does without.
         joined = torch.cat([score.view(-1) for score in scores])
         threshold = torch.kthvalue(joined, round(amount * joined.numel())).values.item()
         for weight, score in zip(self.weights, scores, strict=True):
+            # No masks are kept: until the next choice the optimizer may fill these in again.
             weight.masked_fill_(score <= threshold, 0)

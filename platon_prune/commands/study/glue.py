@@ -116,6 +116,7 @@ def run(cell: Cell, place: Place) -> dict[str, float]:
     if teacher is not None:
         flags += ["--teacher_name_or_path", str(teacher)]
     _train(cell, place, folder, flags)
+    # A grid of models would fill the disk, and the report needs their numbers only.
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -128,6 +129,7 @@ def _dense(cell: Cell, place: Place) -> Path:
     """The folder of the dense model of a cell's seed, which is trained if it is not there."""
     dense = dataclasses.replace(cell, criterion=DENSE, amount=0.0, options={})
     folder = place.folder / "dense" / dense.key
+    # Of several processes one trains it, and the others wait for it.
     with results.locked(folder.with_suffix(".lock"), wait=True):
         if not (folder / "results.json").exists():  # which is written last
             _train(dense, place, folder, ["--amount", "0"])
@@ -172,6 +174,7 @@ def _headline(task_name: str) -> str:
 
 def _settings(defaults: Sequence[str], steps: int | None, flags: Sequence[str]) -> dict[str, Any]:
     names = _values(flags)
+    # Two values of one flag would leave it to the parser which one a cell has.
     for taken in _TAKEN:
         if taken in names:
             raise ValueError(f"{taken} is set by the grid for each cell: leave it out after --")
