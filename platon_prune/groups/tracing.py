@@ -59,8 +59,8 @@ def trace_around(
     result: Traced[T] = Traced()
     names = {module: name for name, module in model.named_modules()}
     walls = [module for module in names if isinstance(module, _RECURRENT)]
-    for module in walls:
-        result.untraced[names[module]] = _described(module)
+    for wall in walls:
+        result.untraced[names[wall]] = _described(wall)
     search: _Search[T] = _Search(trace, names, seconds)
     try:
         calls = _calls(model, inputs)
