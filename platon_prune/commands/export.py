@@ -29,8 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         choices=tuple(_WRITERS),
-        help="dense: for from_pretrained, or a safetensors file; sparse: as platon_prune.save "
-        "writes; onnx: model.onnx; openvino: model.xml and model.bin",
+        help="dense: for from_pretrained, or a safetensors file; uniform: a shrunk model with "
+        "zeros put back until from_pretrained can read it; sparse: as platon_prune.save writes; "
+        "onnx: model.onnx; openvino: model.xml and model.bin",
     )
     parser.add_argument(
         "--output", "-o", type=Path, required=True, help="folder to write, or file if MODEL is one"
@@ -106,6 +107,17 @@ def _write_dense(arguments: argparse.Namespace) -> None:
     _copy_companions(arguments)
 
 
+def _write_uniform(arguments: argparse.Namespace) -> None:
+    from platon_prune.shrinking.even import with_zeros_back
+
+    model = _read(arguments)
+    even = with_zeros_back(model)
+    before, after = (sum(p.numel() for p in each.parameters()) for each in (model, even))
+    even.save_pretrained(arguments.output)
+    _copy_companions(arguments)
+    print(f"{before:,} parameters, and {after - before:,} zeros put back for the config to tell")
+
+
 def _write_sparse(arguments: argparse.Namespace) -> None:
     from platon_prune.export.files import save
 
@@ -143,6 +155,7 @@ def _write_openvino(arguments: argparse.Namespace) -> None:
 
 _WRITERS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "dense": _write_dense,
+    "uniform": _write_uniform,
     "sparse": _write_sparse,
     "onnx": _write_onnx,
     "openvino": _write_openvino,
@@ -167,7 +180,7 @@ def _copy_companions(arguments: argparse.Namespace) -> None:
 
     for pattern in (
         *COMPANIONS,
-        *(() if arguments.to in ("dense", "sparse") else ("config.json",)),
+        *(() if arguments.to in ("dense", "uniform", "sparse") else ("config.json",)),
     ):
         for path in arguments.model.glob(pattern):
             if path.is_file():
