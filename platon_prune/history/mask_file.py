@@ -35,7 +35,7 @@ _MOST_EXPANDED = 1032  # what one byte of zlib can become
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class MaskRecord:
     """Where the masks of one choice are in the file, and how to know them again.
 
     A record without a payload says that the masks from its step on could not be written.
@@ -63,10 +63,10 @@ class Record:
         return not self.size
 
 
-def record_at(position: int, kind: bytes, step: int, payload: bytes) -> Record:
+def record_at(position: int, kind: bytes, step: int, payload: bytes) -> MaskRecord:
     """The record that is written at a position of the file."""
     start = position + HEAD_SIZE
-    return Record(kind, step, start, len(payload), _checksum(kind, step, payload))
+    return MaskRecord(kind, step, start, len(payload), _checksum(kind, step, payload))
 
 
 def num_bytes(shape: tuple[int, ...]) -> int:
@@ -108,7 +108,7 @@ def read_header(file: BinaryIO, path: Path) -> Shapes:
         ) from error
 
 
-def scan(file: BinaryIO, packed_size: int, file_size: int) -> list[Record]:
+def scan(file: BinaryIO, packed_size: int, file_size: int) -> list[MaskRecord]:
     """All complete records from where the file is, up to the first that is not one.
 
     Args:
@@ -116,7 +116,7 @@ def scan(file: BinaryIO, packed_size: int, file_size: int) -> list[Record]:
         packed_size: Bytes of all bits together, as the header has it.
         file_size: Of the whole file.
     """
-    records: list[Record] = []
+    records: list[MaskRecord] = []
     most = packed_size + packed_size // 1000 + 1024  # what zlib makes of bits at the worst
     while len(records) < _MAX_RECORDS and len(head := file.read(HEAD_SIZE)) == HEAD_SIZE:
         kind, step, size, checksum = _RECORD.unpack(head)
@@ -129,11 +129,11 @@ def scan(file: BinaryIO, packed_size: int, file_size: int) -> list[Record]:
         payload = file.read(size)
         if len(payload) != size or _checksum(kind, step, payload) != checksum:
             break
-        records.append(Record(kind, step, start, size, checksum))
+        records.append(MaskRecord(kind, step, start, size, checksum))
     return records
 
 
-def payload_of(file: BinaryIO, record: Record, packed_size: int) -> Tensor | None:
+def payload_of(file: BinaryIO, record: MaskRecord, packed_size: int) -> Tensor | None:
     """The bits of a record, uint8; None if they are not in the file any more."""
     file.seek(record.start)
     payload = file.read(record.size)
@@ -146,7 +146,7 @@ def payload_of(file: BinaryIO, record: Record, packed_size: int) -> Tensor | Non
     return from_bytes(data) if len(data) == packed_size else None
 
 
-def _can_be(before: list[Record], kind: bytes, step: int) -> bool:
+def _can_be(before: list[MaskRecord], kind: bytes, step: int) -> bool:
     if not before:
         return kind == WHOLE
     return kind in (WHOLE, CHANGES) and step > before[-1].step

@@ -23,7 +23,7 @@ from platon_prune.history.mask_file import (
     CHANGES,
     HEAD_SIZE,
     WHOLE,
-    Record,
+    MaskRecord,
     num_bytes,
     payload_of,
     read_header,
@@ -60,7 +60,7 @@ class MaskHistory:
     ) -> None:
         self.path = Path(path).absolute()
         self.shapes = dict(shapes or {})
-        self.records: list[Record] = []
+        self.records: list[MaskRecord] = []
         self._end = 0  # where the next record goes; 0 before there is a header
         self._lost: int | None = None  # from which step on masks could not be written
         self._last: Tensor | None = None  # the bits of the last record that was added here
@@ -124,7 +124,7 @@ class MaskHistory:
         )
 
     def begin(self, step: int, masks: Mapping[str, Tensor]) -> None:
-        """Record the masks that a run has at a step, from which it goes on.
+        """MaskRecord the masks that a run has at a step, from which it goes on.
 
         What was recorded at that step and later is of a run that was given up, and is dropped.
         """
@@ -141,7 +141,7 @@ class MaskHistory:
         self._last = None
         self.add(step, masks)
 
-    def add(self, step: int, masks: Mapping[str, Tensor]) -> list[Record]:
+    def add(self, step: int, masks: Mapping[str, Tensor]) -> list[MaskRecord]:
         """Append the masks of a choice, and before them that others are missing, if they are.
 
         Returns:
@@ -186,7 +186,7 @@ class MaskHistory:
             if self.path.stat().st_size > self._end > 0:
                 os.truncate(self.path, self._end)
 
-    def follow(self, records: Sequence[Record]) -> None:
+    def follow(self, records: Sequence[MaskRecord]) -> None:
         """Take over the index of new records, which this process or another has written.
 
         They replace those of the same step and later, which belong to a run that was given up.
@@ -216,7 +216,7 @@ class MaskHistory:
                 f"since step {last.step} was recorded: give each run a file of its own"
             )
 
-    def _what_became_of(self, record: Record) -> str:
+    def _what_became_of(self, record: MaskRecord) -> str:
         """Say where the masks of a record are now, if its file is not this run's any more."""
         beside = itertools.takewhile(Path.exists, _names_beside(self.path))
         for old in filter(Path.is_file, beside):

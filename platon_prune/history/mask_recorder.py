@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from platon_prune.history.mask_file import Record
+from platon_prune.history.mask_file import MaskRecord
 from platon_prune.history.mask_history import MaskHistory
 from platon_prune.tensors.collectives import Processes
 
@@ -44,9 +44,9 @@ class MaskRecorder:
         return None  # a copy of a run does not write into its file
 
     def begin(self, step: int, masks: Mapping[str, Tensor]) -> None:
-        """Record the masks with which a run begins, or from which it resumes; collective."""
+        """MaskRecord the masks with which a run begins, or from which it resumes; collective."""
 
-        def write() -> tuple[str | None, list[Record]]:
+        def write() -> tuple[str | None, list[MaskRecord]]:
             # Another run may have written the file since this one was set up.
             self._history.refresh()
             is_new = step == 0 and not self._is_resumed
@@ -64,7 +64,7 @@ class MaskRecorder:
         self._is_resumed = True
 
     def add(self, step: int, masks: Mapping[str, Tensor]) -> None:
-        """Record the masks that a choice made; collective.
+        """MaskRecord the masks that a choice made; collective.
 
         Raises:
             OSError: If it can't be written. The run may go on; :meth:`masks` refuses the steps

@@ -69,7 +69,7 @@ def _shown(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """Where a cell runs.
 
     Args:
@@ -122,7 +122,7 @@ class Recipe:
     """
 
     name: str
-    run: Callable[[Cell, Place], Mapping[str, float]]
+    run: Callable[[Cell, Workspace], Mapping[str, float]]
     metric: str | None = "accuracy"
     title: str = "accuracy (%)"
     columns: Mapping[str, str] = field(default_factory=dict)

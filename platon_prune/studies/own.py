@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from platon_prune.studies import results
-from platon_prune.studies.cells import DENSE, Cell, Place, Recipe
+from platon_prune.studies.cells import DENSE, Cell, Recipe, Workspace
 from platon_prune.studies.report import report
 from platon_prune.studies.running import run_missing
 
@@ -64,7 +64,7 @@ def study(
     given = {cell.key: (cell, values) for cell, values in _cells_of(grid, seeds)}
     importlib.import_module("matplotlib")  # missing, it would be missed after all the work
 
-    def run(cell: Cell, place: Place) -> dict[str, float]:
+    def run(cell: Cell, place: Workspace) -> dict[str, float]:
         return _metrics(train_fn(dict(given[cell.key][1])))
 
     recipe = Recipe(
@@ -72,7 +72,7 @@ def study(
     )
     folder, cells = Path(output_dir), [cell for cell, _ in given.values()]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    failed = run_missing(recipe, cells, Place(folder, device))
+    failed = run_missing(recipe, cells, Workspace(folder, device))
     records = results.read(folder)
     finished = [records[cell.key] for cell in cells if cell.key in records]
     if finished:
@@ -149,7 +149,7 @@ def _metrics(returned: Any) -> dict[str, float]:
     return metrics
 
 
-def _with_metrics(recipe: Recipe, finished: Sequence[results.Record]) -> Recipe:
+def _with_metrics(recipe: Recipe, finished: Sequence[results.CellRecord]) -> Recipe:
     """The recipe with the metrics that its cells have returned."""
     headline = finished[0]["metric"]
     names = {name for record in finished for name in record["metrics"]} - {headline}

@@ -16,10 +16,10 @@ from platon_prune.writing import refusing
 RESULTS = "results.jsonl"
 CLAIMS = "claims"
 
-Record = dict[str, Any]
+CellRecord = dict[str, Any]
 
 
-def read(folder: Path) -> dict[str, Record]:
+def read(folder: Path) -> dict[str, CellRecord]:
     """Every finished cell by its key; of a cell that is there twice, the first.
 
     A last line that was torn by a crash is left out: its cell is missing, and will run again.
@@ -31,7 +31,7 @@ def read(folder: Path) -> dict[str, Record]:
     if not path.exists():
         return {}
     lines = path.read_bytes().split(b"\n")
-    records: dict[str, Record] = {}
+    records: dict[str, CellRecord] = {}
     for number, line in enumerate(lines, 1):
         if not line:
             continue
@@ -113,7 +113,7 @@ def _lock(file: IO[bytes], wait: bool) -> bool:
     return True
 
 
-def _record(line: bytes) -> Record | None:
+def _record(line: bytes) -> CellRecord | None:
     try:
         record = json.loads(line)
     except ValueError:

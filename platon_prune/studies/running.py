@@ -10,12 +10,14 @@ import time
 from collections.abc import Mapping, Sequence
 
 from platon_prune.studies import results
-from platon_prune.studies.cells import Cell, Place, Recipe
+from platon_prune.studies.cells import Cell, Recipe, Workspace
 from platon_prune.studies.machine import machine_kind, versions
 from platon_prune.studies.settings import without_folders
 
 
-def run_missing(recipe: Recipe, cells: Sequence[Cell], place: Place) -> list[tuple[str, Exception]]:
+def run_missing(
+    recipe: Recipe, cells: Sequence[Cell], place: Workspace
+) -> list[tuple[str, Exception]]:
     """Run every cell that no one has finished or is running.
 
     Args:
@@ -56,7 +58,7 @@ def run_missing(recipe: Recipe, cells: Sequence[Cell], place: Place) -> list[tup
     return list(failed.values())
 
 
-def _run_cell(recipe: Recipe, cell: Cell, place: Place) -> str:
+def _run_cell(recipe: Recipe, cell: Cell, place: Workspace) -> str:
     """Run a cell, write down what it measured, and say it."""
     start = time.perf_counter()
     metrics = dict(recipe.run(cell, place))
@@ -72,7 +74,7 @@ def _run_cell(recipe: Recipe, cell: Cell, place: Place) -> str:
 
 def _record(
     cell: Cell, metrics: Mapping[str, float], seconds: float, device: str
-) -> results.Record:
+) -> results.CellRecord:
     return {
         "key": cell.key,
         **dataclasses.asdict(cell),

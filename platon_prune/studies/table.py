@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from platon_prune.studies.cells import DENSE, Cell, Recipe, label_of
-from platon_prune.studies.results import Record
+from platon_prune.studies.results import CellRecord
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Row:
         }
 
 
-def rows_of(cells: Sequence[Cell], records: Mapping[str, Record]) -> list[Row]:
+def rows_of(cells: Sequence[Cell], records: Mapping[str, CellRecord]) -> list[Row]:
     """One row for each criterion, amount and options, in the order of the cells."""
     groups: dict[tuple[str, float, str], list[Cell]] = {}
     for cell in cells:
@@ -112,7 +112,7 @@ def is_changed(row: Row, rows: Sequence[Row]) -> bool:
 
 
 def markdown(
-    recipe: Recipe, cells: Sequence[Cell], rows: Sequence[Row], records: Mapping[str, Record]
+    recipe: Recipe, cells: Sequence[Cell], rows: Sequence[Row], records: Mapping[str, CellRecord]
 ) -> str:
     """The page ``study.md``, of at least one finished cell."""
     finished = [records[cell.key] for cell in cells if cell.key in records]
@@ -135,13 +135,13 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def dates_of(records: Sequence[Record]) -> list[str]:
+def dates_of(records: Sequence[CellRecord]) -> list[str]:
     """The first and the last day on which a cell was finished, of at least one."""
     dates = [str(record["date"]) for record in records]
     return [min(dates), max(dates)]
 
 
-def distinct(records: Sequence[Record], name: str) -> list[Any]:
+def distinct(records: Sequence[CellRecord], name: str) -> list[Any]:
     """Each value of an entry once, in order."""
     found: list[Any] = []
     for record in records:

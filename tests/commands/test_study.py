@@ -21,7 +21,7 @@ from platon_prune.commands.study.digits import Together  # noqa: E402
 from platon_prune.commands.study.presets import PRESETS  # noqa: E402
 from platon_prune.schedule import CubicSchedule  # noqa: E402
 from platon_prune.studies import results  # noqa: E402
-from platon_prune.studies.cells import Cell, Grid, Place, read_options  # noqa: E402
+from platon_prune.studies.cells import Cell, Grid, Workspace, read_options  # noqa: E402
 from platon_prune.studies.settings import without_folders  # noqa: E402
 from platon_prune.studies.table import Row, Sample, reference_of  # noqa: E402
 
@@ -820,7 +820,7 @@ def test_a_test_file_is_predicted_however_its_flag_is_written(flags, predicts, m
     called = []
     monkeypatch.setattr(glue, "main", called.append)
     [cell] = cells_of_glue(flags=flags)
-    _study_glue._train(cell, Place(Path("s")), Path("s/run"), [])
+    _study_glue._train(cell, Workspace(Path("s")), Path("s/run"), [])
     assert ("--do_predict" in called[0]) is predicts
 
 

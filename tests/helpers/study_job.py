@@ -11,10 +11,10 @@ from pathlib import Path
 
 from platon_prune import cli
 from platon_prune.commands import study
-from platon_prune.studies.cells import Cell, Option, Place, Recipe
+from platon_prune.studies.cells import Cell, Option, Recipe, Workspace
 
 
-def fake(run: Callable[[Cell, Place], Mapping[str, float]]) -> Recipe:
+def fake(run: Callable[[Cell, Workspace], Mapping[str, float]]) -> Recipe:
     """A recipe named "fake", with an option that is 1 by default."""
     return Recipe(
         "fake",
@@ -31,7 +31,7 @@ def score(cell: Cell) -> float:
     return 100 - loss * cell.amount + cell.seed
 
 
-def run_logged(cell: Cell, place: Place) -> dict[str, float]:
+def run_logged(cell: Cell, place: Workspace) -> dict[str, float]:
     """Note the cell in a log; where the environment says so, die in its middle or take a while."""
     with (place.folder.parent / "log.txt").open("a") as log:
         log.write(f"{cell.key}\n")

@@ -18,7 +18,7 @@ from platon_prune.commands.study.digits import DIGITS
 from platon_prune.commands.study.glue import OF_COMMANDS
 from platon_prune.commands.study.presets import PRESETS
 from platon_prune.criteria import CRITERIA
-from platon_prune.studies.cells import Cell, Grid, Place, Recipe, check, read_options
+from platon_prune.studies.cells import Cell, Grid, Recipe, Workspace, check, read_options
 from platon_prune.studies.report import listing, report
 from platon_prune.studies.running import run_missing
 
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name in (*recipe.extras, "matplotlib"):
             importlib.import_module(name)
         try:
-            failed = run_missing(recipe, cells, Place(folder, device_of(arguments)))
+            failed = run_missing(recipe, cells, Workspace(folder, device_of(arguments)))
         except KeyboardInterrupt:
             print("\nstopped: the same command goes on with the cells that are missing")
             return 130

@@ -18,7 +18,7 @@ import platon_prune
 from platon_prune.commands.benchmarks import digits as _digits
 from platon_prune.masks.targets import find_tensors
 from platon_prune.scheduling.scheduler import PlatonScheduler
-from platon_prune.studies.cells import DENSE, Cell, Option, Place, Recipe
+from platon_prune.studies.cells import DENSE, Cell, Option, Recipe, Workspace
 from platon_prune.writing import replacing
 
 _TEMPERATURE = 2.0  # of the distillation, as in the recipes
@@ -119,7 +119,7 @@ def check(cell: Cell) -> None:
         _set_up(stand_in, selected, cell, training, chosen)
 
 
-def run(cell: Cell, place: Place) -> dict[str, float]:
+def run(cell: Cell, place: Workspace) -> dict[str, float]:
     """Train the dense model of the seed (once in a folder), and prune a copy of it."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(_DEFAULT.num_threads)
@@ -129,7 +129,7 @@ def run(cell: Cell, place: Place) -> dict[str, float]:
         torch.set_num_threads(num_threads)
 
 
-def _run(cell: Cell, place: Place) -> dict[str, float]:
+def _run(cell: Cell, place: Workspace) -> dict[str, float]:
     training, chosen = _chosen(cell)
     digits = _digits.load_digits(training, place.device)
     dense = _dense(training, digits, place.folder)

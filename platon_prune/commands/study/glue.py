@@ -15,7 +15,7 @@ from typing import Any
 from platon_prune.criteria import make_criterion
 from platon_prune.schedule import CubicSchedule
 from platon_prune.studies import results
-from platon_prune.studies.cells import DENSE, Cell, Option, Place, Recipe
+from platon_prune.studies.cells import DENSE, Cell, Option, Recipe, Workspace
 from platon_prune.studies.settings import with_contents
 
 
@@ -102,7 +102,7 @@ _SST2: dict[str, tuple[str, ...]] = {
 }
 
 
-def run(cell: Cell, place: Place) -> dict[str, float]:
+def run(cell: Cell, place: Workspace) -> dict[str, float]:
     """Train one model; of its folder only the results stay, and the model if it is dense."""
     distilled = "distillation" in cell.options
     teacher = _dense(cell, place) if distilled or cell.criterion == DENSE else None
@@ -125,7 +125,7 @@ def run(cell: Cell, place: Place) -> dict[str, float]:
     return _metrics(cell.recipe, folder)
 
 
-def _dense(cell: Cell, place: Place) -> Path:
+def _dense(cell: Cell, place: Workspace) -> Path:
     """The folder of the dense model of a cell's seed, which is trained if it is not there."""
     dense = dataclasses.replace(cell, criterion=DENSE, amount=0.0, options={})
     folder = place.folder / "dense" / dense.key
@@ -136,7 +136,7 @@ def _dense(cell: Cell, place: Place) -> Path:
     return folder
 
 
-def _train(cell: Cell, place: Place, folder: Path, flags: Sequence[str]) -> None:
+def _train(cell: Cell, place: Workspace, folder: Path, flags: Sequence[str]) -> None:
     command = _COMMANDS[cell.recipe]
     module = importlib.import_module(f"platon_prune.integrations.recipes.{command.module}")
     shared = cell.settings["flags"]
