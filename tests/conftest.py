@@ -21,8 +21,9 @@ def pytest_configure(config):
     device = config.getoption("--device")
     if torch.device(device).type == "cpu":
         return
-    from on_device import OnDevice
+    from on_device import VARIABLE, OnDevice
 
+    os.environ[VARIABLE] = device
     # Tests compare bits: of runs with each other, and of sums with sums.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -22,10 +22,10 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 class Trace:
     """One recorded run, and a model, optimizer and pruner to replay it with."""
 
-    def __init__(self, path):
+    def __init__(self, path, device):
         with safe_open(path, "pt") as file:
             settings = json.loads(file.metadata()["trace"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key).to(device) for key in file.keys()}  # noqa: SIM118
         self.log, self.selected = settings["log"], settings["selected"]
         self.tensors = tensors
         self.model = nn.Module()
@@ -66,8 +66,8 @@ def _register(model, name, parameter):
 
 
 @pytest.fixture(params=TRACES, ids=lambda path: path.stem)
-def trace(request):
-    return Trace(request.param)
+def trace(request, device):
+    return Trace(request.param, device)
 
 
 def test_there_are_traces_of_every_setting():

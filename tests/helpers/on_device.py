@@ -17,6 +17,7 @@ CORE = (
     "choice/test_max_amount.py",
     "choice/test_selection.py",
     "groups/test_groups.py",
+    "helpers/training_job.py",  # a script of its own as well
     "history/test_history.py",
     "history/test_mask_history.py",
     "masks/test_mechanism.py",
@@ -37,6 +38,7 @@ CORE = (
     "test_criteria.py",
     "test_parity.py",
 )
+VARIABLE = "PLATON_TEST_DEVICE"  # for the processes that tests start
 RANDOM_LIKE = frozenset({torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli})
 RANDOM_IN_PLACE = frozenset(
     getattr(Tensor, name)

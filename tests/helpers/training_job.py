@@ -11,6 +11,7 @@ import sys
 import time
 
 import torch
+from on_device import VARIABLE, OnDevice
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -83,6 +84,9 @@ def resumed(path):
 
 def main():
     torch.set_num_threads(1)
+    if VARIABLE in os.environ:  # of a suite that runs on another device
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        OnDevice(os.environ[VARIABLE]).__enter__()
     command, path, *rest = sys.argv[1:]
     if command == "run":
         job = resumed(path) if os.path.exists(path) else Job(rest[0])

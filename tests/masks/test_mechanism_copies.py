@@ -146,13 +146,13 @@ def test_a_loaded_state_reaches_the_masks_of_all_modules_that_share_a_weight(mas
 @both_maskings
 @all_cases
 def test_masks_of_a_model_that_gets_memory_without_values_prune_nothing(
-    case: Case, masking: str, monkeypatch: pytest.MonkeyPatch
+    case: Case, masking: str, monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
     model = case.trained(masking)
     shapes = [getattr(module, f"{name}_mask").shape for module, name in sites(model)]
     # Memory that is not initialised may hold anything; here it holds zeros, as masks of False.
     monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
-    model.to("meta").to_empty(device="cpu")
+    model.to("meta").to_empty(device=device)
     masks = [getattr(module, f"{name}_mask") for module, name in sites(model)]
     assert [mask.shape for mask in masks] == shapes
     assert all(mask.dtype == torch.bool and mask.is_contiguous() for mask in masks)
@@ -192,7 +192,9 @@ def test_named_buffers_are_the_masks_and_of_one_module_the_keys_that_it_loads(
 @both_maskings
 @all_cases
 @pytest.mark.parametrize("assign", [True, False])
-def test_meta_then_empty_then_loaded_is_as_before(case: Case, masking: str, assign: bool) -> None:
+def test_meta_then_empty_then_loaded_is_as_before(
+    case: Case, masking: str, assign: bool, device: torch.device
+) -> None:
     model = case.trained(masking).eval()
     expected = case.run(model)
     masks = [getattr(module, f"{name}_mask") for module, name in sites(model)]
@@ -200,7 +202,7 @@ def test_meta_then_empty_then_loaded_is_as_before(case: Case, masking: str, assi
     model.to("meta")
     assert all(getattr(module, name).is_meta for module, name in sites(model))
     if not assign:
-        model.to_empty(device="cpu")
+        model.to_empty(device=device)
     missing, unexpected = model.load_state_dict(state, assign=assign)
     assert not missing and not unexpected
     for (module, name), mask in zip(sites(model), masks, strict=True):
