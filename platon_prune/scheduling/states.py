@@ -130,7 +130,11 @@ def _check_tensor(value: Any, entry: str, name: str, shape: tuple[int, ...]) -> 
     """That a tensor can be copied from: of the shape, with values, and no NaN among the scores."""
     what = f"{entry} of {name}"
     if _shape(value) != shape:
-        _refuse(what, f"a tensor of shape {shape}", _shape(value) or type(value).__name__)
+        got = _shape(value) or type(value).__name__
+        raise ValueError(
+            f"{what} must have shape {shape} in the state, got {got}: load what "
+            "scheduler.state_dict() returned, of a model of the same shapes"
+        )
     local = local_of(value)
     if local.layout != torch.strided or local.is_meta:
         place = "on the meta device" if local.is_meta else f"of layout {local.layout}"
