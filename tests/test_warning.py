@@ -146,9 +146,7 @@ def test_a_warning_of_n_of_m_pruning_that_is_an_error_leaves_the_model_as_it_was
 
 def test_what_is_printed_shows_the_line_of_the_user_and_none_of_the_library():
     with pytest.warns(PruningWarning) as caught:
-        platon_prune.global_unstructured(
-            nn.Linear(100, 100), amount=50, total_steps=20, warmup_steps=0, cooldown_steps=0
-        )  # mine
+        platon_prune.global_unstructured(nn.Linear(100, 100), amount=50, total_steps=20)  # mine
     each = caught[0]
     printed = warnings.formatwarning(each.message, each.category, each.filename, each.lineno)
     head, line = printed.splitlines()

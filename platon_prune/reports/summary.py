@@ -99,6 +99,11 @@ def summary(model: nn.Module, include: str | Sequence[str] | None = None) -> Sum
         if id(weight) not in seen and weight.numel():
             seen.add(id(weight))
             rows.append(_row(name, weight, mask, masks_anew))
+    if not rows and include is not None:
+        raise ValueError(
+            f"include must match parameter names, got {include!r}, which matches none of this "
+            "model: see its names with model.named_parameters()"
+        )
     if not rows:
         raise ValueError("model must have weights that can be pruned, got none")
     return Summary(tuple(rows))

@@ -295,9 +295,8 @@ def test_a_link_in_the_target_of_an_export_is_not_followed(folder: Path, tmp_pat
     out.mkdir()
     for name in ("tokenizer.json", "config.json", "model.safetensors"):
         (out / name).symlink_to(other)
-    assert cli.main(["export", str(folder), "--to", "dense", "--output", str(out)]) == 0
+    assert cli.main(["export", str(folder), "--to", "dense", "--output", str(out)]) == 2
     assert other.read_text() == "of somebody else"
-    assert not any(path.is_symlink() for path in out.iterdir())
 
 
 # --- a save that was cut off between two renames --------------------------------------------------

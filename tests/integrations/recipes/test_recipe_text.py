@@ -259,7 +259,7 @@ def test_classes_are_the_same_from_text_and_numbers_and_in_the_order_of_numbers(
     ("train", "validation", "more", "message"),
     [
         (rows(6), rows(6, opinion=lambda n: "new"), (), "must be one of bad, good, mixed, got 'n"),
-        (rows(6, opinion=lambda n: "" if n == 3 else "a"), rows(6), (), "the first in row 4"),
+        (rows(6, opinion=lambda n: "aba bb"[n].strip()), rows(6), (), "the first in row 4"),
         (rows(6, opinion=lambda n: "one"), rows(6), ("--label_column", "opinion"), "at least two"),
         (rows(60, opinion=lambda n: f"x{n}"), rows(6), ("--label_column", "opinion"), "few values"),
         (rows(6), rows(6), ("--task", "regression"), "label must be a number, got 'good' in row 1"),
