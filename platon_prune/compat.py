@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from platon_prune.choice.scored import Line, ScoredLine, gather, scatter_
+from platon_prune.choice.scored import Line, ScoredLine, scatter_
 from platon_prune.choice.selection import rank_scores
 from platon_prune.criteria import Criterion, Magnitude, Platon, Sensitivity
 from platon_prune.name_patterns import NamePatterns
 from platon_prune.scheduling.averages import Averages, Storage
+from platon_prune.scheduling.line_scores import line_scores
 from platon_prune.tensors.backends import Operands, backend_for
 from platon_prune.tensors.blocks import Scratch
 
@@ -238,24 +239,10 @@ class _Share:
         that one infinite gradient has spoilt is never pruned.
         """
         weights = [selected[name].detach().contiguous() for name in self.shapes]
-        pieces = self.line.cut(weights) if self.criterion.reads_weight else None
+        of_line = line_scores(self.criterion, self.line, weights, self.averages, self.scratch)
 
         def score(index: slice | Tensor) -> Tensor:
-            if isinstance(index, Tensor):
-                index = index.sort().values
-            size = index.stop - index.start if isinstance(index, slice) else index.numel()
-            out = self.scratch.flat(size, torch.float32, self.line.device, "score")
-            weight = out
-            if pieces is not None:
-                flat = self.scratch.flat(size, torch.float32, self.line.device, "weights")
-                weight = (
-                    gather(pieces[index.start // self.line.slab_size], flat)
-                    if isinstance(index, slice)
-                    else self.line.pick(weights, index, flat)
-                )
-            averages = [] if self.averages is None else self.averages.at(index)
-            scores = self.criterion.score(weight, averages, out)
-            return scores.nan_to_num_(nan=torch.inf, posinf=torch.inf)
+            return of_line(index).nan_to_num_(nan=torch.inf, posinf=torch.inf)
 
         return ScoredLine(
             self.line, score, self.line.cut(self.masks), self.shapes, self.criterion.signed

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from platon_prune.choice.scored import Line, ScoredLine, ScoredTensor, ScoredTensors, gather
+from platon_prune.choice.scored import Line, ScoredLine, ScoredTensor, ScoredTensors
 from platon_prune.criteria import Criterion
 from platon_prune.masks.masked import weight_of
 from platon_prune.scheduling.averages import Averages, Storage
+from platon_prune.scheduling.line_scores import line_scores
 from platon_prune.scheduling.tracked import TrackedTensor
 from platon_prune.tensors.backends import FixedList, Operands, address_of, backend_for
 from platon_prune.tensors.blocks import Scratch, blocks
@@ -323,36 +324,17 @@ class Store:
         if len(self._shares) != 1 or self.criterion.num_statistics or self._parameters is None:
             return None
         (share,) = self._shares
-        weights: list[list[Tensor]] | None = None
-        if self.criterion.reads_weight:
-            if not all(operand.weight.is_contiguous() for operand in share.operands):
-                return None
-            weights = share.line.cut([operand.weight for operand in share.operands])
+        weights = [operand.weight for operand in share.operands]
+        # A slab is gathered from flat views, which other strides do not have.
+        if self.criterion.reads_weight and not all(each.is_contiguous() for each in weights):
+            return None
         masks = share.line.cut([operand.mask for operand in share.operands])
-
-        def score(index: slice | Tensor) -> Tensor:
-            size = index.stop - index.start if isinstance(index, slice) else index.numel()
-            out = self._scratch.flat(size, torch.float32, share.line.device, "score")
-            if isinstance(index, Tensor):
-                index = index.sort().values  # as `pick` wants them; a sample has no order
-            weight = out if weights is None else self._weights(share, weights, index, out)
-            averages = [] if share.averages is None else share.averages.at(index)
-            return self.criterion.score(weight, averages, out)
-
+        score = line_scores(self.criterion, share.line, weights, share.averages, self._scratch)
         shapes = {
             tensor.name: operand.mask.shape
             for tensor, operand in zip(self._tensors, share.operands, strict=True)
         }
         return ScoredLine(share.line, score, masks, shapes, self.criterion.signed)
-
-    def _weights(
-        self, share: _Share, pieces: Sequence[Sequence[Tensor]], index: slice | Tensor, out: Tensor
-    ) -> Tensor:
-        """The weights of a slab side by side, or at positions of the line; float32."""
-        flat = self._scratch.flat(out.numel(), torch.float32, out.device, "weights")
-        if isinstance(index, slice):
-            return gather(pieces[index.start // share.line.slab_size], flat)
-        return share.line.pick([operand.weight for operand in share.operands], index, flat)
 
 
 def _of_share(gradients: Sequence[Tensor | None], share: _Share) -> Sequence[Tensor | None]:
