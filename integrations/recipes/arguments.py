@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from platon_prune import CriterionName, Masking, ScheduleName
+from platon_prune.integrations.recipes.fields import setting
 
 ADAMAX = "adamax"
 MASKS_FILE = "masks.bin"
@@ -20,27 +21,23 @@ UNSTRUCTURED, SEMI_STRUCTURED, STRUCTURED = "unstructured", "semi_structured", "
 DEFAULT_AMOUNTS = {SEMI_STRUCTURED: 1.0, STRUCTURED: 0.5}
 
 
-def _flag(help: str, default: Any = None, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
-
-
 @dataclass
 class ModelArguments:
     """Which model is fine-tuned."""
 
     _argument_group_name = "model"
 
-    model_name_or_path: str | None = _flag(
+    model_name_or_path: str | None = setting(
         "Model to fine-tune: a folder that save_pretrained wrote, or a name on the Hub (required)."
     )
-    config_name: str | None = _flag("Config, if it is not the model's.")
-    tokenizer_name: str | None = _flag(
+    config_name: str | None = setting("Config, if it is not the model's.")
+    tokenizer_name: str | None = setting(
         "Tokenizer (image: image processor), if it is not the model's."
     )
-    cache_dir: str | None = _flag("Where downloads are kept.")
-    model_revision: str = _flag("Branch, tag or commit of a model on the Hub.", "main")
-    trust_remote_code: bool = _flag("Whether code that comes with a model may be run.", False)
-    ignore_mismatched_sizes: bool = _flag(
+    cache_dir: str | None = setting("Where downloads are kept.")
+    model_revision: str = setting("Branch, tag or commit of a model on the Hub.", "main")
+    trust_remote_code: bool = setting("Whether code that comes with a model may be run.", False)
+    ignore_mismatched_sizes: bool = setting(
         "Give the model a new head if its own has another number of labels.", False
     )
 
@@ -59,68 +56,68 @@ class PruningArguments:
 
     _argument_group_name = "pruning"
 
-    preset: str | None = _flag(
+    preset: str | None = setting(
         "The authors' settings for a task and a density in percent, such as mnli-10; flags that "
         "are given win. The docs have the table, and an unknown name lists them."
     )
-    amount: float = _flag(
+    amount: float = setting(
         "What is pruned in the end: a fraction of the selected weights below 1, or a count; 0 "
         "trains a dense model.",
         0.9,
         aliases=["--pruning_amount"],
     )
-    criterion: CriterionName = _flag(
+    criterion: CriterionName = setting(
         "How weights are scored.", "platon", aliases=["--pruning_criterion"]
     )
-    pruning_warmup_steps: float = _flag(
+    pruning_warmup_steps: float = setting(
         "Optimizer steps before pruning starts, t_i: a count, or a fraction of the run below 1.",
         0.1,
     )
-    pruning_cooldown_steps: float = _flag(
+    pruning_cooldown_steps: float = setting(
         "Optimizer steps at the end with the final amount, t_f: a count, or a fraction below 1.",
         0.3,
     )
-    pruning_initial_amount: str = _flag(
+    pruning_initial_amount: str = setting(
         "What is pruned when the ramp starts: a fraction or a count; or zeros, to begin with what "
         "is zero in the model already and prune on from there.",
         "0",
     )
-    pruning_schedule: ScheduleName = _flag(
+    pruning_schedule: ScheduleName = setting(
         "How the amount grows on the ramp, from t_i to T - t_f; once: all of it in one choice, at "
         "the first window's end after the warm-up.",
         "cubic",
     )
-    pruning_beta1: float = _flag("Share of the old sensitivity that a window keeps.", 0.85)
-    pruning_beta2: float = _flag("Share of the old uncertainty that a window keeps.", 0.95)
-    pruning_window: int = _flag("Optimizer steps between two choices of the mask.", 10)
-    pruning_masking: Masking = _flag(
+    pruning_beta1: float = setting("Share of the old sensitivity that a window keeps.", 0.85)
+    pruning_beta2: float = setting("Share of the old uncertainty that a window keeps.", 0.95)
+    pruning_window: int = setting("Optimizer steps between two choices of the mask.", 10)
+    pruning_masking: Masking = setting(
         "step: pruned weights stay zero between choices; window: they train until the next one.",
         "step",
     )
-    pruning_granularity: Literal["unstructured", "semi_structured", "structured"] = _flag(
+    pruning_granularity: Literal["unstructured", "semi_structured", "structured"] = setting(
         "What goes: single weights, all but n of every m neighbours, or heads, neurons and "
         "channels. --amount is 1 by default for n of m, and 0.5 for the latter.",
         UNSTRUCTURED,
     )
-    pruning_n: int = _flag("Of every --pruning_m neighbours, how many stay.", 2)
-    pruning_m: int = _flag("How many neighbours make a group.", 4)
-    pruning_state_dtype: Literal["float32", "bfloat16"] = _flag(
+    pruning_n: int = setting("Of every --pruning_m neighbours, how many stay.", 2)
+    pruning_m: int = setting("How many neighbours make a group.", 4)
+    pruning_state_dtype: Literal["float32", "bfloat16"] = setting(
         "Numbers that scores are kept in: float32, 13 bytes a weight, or bfloat16, 7 bytes.",
         "float32",
     )
-    pruning_offload_averages: bool = _flag(
+    pruning_offload_averages: bool = setting(
         "Keep averages of scores in the memory of the host; slower.", False
     )
-    pruning_include: list[str] | None = _flag(
+    pruning_include: list[str] | None = setting(
         "Parts of parameter names: what has one of them is pruned, biases too, instead of the "
         "weights of linear and convolution layers of the body."
     )
-    pruning_exclude: list[str] | None = _flag("Parts of parameter names that are left alone.")
-    pruning_max_amount: float | None = _flag(
+    pruning_exclude: list[str] | None = setting("Parts of parameter names that are left alone.")
+    pruning_max_amount: float | None = setting(
         "The largest fraction that a tensor may lose; the others lose more then. For limits by "
         "name, use the Python interface."
     )
-    pruning_mask_history: bool = _flag(
+    pruning_mask_history: bool = setting(
         f"Keep the masks of every choice, in {MASKS_FILE} of --output_dir.", False
     )
 
@@ -211,13 +208,13 @@ class DistillationArguments:
 
     _argument_group_name = "distillation"
 
-    teacher_name_or_path: str | None = _flag(
+    teacher_name_or_path: str | None = setting(
         "Fine-tuned dense model of the same task and vocabulary to learn from: a folder or a name."
     )
-    distillation_temperature: float = _flag(
+    distillation_temperature: float = setting(
         "Divides the logits of both models before they are compared; above 0.", 2.0
     )
-    distillation_weight: float = _flag(
+    distillation_weight: float = setting(
         "Share of the teacher in the loss, in [0, 1]; the rest is the loss of the labels.", 0.5
     )
 
@@ -240,7 +237,7 @@ class RecipeTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training (transformers' TrainingArguments)"
 
-    optim: str = _flag(
+    optim: str = setting(
         "Optimizer: adamw_torch, adamw_torch_fused, adafactor, sgd, ... (transformers' "
         "OptimizerNames), or adamax.",
         "adamw_torch_fused",

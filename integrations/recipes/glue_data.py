@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 
 from platon_prune.integrations.recipes import tables
+from platon_prune.integrations.recipes.fields import setting
 from platon_prune.integrations.recipes.files import shown_path
 from platon_prune.integrations.recipes.glue_tasks import TASKS, Task
 from platon_prune.integrations.recipes.parsing import Arguments
-
-
-def _flag(help: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -24,24 +21,24 @@ class GlueArguments:
 
     _argument_group_name = "data"
 
-    task_name: str | None = _flag(f"One of {', '.join(TASKS)} (required).")
-    train_file: str | None = _flag(
+    task_name: str | None = setting(f"One of {', '.join(TASKS)} (required).")
+    train_file: str | None = setting(
         f"Local file to train on, {tables.FORMATS}; the data come from the Hub without."
     )
-    validation_file: str | None = _flag("Local file to evaluate on; for mnli the matched part.")
-    validation_mismatched_file: str | None = _flag("For mnli: the mismatched part.")
-    test_file: str | None = _flag(
+    validation_file: str | None = setting("Local file to evaluate on; for mnli the matched part.")
+    validation_mismatched_file: str | None = setting("For mnli: the mismatched part.")
+    test_file: str | None = setting(
         "Local file for --do_predict, with or without labels; of mnli the matched part."
     )
-    test_mismatched_file: str | None = _flag("For mnli: the mismatched part.")
-    max_seq_length: int = _flag("Tokens of an input; longer ones are cut.", 128)
-    pad_to_max_length: bool = _flag(
+    test_mismatched_file: str | None = setting("For mnli: the mismatched part.")
+    max_seq_length: int = setting("Tokens of an input; longer ones are cut.", 128)
+    pad_to_max_length: bool = setting(
         "Pad to that length instead of to the longest of a batch.", False
     )
-    max_train_samples: int | None = _flag("Train on this many examples only.")
-    max_eval_samples: int | None = _flag("Evaluate on this many examples only.")
-    max_predict_samples: int | None = _flag("Predict this many examples only.")
-    preprocessing_num_workers: int | None = _flag("Processes that tokenise.")
+    max_train_samples: int | None = setting("Train on this many examples only.")
+    max_eval_samples: int | None = setting("Evaluate on this many examples only.")
+    max_predict_samples: int | None = setting("Predict this many examples only.")
+    preprocessing_num_workers: int | None = setting("Processes that tokenise.")
 
     @property
     def files(self) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import datasets
@@ -21,6 +21,7 @@ from platon_prune.integrations.recipes.common import (
     title_of,
 )
 from platon_prune.integrations.recipes.distillation import RecipeTrainer
+from platon_prune.integrations.recipes.fields import setting
 from platon_prune.integrations.recipes.glue_tasks import accuracy
 from platon_prune.integrations.recipes.image_data import (
     check_classes,
@@ -44,31 +45,27 @@ EXAMPLES = """  platon-prune image --model_name_or_path google/vit-base-patch16-
   platon-prune image settings.yaml --seed 1"""
 
 
-def _flag(help: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class ImageArguments:
     """Where the images are, and how they are varied."""
 
     _argument_group_name = "data"
 
-    train_dir: str | None = _flag("Folder to train on, with one folder of images per class.")
-    validation_dir: str | None = _flag("Folder to evaluate on, with the same classes.")
-    dataset_name: str | None = _flag("Data set on the Hub, instead of folders.")
-    dataset_config_name: str | None = _flag("Its configuration, if it has several.")
-    image_column: str = _flag("Its column of images.", "image")
-    label_column: str = _flag("Its column of labels.", "label")
-    train_val_split: float | None = _flag(
+    train_dir: str | None = setting("Folder to train on, with one folder of images per class.")
+    validation_dir: str | None = setting("Folder to evaluate on, with the same classes.")
+    dataset_name: str | None = setting("Data set on the Hub, instead of folders.")
+    dataset_config_name: str | None = setting("Its configuration, if it has several.")
+    image_column: str = setting("Its column of images.", "image")
+    label_column: str = setting("Its column of labels.", "label")
+    train_val_split: float | None = setting(
         "Share of the training images to evaluate on where there are no others, in (0, 1)."
     )
-    augmentation: Literal["crop", "flip", "none"] = _flag(
+    augmentation: Literal["crop", "flip", "none"] = setting(
         "How training images are varied: crop (a random part, perhaps mirrored), flip, or none.",
         "crop",
     )
-    max_train_samples: int | None = _flag("Train on this many images only.")
-    max_eval_samples: int | None = _flag("Evaluate on this many images only.")
+    max_train_samples: int | None = setting("Train on this many images only.")
+    max_eval_samples: int | None = setting("Evaluate on this many images only.")
 
     def __post_init__(self) -> None:
         if self.dataset_name is not None and (self.train_dir or self.validation_dir):

@@ -85,7 +85,7 @@ def _tensors(inputs: Any) -> list[Any]:
 
 def _start() -> int | None:
     """Memory before the form is loaded; the highest so far is forgotten where that can be done."""
-    before = _resident_bytes("VmRSS")
+    before = resident_bytes("VmRSS")
     if before is not None:
         # Where it can't be, libraries that took more while they were loaded count; few do.
         with contextlib.suppress(OSError):
@@ -94,13 +94,14 @@ def _start() -> int | None:
 
 
 def _stop(before: int | None) -> dict[str, Any]:
-    peak = _resident_bytes("VmHWM")
+    peak = resident_bytes("VmHWM")
     if before is None or peak is None:
         return {"reason": "only Linux tells the highest memory of a process"}
     return {"bytes": peak - before}
 
 
-def _resident_bytes(entry: str) -> int | None:
+def resident_bytes(entry: str) -> int | None:
+    """This process's memory now (VmRSS) or at its highest (VmHWM), from the kernel's records."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-
-def _flag(help: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": help})
+from platon_prune.integrations.recipes.fields import setting
 
 
 @dataclass
@@ -16,38 +14,38 @@ class ClmArguments:
 
     _argument_group_name = "data"
 
-    train_file: str | None = _flag(
+    train_file: str | None = setting(
         "File to train on: plain text, or .jsonl, .json, .csv, .tsv or .parquet with a column of "
         "texts or of chats (messages, each with a role and a content)."
     )
-    validation_file: str | None = _flag("File to evaluate on, of any of these kinds.")
-    dataset_name: str | None = _flag("Data set on the Hub, or its folder, instead of files.")
-    dataset_config_name: str | None = _flag("Its configuration, if it has several.")
-    train_val_split: float | None = _flag(
+    validation_file: str | None = setting("File to evaluate on, of any of these kinds.")
+    dataset_name: str | None = setting("Data set on the Hub, or its folder, instead of files.")
+    dataset_config_name: str | None = setting("Its configuration, if it has several.")
+    train_val_split: float | None = setting(
         "Share of the training examples to evaluate on where there are no others, in (0, 1)."
     )
-    text_column: str | None = _flag("Column of the texts or chats; messages or text without.")
-    example: Literal["line", "passage"] = _flag(
+    text_column: str | None = setting("Column of the texts or chats; messages or text without.")
+    example: Literal["line", "passage"] = setting(
         "What an example of a plain text is: a line, or a passage that ends at a blank line.",
         "line",
     )
-    chat_template_file: str | None = _flag(
+    chat_template_file: str | None = setting(
         "File with the Jinja template of chats, if the tokenizer has none or another is wanted."
     )
-    block_size: int | None = _flag(
+    block_size: int | None = setting(
         "Tokens of a training example; 512, or what the model can read if that is less, without."
     )
-    packing: bool = _flag(
+    packing: bool = setting(
         "Join examples and cut them into blocks of that size; false keeps each on its own.", True
     )
-    num_generations: int = _flag(
+    num_generations: int = setting(
         "How many texts to generate before and after, from the beginnings of what is evaluated.", 3
     )
-    prompts: list[str] | None = _flag("Texts to go on from instead.")
-    generation_tokens: int = _flag("Most tokens to generate for each.", 40)
-    max_train_samples: int | None = _flag("Train on this many examples only.")
-    max_eval_samples: int | None = _flag("Evaluate on this many examples only.")
-    preprocessing_num_workers: int | None = _flag("Processes that tokenise.")
+    prompts: list[str] | None = setting("Texts to go on from instead.")
+    generation_tokens: int = setting("Most tokens to generate for each.", 40)
+    max_train_samples: int | None = setting("Train on this many examples only.")
+    max_eval_samples: int | None = setting("Evaluate on this many examples only.")
+    preprocessing_num_workers: int | None = setting("Processes that tokenise.")
 
     def __post_init__(self) -> None:
         if self.dataset_name is not None and self.files:

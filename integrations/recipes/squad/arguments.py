@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
+from platon_prune.integrations.recipes.fields import setting
 from platon_prune.integrations.recipes.squad.answers import AnswerSettings
-
-
-def _flag(help: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -18,39 +14,43 @@ class SquadArguments:
 
     _argument_group_name = "data"
 
-    dataset_name: str | None = _flag(
+    dataset_name: str | None = setting(
         "Data set with SQuAD's columns: a name on the Hub, such as squad or squad_v2, or a folder."
     )
-    dataset_config_name: str | None = _flag("Configuration of the data set, if it has several.")
-    train_file: str | None = _flag("SQuAD JSON (v1.1 or v2.0) to train on.")
-    validation_file: str | None = _flag("SQuAD JSON to evaluate on.")
-    test_file: str | None = _flag(
+    dataset_config_name: str | None = setting("Configuration of the data set, if it has several.")
+    train_file: str | None = setting("SQuAD JSON (v1.1 or v2.0) to train on.")
+    validation_file: str | None = setting("SQuAD JSON to evaluate on.")
+    test_file: str | None = setting(
         "SQuAD JSON to predict from with --do_predict; it may lack answers."
     )
-    version_2_with_negative: bool = _flag("Some questions have no answer, as in SQuAD v2.0.", False)
-    max_seq_length: int = _flag(
+    version_2_with_negative: bool = setting(
+        "Some questions have no answer, as in SQuAD v2.0.", False
+    )
+    max_seq_length: int = setting(
         "Most tokens that the model reads at once: question, context and special tokens.", 384
     )
-    doc_stride: int = _flag(
+    doc_stride: int = setting(
         "Tokens that a window over a long context shares with the one before it.", 128
     )
-    pad_to_max_length: bool = _flag(
+    pad_to_max_length: bool = setting(
         "Pad every window to max_seq_length, not just to the longest of its batch; always so for "
         "a tokenizer that pads on the left.",
         False,
     )
-    n_best_size: int = _flag("Possible answers listed for each question.", 20)
-    max_answer_length: int = _flag("Most tokens of an answer.", 30)
-    null_score_diff_threshold: float = _flag(
+    n_best_size: int = setting("Possible answers listed for each question.", 20)
+    max_answer_length: int = setting("Most tokens of an answer.", 30)
+    null_score_diff_threshold: float = setting(
         'How far the score of "no answer" must be above that of the best answer to win; with '
         "--version_2_with_negative.",
         0.0,
     )
-    max_train_samples: int | None = _flag("Train on the first so many questions only.")
-    max_eval_samples: int | None = _flag("Evaluate on the first so many questions only.")
-    max_predict_samples: int | None = _flag("Predict the first so many questions only.")
-    preprocessing_num_workers: int | None = _flag("Processes that tokenise.")
-    overwrite_cache: bool = _flag("Tokenise a data set anew that has been tokenised before.", False)
+    max_train_samples: int | None = setting("Train on the first so many questions only.")
+    max_eval_samples: int | None = setting("Evaluate on the first so many questions only.")
+    max_predict_samples: int | None = setting("Predict the first so many questions only.")
+    preprocessing_num_workers: int | None = setting("Processes that tokenise.")
+    overwrite_cache: bool = setting(
+        "Tokenise a data set anew that has been tokenised before.", False
+    )
 
     def __post_init__(self) -> None:
         if self.null_score_diff_threshold and not self.version_2_with_negative:

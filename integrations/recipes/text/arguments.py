@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from platon_prune.integrations.recipes.fields import setting
 from platon_prune.integrations.recipes.tables import FORMATS
-
-
-def _flag(help: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -18,34 +15,34 @@ class TextArguments:
 
     _argument_group_name = "data"
 
-    train_file: str | None = _flag(f"File to train on, {FORMATS}.")
-    validation_file: str | None = _flag("File to evaluate on, of any of these kinds.")
-    test_file: str | None = _flag("File for --do_predict, with or without labels.")
-    dataset_name: str | None = _flag("Data set on the Hub, or its folder, instead of files.")
-    dataset_config_name: str | None = _flag("Its configuration, if it has several.")
-    train_val_split: float | None = _flag(
+    train_file: str | None = setting(f"File to train on, {FORMATS}.")
+    validation_file: str | None = setting("File to evaluate on, of any of these kinds.")
+    test_file: str | None = setting("File for --do_predict, with or without labels.")
+    dataset_name: str | None = setting("Data set on the Hub, or its folder, instead of files.")
+    dataset_config_name: str | None = setting("Its configuration, if it has several.")
+    train_val_split: float | None = setting(
         "Share of the training examples to evaluate on where there are no others, in (0, 1)."
     )
-    text_columns: list[str] | None = _flag(
+    text_columns: list[str] | None = setting(
         "One or two columns of text; found by their names and contents without."
     )
-    label_column: list[str] | None = _flag(
+    label_column: list[str] | None = setting(
         "Column of the label; several columns of 0 and 1 are one label each. Found without."
     )
-    label_separator: str | None = _flag(
+    label_separator: str | None = setting(
         "What separates the labels of an example that may have several, such as | in a|b."
     )
-    task: Literal["classification", "multi_label", "regression"] | None = _flag(
+    task: Literal["classification", "multi_label", "regression"] | None = setting(
         "What the label is: a class, any number of labels, or a number. Found without."
     )
-    max_seq_length: int = _flag("Tokens of an input; longer ones are cut.", 128)
-    pad_to_max_length: bool = _flag(
+    max_seq_length: int = setting("Tokens of an input; longer ones are cut.", 128)
+    pad_to_max_length: bool = setting(
         "Pad to that length instead of to the longest of a batch.", False
     )
-    max_train_samples: int | None = _flag("Train on this many examples only.")
-    max_eval_samples: int | None = _flag("Evaluate on this many examples only.")
-    max_predict_samples: int | None = _flag("Predict this many examples only.")
-    preprocessing_num_workers: int | None = _flag("Processes that tokenise.")
+    max_train_samples: int | None = setting("Train on this many examples only.")
+    max_eval_samples: int | None = setting("Evaluate on this many examples only.")
+    max_predict_samples: int | None = setting("Predict this many examples only.")
+    preprocessing_num_workers: int | None = setting("Processes that tokenise.")
 
     def __post_init__(self) -> None:
         if self.dataset_name is not None and self.files:

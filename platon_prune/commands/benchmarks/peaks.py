@@ -5,13 +5,13 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import torch
 
 from platon_prune.commands.benchmarks.contest import Contest
 from platon_prune.commands.benchmarks.figures import Figure, Spread
 from platon_prune.commands.benchmarks.workload import SHORT, Size, Workload, bert_base
+from platon_prune.deploy.peak_memory import resident_bytes
 
 
 def memory_figures(size: Size, device: str, repeats: int) -> list[Figure]:
@@ -58,23 +58,14 @@ def _peak(size: Size, device: str, name: str, state_dtype: torch.dtype) -> float
         before = torch.cuda.memory_allocated(device)
         advance(workload)
         return (torch.cuda.max_memory_allocated(device) - before) / workload.num_weights
-    resident = _resident_bytes("VmRSS")
+    resident = resident_bytes("VmRSS")
     # No such record on macOS and Windows.
     if resident is None:
         return None
     advance(workload)
-    peak = _resident_bytes("VmHWM")
+    peak = resident_bytes("VmHWM")
     return None if peak is None else (peak - resident) / workload.num_weights
 
 
 def _call(function: Callable[[], object]) -> object:
     return function()
-
-
-def _resident_bytes(entry: str) -> int | None:
-    """This process's memory now (VmRSS) or at its highest (VmHWM), from the kernel's records."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-    return 1024 * int(lines[entry].split()[0]) if entry in lines else None
