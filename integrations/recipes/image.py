@@ -171,8 +171,7 @@ def read_splits(
     }
     for split, images in chosen.items():
         check_classes(split, images, names)
-        if not data.dataset_name:
-            check_images(split, images["image"])
+        check_images(split, images)
     return chosen, names
 
 

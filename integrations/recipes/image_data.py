@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,27 +79,44 @@ def _is_visible(parts: Sequence[str]) -> bool:
     return not any(part.startswith(".") or part in _NO_IMAGES for part in parts)
 
 
-def check_images(flag: str, paths: Sequence[str]) -> None:
-    """Open every file once, so that a broken one is found now and not after hours of training.
+def check_images(flag: str, images: datasets.Dataset) -> None:
+    """Open every image once, so that a broken one is found now and not after hours of training.
 
     Args:
         flag: For errors.
-        paths: Files of images.
+        images: Their paths in a column ``image``, or a data set's own images.
 
     Raises:
-        ValueError: If a file can't be read as an image, or is larger than PIL allows; names it.
+        ValueError: If one can't be read as an image, or is larger than PIL allows; names it.
     """
+    if isinstance(images.features["image"], datasets.Image):
+        # Undecoded, since datasets decodes without telling which image is broken.
+        images = images.cast_column("image", datasets.Image(decode=False))
+    elif images.features["image"] != datasets.Value("string"):
+        raise ValueError(
+            f"{flag}: the column of images must have images or their paths, got "
+            f"{shown(images.features['image'])}: choose another --image_column"
+        )
     with ThreadPoolExecutor() as threads:
         # In order, so that the first of several is named every time.
-        reasons = [reason for reason in threads.map(_reason_against, paths) if reason]
+        found = threads.map(_reason_against, range(1, len(images) + 1), images["image"])
+        reasons = [reason for reason in found if reason]
     if reasons:
         more = f" ({len(reasons)} files can't be read)" if len(reasons) > 1 else ""
         raise ValueError(f"{flag}: {reasons[0]}{more}")
 
 
-def _reason_against(path: str) -> str | None:
+def _reason_against(row: int, image: Any) -> str | None:
     try:
-        _opened(path, quick=True)
+        if isinstance(image, str):
+            _opened(image, quick=True)
+        elif image is None:
+            raise ValueError(f"row {row} must have an image, got none: remove it")
+        else:
+            path = image["path"]
+            name = f"the image of row {row}" + (f" ({shown_path(path)})" if path else "")
+            content = image["bytes"]
+            _opened(path if content is None else io.BytesIO(content), quick=True, name=name)
     except ValueError as error:
         return str(error)
     return None
@@ -165,18 +183,20 @@ def pixels(image: Any, augmentation: str = "none") -> Any:
     return image
 
 
-def _opened(path: str, quick: bool = False) -> Any:
+def _opened(file: str | io.BytesIO, quick: bool = False, name: str = "") -> Any:
     """The decoded image of a file; a ValueError in one sentence if that fails.
 
     Args:
-        path: The file.
+        file: Its path, or its content.
         quick: Whether a small version will do, which JPEG decodes several times as fast.
+        name: What errors call it, if not by its path.
     """
     from PIL import Image
 
-    name = shown_path(path)
+    path = file if isinstance(file, str) else ""
+    name = name or shown_path(path)
     try:
-        with Image.open(path) as opened:
+        with Image.open(file) as opened:
             if quick:
                 opened.draft(None, (1, 1))
             opened.load()
@@ -189,7 +209,7 @@ def _opened(path: str, quick: bool = False) -> Any:
         ) from None
     # Broken files end PIL's decoders in errors of many types: SyntaxError, struct.error, ...
     except Exception as error:
-        reason = str(error).replace(path, name)[:100]
+        reason = (str(error).replace(path, name) if path else str(error))[:100]
         raise ValueError(f"{name} must be an image: remove or replace it ({reason})") from error
 
 

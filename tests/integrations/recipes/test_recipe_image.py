@@ -1,5 +1,6 @@
 """The recipe for images, from folders that the tests make, through the command line."""
 
+import io
 import json
 import os
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForImageClassification
 from platon_prune import PruningWarning
 from platon_prune.integrations.recipes.image_data import (
     check_classes,
+    check_images,
     class_names,
     pixels,
     read_folder,
@@ -122,6 +124,31 @@ def test_a_data_set_by_name_is_read_by_its_columns(vit, tmp_path, monkeypatch):
     columns = ["--image_column", "img", "--label_column", "fine", "--output_dir", tmp_path]
     assert run("image", *given, *columns) == 0
     assert results(tmp_path)["metrics"]["eval_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        ([b"", b"no image"], "the image of row 2 must be an image: remove or replace it"),
+        ([b"", None], "row 2 must have an image, got none: remove it"),
+    ],
+)
+def test_every_image_of_a_data_set_is_opened_before_training(column, found, tmp_path):
+    good = io.BytesIO()
+    Image.new("L", (9, 9)).save(good, "png")
+    rows = [content if content is None else {"bytes": content or good.getvalue(), "path": None}
+            for content in column]  # fmt: skip
+    features = datasets.Features({"image": datasets.Image()})
+    table = datasets.Dataset.from_dict({"image": rows}, features=features)
+    with pytest.raises(ValueError, match=f"train: {found}"):
+        check_images("train", table)
+    check_images("train", table.select([0]))
+
+
+def test_a_column_that_has_no_images_is_named():
+    table = datasets.Dataset.from_dict({"image": [1, 2]})
+    with pytest.raises(ValueError, match="must have images or their paths, got .*int64.*choose an"):
+        check_images("train", table)
 
 
 def test_a_data_set_without_the_columns_is_refused(vit, tmp_path, monkeypatch, capsys):
