@@ -81,8 +81,8 @@ def check_state(
     if type(version) is not int or version != STATE_VERSION:
         raise ValueError(
             f"state must be a PlatonScheduler's, version {STATE_VERSION}, got version "
-            f"{str(version)[:40]}: load what scheduler.state_dict() returned with this release of "
-            "platon_prune"
+            f"{_in_a_line(version, 40)}: load what scheduler.state_dict() returned with this "
+            "release of platon_prune"
         )
     _require_keys(state, ("settings", "tensors", *COUNTERS), "state")
     for part in ("settings", "tensors"):
@@ -95,10 +95,11 @@ def check_state(
         _require_mapping(tensor, f"tensors of {name}")
     saved = {name: _shape(tensor.get("mask")) for name, tensor in state["tensors"].items()}
     for name in [*shapes, *saved]:
-        if saved.get(name) != shapes.get(name):
+        if name not in shapes or saved.get(name) != shapes[name]:
+            own, other = (each.get(name, "absent") for each in (shapes, saved))
             raise ValueError(
-                f"state must be of the same model: {name} has shape {shapes.get(name, 'absent')} "
-                f"here and {saved.get(name, 'absent')} in the state; build the model that was saved"
+                f"state must be of the same model: {_in_a_line(name)} has shape {own} here and "
+                f"{other} in the state; build the model that was saved"
             )
     for name, shape in shapes.items():
         tensor = state["tensors"][name]
@@ -156,9 +157,14 @@ def _is_count(value: Any) -> bool:
 
 def _refuse(what: str, must: str, got: Any) -> NoReturn:
     raise ValueError(
-        f"{what} in the state must be {must}, got {' '.join(str(got).split())[:80]}: load what "
+        f"{_in_a_line(what)} in the state must be {must}, got {_in_a_line(got)}: load what "
         "scheduler.state_dict() returned"
     )
+
+
+def _in_a_line(value: Any, most: int = 80) -> str:
+    """A value as it goes into an error: a tensor's text has many lines, a name any length."""
+    return " ".join(str(value).split())[:most]
 
 
 def _require_mapping(value: Any, what: str) -> None:
@@ -182,8 +188,8 @@ def require_equal_settings(
         own, other = (each.get(name, absent) for each in (settings, others))
         if _differ(own, other):
             raise ValueError(
-                f"settings must be of the same configuration: {name} is {own!r} {here} and "
-                f"{' '.join(repr(other).split())} {there}; set pruning up alike"
+                f"settings must be of the same configuration: {_in_a_line(name)} is {own!r} {here} "
+                f"and {_in_a_line(repr(other), 200)} {there}; set pruning up alike"
             )
 
 

@@ -55,7 +55,7 @@ ENTRIES = {
         torch.ones(8, 3, dtype=torch.bool), torch.ones(3, 8, dtype=torch.bool, device="meta"),
         torch.ones(3, 8, dtype=torch.bool).to_sparse(), torch.ones(0, dtype=torch.bool),
     ],
-    ("version",): [None, 2, "3", True, torch.tensor(3), torch.zeros(3)],
+    ("version",): [None, 2, "3", True, torch.tensor(3), torch.zeros(3), torch.zeros(3, 8)],
 }  # fmt: skip
 for _name in ("window", "sensitivity", "uncertainty", "refilled"):
     ENTRIES["tensors", "2.weight", _name] = [
@@ -101,6 +101,16 @@ def test_an_entry_that_is_no_such_thing_is_named_and_nothing_is_changed(state, p
         _changed(state, path, lambda inner, key: inner.update({key: value})),
         _named(path),
     )
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a" * 10_000])
+@pytest.mark.parametrize("where", ["settings", "tensors"])
+def test_an_entry_of_any_name_is_refused_in_a_short_line(state, where, name):
+    changed = _changed(state, (where, name), lambda inner, key: inner.update({key: {}}))
+    with pytest.raises(ValueError, match="must be of the same|in the state must be") as caught:
+        _run(4)[1].load_state_dict(changed)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 OF_THE_RUN = ("version", "settings", "tensors", *COUNTERS)
