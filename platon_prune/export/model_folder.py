@@ -176,12 +176,13 @@ def _read_config(folder: Path) -> tuple[Any, Any]:
             f"{transformers.__version__}, got one that it can't read ({first_line(error)}): "
             "upgrade transformers, or save the model again"
         ) from error
-    architectures = config.architectures or [None]
-    cls = class_named(architectures[0])
+    names = config.architectures  # any JSON: transformers does not look at it
+    name = names[0] if isinstance(names, list) and names else None
+    cls = class_named(name)
     if cls is None or not isinstance(config, cls.config_class or transformers.PreTrainedConfig):
         raise ValueError(
             f"{folder / CONFIG} must name as architecture a model of transformers "
-            f"{transformers.__version__} with this config, got {architectures[0]!r}: code from "
+            f"{transformers.__version__} with this config, got {repr(names)[:80]}: code from "
             "elsewhere is not run; upgrade transformers, or correct the name"
         )
     return config, cls

@@ -110,6 +110,15 @@ def test_what_a_config_names_as_class_must_be_a_model(name: object, folder: Path
         read_model(folder)
 
 
+@pytest.mark.parametrize("names", [0.5, True, "BertModel", {"a": 1}, [[]]], ids=repr)
+def test_the_classes_that_a_config_names_must_be_a_list_of_names(
+    names: object, folder: Path
+) -> None:
+    change(folder / "config.json", architectures=names)
+    with pytest.raises(ValueError, match="must"):
+        read_model(folder)
+
+
 # --- modules, memory and time ---------------------------------------------------------------------
 
 
