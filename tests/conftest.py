@@ -33,6 +33,18 @@ def pytest_configure(config):
     config.add_cleanup(lambda: mode.__exit__(None, None, None))
 
 
+# Each takes half a minute or more. Begun last, one of them would keep one core busy alone.
+LONGEST = (
+    "test_properties.py", "test_ranks.py", "test_recipe_ranks.py", "test_trainer_ranks.py",
+    "test_demo.py", "test_ranks_checkpoints.py", "test_ranks_killed.py", "test_resume.py",
+    "test_shrink_exported.py", "test_packaging.py", "test_study.py", "test_bench.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture
 def device(request):
     """What a core test's tensors are on, for what has to be told."""

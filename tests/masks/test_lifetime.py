@@ -23,7 +23,7 @@ def test_set_ups_leave_no_class_no_tensor_and_no_object(granularity):
 @pytest.mark.parametrize("granularity", leaks.GRANULARITIES)
 def test_steps_leave_no_tensor_and_few_objects(granularity):
     found = leaks.of_steps(granularity, 100)
-    # A row and its counts for each of the 40 choices since the second tenth.
+    # A row and its counts for each of the 40 choices after the first fifth.
     assert found["tensors"] == 0 and found["objects"] < 4 * 40, found
 
 
