@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from platon_prune.masks.copies import apply_to_copy_
 from platon_prune.masks.masked import apply_mask_, pruned_tensors
+from platon_prune.scheduling.scheduler import PlatonScheduler
 from platon_prune.tensors.blocks import Scratch
 
 # The same model comes back, so its class does: remove(model).generate(...) passes a type checker.
 M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C")  # an average need not be a module
 
 
 def remove(model: M) -> M:
@@ -32,32 +35,75 @@ def remove(model: M) -> M:
     return model
 
 
-def apply_masks(model: M) -> M:
-    """Zero again, in the parameters, what the masks prune; for weights that came from elsewhere.
+def apply_masks(model: C, scheduler: PlatonScheduler | None = None) -> C:
+    """Zero again, in the tensors, what the masks prune; for weights that came from elsewhere.
 
-    A copy that averages weights over training (``torch.optim.swa_utils.AveragedModel``) fills the
-    zeros in; call this on it before evaluating or finalizing it.
+    A copy that averages weights over training fills the zeros in; call this on it before evaluating
+    or finalizing it. With ``scheduler`` the copy need not know of the masks: it is found by the
+    names and shapes of the pruned tensors, whatever stands before the names. So it works on
+    ``torch.optim.swa_utils.AveragedModel``, on the averages of ema-pytorch and timm, and on copies
+    of your own.
 
     Args:
-        model: A model with masks of ours; changed in place.
+        model: A model with masks of ours; or, with ``scheduler``, any copy of the pruned model: a
+            module that is or holds one, a mapping of names to tensors (a state dict), or an object
+            that holds one module. Changed in place; masks of ours in it become the scheduler's.
+        scheduler: Whose masks to apply: made for a model, not for (module, name) pairs, whose names
+            it does not know, and not finalized, unless it recorded its masks (``mask_history``).
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: If no tensor of the model carries a mask of ours.
+        ValueError: If no tensor of the model carries a mask of ours; with ``scheduler``, if a
+            pruned tensor is not found, or it can't be told which of several copies is meant.
+            Nothing is changed then.
+        TypeError: If ``model`` is none of these.
+
+    Example:
+        >>> average = torch.optim.swa_utils.AveragedModel(model)
+        >>> train(model, scheduler, after_each_step=average.update_parameters)
+        >>> apply_masks(average, scheduler)
+        >>> remove(model)
     """
+    if scheduler is not None:
+        apply_to_copy_(model, _masks_of(scheduler), _own_tensors(scheduler))
+        return model
     scratch = Scratch()
     for module, tensor_name in _pruned_or_raise(model):
         apply_mask_(module, tensor_name, scratch)
     return model
 
 
-def _pruned_or_raise(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    pruned = [(module, tensor_name) for _, module, tensor_name in pruned_tensors(model)]
+def _masks_of(scheduler: PlatonScheduler) -> dict[str, Tensor]:
+    try:
+        return scheduler.masks()
+    except ValueError as error:
+        raise ValueError(
+            "scheduler must still have its masks, got one whose run has ended: call "
+            "apply_masks(model, scheduler) before the pruned model is finalized, or set pruning up "
+            "with mask_history"
+        ) from error
+
+
+def _own_tensors(scheduler: PlatonScheduler) -> set[int]:
+    """What ``id`` gives for the parameters that the scheduler itself prunes."""
+    held = [
+        module._parameters.get(key)
+        for tensor in scheduler._tensors
+        for module, name in tensor.target.sites
+        for key in (name, f"{name}_orig")
+    ]
+    return {id(parameter) for parameter in held if parameter is not None}
+
+
+def _pruned_or_raise(model: Any) -> list[tuple[nn.Module, str]]:
+    is_module = isinstance(model, nn.Module)
+    pruned = [(m, name) for _, m, name in pruned_tensors(model)] if is_module else []
     if not pruned:
         raise ValueError(
             f"model must carry masks of platon_prune, got a {type(model).__name__} without: it is "
-            "finalized already, or was never pruned"
+            "finalized already, or was never pruned; to zero a copy of a pruned model, call "
+            "apply_masks(model, scheduler)"
         )
     return pruned
