@@ -9,6 +9,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from platon_prune import PlatonScheduler, PruningWarning
 from platon_prune.integrations.granularities import check_granularity, put_masks_on
+from platon_prune.integrations.lightning_averages import (
+    come_after_averages,
+    mask_averages,
+    num_training_steps,
+    restore_zeros,
+)
 
 
 class PlatonLightningCallback(Callback):
@@ -19,6 +25,9 @@ class PlatonLightningCallback(Callback):
     own keys, so ``load_from_checkpoint`` returns an ordinary sparse module, and this callback's
     state, so ``fit(ckpt_path=...)`` goes on with the same scores and masks. (Lightning itself saves
     neither random numbers nor, within an epoch, the position in the data.)
+
+    ``EMAWeightAveraging`` and ``StochasticWeightAveraging`` may be listed before or after it: their
+    averages are masked after every step, so what is validated, saved and left in the end is sparse.
 
     Args:
         amount: Fraction pruned in the end, in [0, 1), or a count of weights; of n:m, where all is
@@ -59,6 +68,7 @@ class PlatonLightningCallback(Callback):
         self._saved: dict[str, Any] | None = None
         self._handle: torch.utils.hooks.RemovableHandle | None = None
         self._sparsity = 0.0
+        self._last_masks: dict[str, torch.Tensor] = {}  # from the end of training to that of fit
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the masks on; anew if an earlier fit ended in the middle."""
@@ -72,6 +82,7 @@ class PlatonLightningCallback(Callback):
             self.scheduler = None
             self.scheduler = put_masks_on(pl_module, self.granularity, self.amount, self.settings)
             self._is_pruning = True
+        come_after_averages(self, trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the schedule, or go on with that of the checkpoint, and follow the optimizer."""
@@ -81,7 +92,7 @@ class PlatonLightningCallback(Callback):
                 f"the trainer must have one optimizer, got {len(trainer.optimizers)}: drive the "
                 "scheduler of platon_prune.global_unstructured from your own training step"
             )
-        total = trainer.estimated_stepping_batches
+        total = num_training_steps(trainer, pl_module)
         if total in (float("inf"), -1):
             raise ValueError(
                 f"the trainer must know its number of steps when training begins, got {total}: set "
@@ -109,6 +120,7 @@ class PlatonLightningCallback(Callback):
         # The optimizer's hook does not run where a scaler skipped the step; Lightning counts it.
         while self.scheduler.last_step < trainer.global_step:
             self.scheduler.step(skipped=True)
+        mask_averages(trainer, self.scheduler)
         # Counting zeros waits for the device, and only a choice changes how many there are.
         if self.scheduler.schedule.is_choosing_step(self.scheduler.last_step):
             self._sparsity = self.scheduler.sparsity()
@@ -116,6 +128,11 @@ class PlatonLightningCallback(Callback):
         pl_module.log("pruning_sparsity", self._sparsity, prog_bar=True)
         if self.scheduler.threshold is not None:
             pl_module.log("pruning_threshold", self.scheduler.threshold)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Mask averages that are updated once an epoch."""
+        assert self.scheduler is not None
+        mask_averages(trainer, self.scheduler)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finalize."""
@@ -127,7 +144,13 @@ class PlatonLightningCallback(Callback):
                 f"{self.scheduler.target_sparsity:.1%} asked for: training ended before the "
                 "schedule did"
             )
+        self._last_masks = self.scheduler.masks()
         self._let_go()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Zero again what other callbacks have filled in at the end of training."""
+        masks, self._last_masks = self._last_masks, {}
+        restore_zeros(pl_module, masks)
 
     def _let_go(self) -> None:
         """Stop following the optimizer, and make the module an ordinary one again."""
