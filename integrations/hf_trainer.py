@@ -231,7 +231,8 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self._running = None
         self._follow_best_model(args, state)
         sparsity, target = self.scheduler.sparsity(), self.scheduler.target_sparsity
-        if self.scheduler.last_step < self.scheduler.schedule.ramp_end or sparsity < target - 0.01:
+        slack = max(0.01, self.scheduler.granularity.tolerance)
+        if self.scheduler.last_step < self.scheduler.schedule.ramp_end or sparsity < target - slack:
             PruningWarning.warn(
                 f"the model is {sparsity:.1%} sparse, less than the {target:.1%} asked "
                 "for: training ended, or the best model was saved, before the schedule did"

@@ -37,6 +37,11 @@ class Granularity:
         """The fraction of zeros among all entries that an amount asks for."""
         return amount  # where the amount counts something else, the granularity says so
 
+    @property
+    def tolerance(self) -> float:
+        """How far a choice may end from the sparsity that is asked for; 0 where it is exact."""
+        return 0.0
+
     def may_empty(self, name: str) -> bool:
         """Whether a choice could leave nothing of a tensor; its user is warned before that."""
         return True

@@ -1,7 +1,8 @@
-"""Which coupled groups go: those with the smallest scores, until what they cost is the amount."""
+"""Which coupled groups go: those with the smallest scores, as near to the amount as it gets."""
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -27,9 +28,11 @@ class Structured(Granularity):
     """Coupled groups: those with the smallest scores go until the amount is reached.
 
     In ascending order of their scores, groups go until what that saves, of what all groups together
-    cost, is at least the amount: the least number of them that reaches it. Of equal scores those
-    that are pruned already go first, then the lowest in a fixed pseudo-random order. The last
-    groups of each place, as many as its floor, stay whatever their scores.
+    cost, is as near to the amount as it gets: a group that would take it further away than leaving
+    it is passed over, and so is the rest of its place, and groups that cost less fill up what is
+    missing. Of equal scores those that are pruned already go first, then the lowest in a fixed
+    pseudo-random order. The last groups of each place, as many as its floor, stay whatever their
+    scores.
 
     Args:
         groups: All places.
@@ -40,6 +43,10 @@ class Structured(Granularity):
             "l2", the root of the sum of squares.
         budget: What the prices are, for settings.
         normalizer: How scores of different places are made comparable: "none", "mean" or "cost".
+
+    Attributes:
+        total: What all groups together cost, in the unit of the budget.
+        smallest: What the cheapest group costs, as a fraction of all groups together.
     """
 
     name: ClassVar[str] = "structured"
@@ -63,9 +70,13 @@ class Structured(Granularity):
         self.num_groups = sum(place.size for place in groups)
         self._num_entries = sum(shape.numel() for shape in shapes.values())
         self._savings = Savings(groups, shapes, prices)
-        self._digest = _digest_of(groups, self._savings.total)
+        self.total = self._savings.total
+        self._digest = _digest_of(groups, self.total)
+        sizes = torch.tensor([place.size for place in groups])
+        self._place_of = torch.arange(len(sizes)).repeat_interleave(sizes)  # of each group
         self._told: set[str] = set()  # places at their floor, that were warned of
         self._costs = [self._cost_of_one(i) for i in range(len(self.groups))]
+        self.smallest = min(self._costs) / max(1, self.total)
         self._members: dict[str, list[tuple[int, Member]]] = {}  # by tensor, with their places
         for i, place in enumerate(groups):
             for member in place.members:
@@ -90,13 +101,19 @@ class Structured(Granularity):
         pruned = torch.ones(self.num_groups, dtype=torch.bool)
         for place, floor in zip(self.per_place(pruned), self.floors, strict=True):
             place[:floor] = False
-        return self._savings.of(pruned) / self._savings.total
+        return self._savings.of(pruned) / self.total
+
+    @property
+    def tolerance(self) -> float:
+        """Half of the largest group, as a fraction of all entries."""
+        # A group is passed over, or goes beyond the amount, by half of what it costs at most.
+        return max(self._costs) / 2 / self._num_entries if self.budget == "parameters" else 0.0
 
     def sparsity_of(self, amount: float) -> float:
-        """At least this: what multiply-adds leave of the entries is not known before a choice."""
+        """About this: what multiply-adds leave of the entries is not known before a choice."""
         if self.budget != "parameters":
             return 0.0
-        return amount * self._savings.total / self._num_entries
+        return amount * self.total / self._num_entries
 
     def may_empty(self, name: str) -> bool:
         """No: each place keeps its floor."""
@@ -120,7 +137,7 @@ class Structured(Granularity):
         kept = torch.cat(self.kept({tensor.name: tensor.mask for tensor in tensors}))
         order = _in_order(scores, kept)
         candidates = order[~self._protected(order)[order]]
-        chosen = candidates[: self._num_due(candidates, amount)]
+        chosen = self._nearest(candidates, round(amount * self.total))
         pruned = self._flags(chosen)
         self._tell_floors(scores, pruned)
         for tensor in tensors:
@@ -148,18 +165,25 @@ class Structured(Granularity):
             flags[ranks.topk(floor).indices] = True
         return protected
 
-    def _num_due(self, candidates: Tensor, amount: float) -> int:
-        """The least number of candidates that saves the amount; all if none does."""
-        due = round(amount * self._savings.total)
-        # By halves: what is saved grows with each group, but not by sums, since groups overlap.
-        low, high = 0, len(candidates)
-        while low < high:
-            middle = (low + high) // 2
-            if self._savings.of(self._flags(candidates[:middle])) >= due:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+    def _nearest(self, candidates: Tensor, due: int) -> Tensor:
+        """Those of the candidates, in their order, that save as near to what is due as it gets."""
+        chosen = candidates[:0]
+        while len(candidates):
+
+            def saved(count: int, before: Tensor = chosen, rest: Tensor = candidates) -> int:
+                return self._savings.of(self._flags(torch.cat([before, rest[:count]])))
+
+            # By halves: what is saved grows with each group, but not by sums, since groups overlap.
+            count = bisect.bisect_left(range(len(candidates) + 1), due, key=saved)
+            reaches = count <= len(candidates)
+            # On a tie it is reached: who asks for an amount wants no less where both are as near.
+            if not count or not reaches or saved(count) - due <= due - saved(count - 1):
+                return torch.cat([chosen, candidates[:count]])
+            chosen = torch.cat([chosen, candidates[: count - 1]])
+            passed, candidates = candidates[count - 1], candidates[count:]
+            # Its whole place: the groups of one cost the same, and would be passed over one by one.
+            candidates = candidates[self._place_of[candidates] != self._place_of[passed]]
+        return chosen
 
     def _tell_floors(self, scores: Tensor, pruned: Tensor) -> None:
         """Warn once of each place of which more would have gone, had its floor not held it."""
@@ -190,7 +214,7 @@ class Structured(Granularity):
         """What is saved when one group of a place goes and all else stays."""
         pruned = torch.zeros(self.num_groups, dtype=torch.bool)
         list(self.per_place(pruned))[place][0] = True
-        return self._savings.of(pruned) if self.normalizer == "cost" else 1
+        return self._savings.of(pruned)
 
     def _flags(self, chosen: Tensor) -> Tensor:
         return torch.zeros(self.num_groups, dtype=torch.bool).index_fill_(0, chosen, True)

@@ -67,9 +67,10 @@ def global_structured(
 
     What can go as a whole is found by :func:`find_groups`. A group's score is made of the scores of
     all its entries, weights and biases, in all its tensors. At each choice groups go in ascending
-    order of their scores, those of all layers together, until they make up the amount: the least
-    number of groups that reaches it. All entries of a pruned group are zero, and the next choices
-    may bring it back. ``platon_prune.remove(model)`` finalizes.
+    order of their scores, those of all layers together, until they are as near to the amount as it
+    gets: a head that would go far beyond it is passed over, and neurons fill it up. All entries of
+    a pruned group are zero, and the next choices may bring it back. ``platon_prune.remove(model)``
+    finalizes.
 
     Each place is tried on a twin, on the example inputs: what :func:`shrink` could not cut out is
     left out, with a warning that names it.
@@ -162,6 +163,8 @@ def global_structured(
         granularity = Structured(places, shapes, prices, floors, aggregate, budget, normalizer)
         final, first = _of_budget("amount", amount), _of_budget("initial_amount", initial_amount)
         _require_room(granularity, max(final, first))
+        if 0 < final < granularity.smallest / 2:
+            notes = [*notes, _too_little(final, granularity.smallest)]
         return Plan(targets, granularity, final, first, notes=notes, is_found=True)
 
     scheduler = set_up("global_structured", model, settings, plan)
@@ -270,6 +273,13 @@ def _floor(place: CoupledGroups, min_heads: int, min_neurons: float, min_channel
 def _of_budget(argument: str, amount: float) -> float:
     meaning = "the fraction of the budget of all groups that goes, such as 0.5"
     return fraction(argument, amount, meaning=meaning)
+
+
+def _too_little(amount: float, smallest: float) -> str:
+    return (
+        f"nothing will be pruned: amount={amount} is less than half of what the smallest group "
+        f"costs, {smallest:.4f} of the budget; prune more, or single weights"
+    )
 
 
 def _require_room(granularity: Structured, amount: float) -> None:

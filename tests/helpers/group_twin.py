@@ -85,6 +85,14 @@ def choice(
     everything = [(i, g) for i, place in enumerate(groups) for g in range(place.size)]
     due = round(amount * saved(masks(groups, shapes, everything), prices))
     gone: list[tuple[int, int]] = []
-    while saved(masks(groups, shapes, gone), prices) < due and len(gone) < len(order):
-        gone.append(order[len(gone)])
+    passed_over = set()
+    for group in order:
+        before = saved(masks(groups, shapes, gone), prices)
+        after = saved(masks(groups, shapes, [*gone, group]), prices)
+        if before >= due:
+            break
+        if abs(after - due) > abs(before - due):
+            passed_over.add(group[0])
+        if group[0] not in passed_over:
+            gone.append(group)
     return gone

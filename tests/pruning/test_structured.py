@@ -14,6 +14,11 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import platon_prune
+from platon_prune.choice.scored import ScoredTensor
+from platon_prune.groups.costs import parameter_prices
+from platon_prune.groups.coupled import CoupledGroups, Member
+from platon_prune.groups.coupled_choice import Structured
+from platon_prune.tensors.collectives import Processes
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 SCHEDULE = dict(total_steps=12, warmup_steps=1, cooldown_steps=2, window=2)
@@ -89,18 +94,57 @@ def test_every_choice_is_that_of_plain_loops(name, aggregate):
     assert num_choices == 6  # steps 2, 4, 6, 8, 10, 12
 
 
-def test_the_least_number_of_groups_reaches_the_amount():
+def _place(name, size):
+    return CoupledGroups(name, "neurons", size, (Member(name, 0, torch.arange(size)),))
+
+
+def _scored(name, scores, mask):
+    return ScoredTensor(scores.flatten().__getitem__, mask, 0, None, name)
+
+
+def _kept_of_six_neurons(amount):
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
     scheduler = platon_prune.global_structured(
-        model, torch.ones(2, 3), amount=0.4, **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE
+        model, torch.ones(2, 3), amount=amount, **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE
     )
     _run(model, scheduler)
-    # A neuron has 3 + 1 + 2 entries of 36, and 0.4 of these are 14.4: three neurons.
     (row,) = platon_prune.structure(model)
-    assert (row.name, row.kind, row.size, row.kept) == ("0", "neurons", 6, 3)
-    assert scheduler.sparsity() == 0.5
+    assert (row.name, row.kind, row.size) == ("0", "neurons", 6)
+    return row.kept, scheduler
+
+
+# A neuron has 3 + 1 + 2 entries of 36. Of these 0.4 are 14.4, nearer to two neurons (12) than to
+# three (18); 0.45 are 16.2, nearer to three; 5/12 are 15, as near to both.
+@pytest.mark.parametrize(("amount", "kept"), [(0.4, 4), (0.45, 3), (5 / 12, 3), (0.5, 3)])
+def test_the_last_group_goes_to_the_nearer_side_of_the_amount(amount, kept):
+    found, scheduler = _kept_of_six_neurons(amount)
+    assert found == kept
+    assert scheduler.sparsity() == 1 - kept / 6
     # Two biases of the last layer are in no group, and in none of its tensors.
-    assert scheduler.granularity.sparsity_of(0.4) == pytest.approx(0.4)
+    assert scheduler.granularity.sparsity_of(amount) == pytest.approx(amount)
+    assert scheduler.granularity.tolerance == pytest.approx(3 / 36)  # half a neuron
+
+
+def test_an_amount_below_half_of_the_smallest_group_is_warned_of():
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.warns(platon_prune.PruningWarning, match="nothing will be pruned: amount=0.08"):
+        platon_prune.global_structured(model, torch.ones(2, 3), amount=0.08, **SCHEDULE)
+
+
+def test_smaller_groups_fill_up_what_a_head_would_overshoot():
+    """Three heads of 40 parameters with small scores, ten neurons of 10 with large ones."""
+    wide, narrow = _place("attention", 3), _place("mlp", 10)
+    names = {"attention": torch.Size([3, 40]), "mlp": torch.Size([10, 10])}
+    choice = Structured([wide, narrow], names, parameter_prices([wide, narrow]), [1, 1])
+    scores = {name: torch.ones(shape) for name, shape in names.items()}
+    scores["attention"] *= torch.tensor([[0.1], [0.2], [0.3]])
+    # Of 220: 55 are one head and one or two neurons, since two heads are 25 too many; 65 are two
+    # heads, 15 too many, for one alone is 25 too few.
+    for due, heads, neurons in ((55, 1, 2), (65, 2, 0), (40, 1, 0), (50, 1, 1), (15, 0, 2)):
+        masks = {name: torch.ones(shape, dtype=torch.bool) for name, shape in names.items()}
+        choice.choose_([_scored(n, scores[n], masks[n]) for n in names], due / 220, Processes(None))
+        left = [int(mask.any(dim=1).sum()) for mask in masks.values()]
+        assert left == [3 - heads, 10 - neurons], due
 
 
 @pytest.mark.parametrize("masking", ["step", "window"])
@@ -140,7 +184,7 @@ def test_a_masked_head_is_a_head_that_is_not_there():
     layer = model.encoder.layer[0].attention
     scheduler = platon_prune.global_structured(
         model,
-        amount=0.05,
+        amount=0.25,
         **dict(warmup_steps=0, cooldown_steps=0) | SCHEDULE,
         kinds="heads",
         include="layer.0.",

@@ -245,8 +245,8 @@ def test_what_a_schedule_pruned_is_shrunk_and_pruned_on(name: str) -> None:
         )
         report = platon_prune.shrink(model, optimizer)
         removed = report.parameters_before - report.parameters_after
-        # The least number of groups that reaches the amount; none is larger than a third of it.
-        assert 0.4 * total <= removed < 0.55 * total
+        # As near to the amount as it gets: no further than half of a group, a quarter of it.
+        assert 0.3 * total <= removed <= 0.5 * total
         assert_close(output(model), expected)
         with pytest.raises(RuntimeError, match="not pruned any more|finalized"):
             scheduler.step()
