@@ -117,6 +117,11 @@ class PruningArguments:
         "The largest fraction that a tensor may lose; the others lose more then. For limits by "
         "name, use the Python interface."
     )
+    pruning_normalizer: Literal["none", "mean", "cost"] = setting(
+        "How heads and neurons of different layers are compared, for structured: by their scores; "
+        "by each over the mean of its layer; or by each over what one of them costs.",
+        "none",
+    )
     pruning_mask_history: bool = setting(
         f"Keep the masks of every choice, in {MASKS_FILE} of --output_dir.", False
     )
@@ -141,6 +146,12 @@ class PruningArguments:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
 
     def _check_granularity(self) -> None:
+        if self.pruning_granularity != STRUCTURED and self.pruning_normalizer != "none":
+            raise ValueError(
+                f"--pruning_normalizer {self.pruning_normalizer} must go with "
+                f"--pruning_granularity {STRUCTURED}, got {self.pruning_granularity}: leave one of "
+                "them out"
+            )
         if self.pruning_granularity == UNSTRUCTURED:
             self.amount = _count_or_fraction("amount", self.amount, "of the weights")
             return
@@ -193,6 +204,8 @@ class PruningArguments:
             settings["mask_history"] = Path(output_dir or ".", MASKS_FILE)
         if self.pruning_granularity != UNSTRUCTURED:
             settings["granularity"] = self.pruning_granularity
+        if self.pruning_normalizer != "none":
+            settings["normalizer"] = self.pruning_normalizer
         if self.pruning_granularity == SEMI_STRUCTURED:
             settings |= {"n": self.pruning_n, "m": self.pruning_m}
         if self.pruning_state_dtype != "float32":

@@ -119,6 +119,8 @@ class Recipe:
         check: Raises a ValueError that says what must hold for a cell to run.
         is_percent: Whether the metric is in percent.
         has_amounts: Whether the cells differ in what is pruned.
+        rivals: What may stand among the criteria beside those of the package: methods of others,
+            which know no options.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Recipe:
     check: Callable[[Cell], None] = lambda cell: None
     is_percent: bool = True
     has_amounts: bool = True
+    rivals: tuple[str, ...] = ()
 
     def shown(self, value: float, sign: str = "") -> str:
         """A value of the metric: percentages with one decimal, others with four digits."""
@@ -173,8 +176,9 @@ class Grid:
         for criterion in self.criteria:
             # Nothing is pruned, so amounts and options have nothing to change.
             dense = criterion == DENSE
+            is_plain = dense or criterion in recipe.rivals
             for amount in (0.0,) if dense else self.amounts:
-                for options in [{}] if dense else self._variants(recipe):
+                for options in [{}] if is_plain else self._variants(recipe):
                     for seed in self.seeds:
                         cell = Cell(recipe.name, criterion, amount, seed, options, settings)
                         found.setdefault(cell.key, cell)
@@ -200,11 +204,10 @@ def check(grid: Grid, recipe: Recipe, criteria: Sequence[str]) -> None:
         recipe: Which knows its options.
         criteria: Names that may be given beside "dense".
     """
+    known = (DENSE, *criteria, *recipe.rivals)
     for name in grid.criteria:
-        if name not in (DENSE, *criteria):
-            raise ValueError(
-                f"--criteria must be among {', '.join((DENSE, *criteria))}; got {name!r}"
-            )
+        if name not in known:
+            raise ValueError(f"--criteria must be among {', '.join(known)}; got {name!r}")
     for amount in grid.amounts:
         if not 0 < amount < 1:
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from platon_prune.version import __version__
 
-PACKAGES = ("torch", "transformers", "scikit-learn", "numpy")
+PACKAGES = ("torch", "transformers", "scikit-learn", "numpy", "torch-pruning")
 
 
 def machine_kind(device: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A study runs each of its cells once, whatever stops it, and reports what was measured."""
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from platon_prune.studies.table import Row, Sample, reference_of  # noqa: E402
 JOB = study_job.__file__
 FAKE = study_job.fake(lambda cell, place: {"accuracy": study_job.score(cell)})
 GRID = ["--recipe", "fake", "--criteria", "dense", "platon", "magnitude", "--amounts", "0.5", "0.9"]
+RIVALS = 3 if importlib.util.find_spec("torch_pruning") else 0
 NUM_CELLS = 3 * (1 + 2 * 2)  # three seeds of dense, and of two criteria at two amounts
 
 
@@ -253,6 +255,8 @@ def test_a_preset_asks_only_for_what_its_recipe_has(preset):
             * 5
             * (1 + 13),  # three amounts, five seeds; 13 rows beside the plain
             "sst2": 3 + 3 * 3 * (4 + 1),
+            # Five seeds of three sizes: each rival, and two criteria each in four ways.
+            **dict.fromkeys(("structured-transformer", "structured-cnn"), 5 + 15 * (RIVALS + 8)),
         }[preset]
     )
 

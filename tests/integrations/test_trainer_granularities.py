@@ -71,7 +71,9 @@ def test_lightning_prunes_2_of_4(tmp_path):
 
 
 def test_the_trainer_prunes_heads_and_neurons(tmp_path):
-    callback = PlatonCallback(**SETTINGS | dict(granularity="structured", amount=0.4))
+    callback = PlatonCallback(
+        **SETTINGS | dict(granularity="structured", amount=0.4, normalizer="cost")
+    )
     trainer = test_hf_trainer._trainer(tmp_path, callback)
     trainer.train()
     trainer.save_model(str(tmp_path / "pruned"))
@@ -80,6 +82,7 @@ def test_the_trainer_prunes_heads_and_neurons(tmp_path):
     assert {row.kind for row in rows} == {"heads", "neurons"}
     assert sum(row.kept < row.size for row in rows) and all(row.kept for row in rows)
     assert reloaded.config.platon_prune["granularity"] == "structured"
+    assert reloaded.config.platon_prune["normalizer"] == "cost"
 
 
 def test_lightning_prunes_whole_neurons(tmp_path):

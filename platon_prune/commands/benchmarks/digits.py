@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -149,9 +149,14 @@ def make_model(settings: Settings) -> nn.Module:
     return model
 
 
-def train_dense(digits: Digits, settings: Settings, on_step: Callable[[], object]) -> Run:
-    """Train the model that all others start from."""
-    run = Run("dense", make_model(settings).to(digits.train_images.device))
+def train_dense(
+    digits: Digits,
+    settings: Settings,
+    on_step: Callable[[], object],
+    make: Callable[[Settings], nn.Module] = make_model,
+) -> Run:
+    """Train the model that all others start from; ``make`` makes it, with random weights."""
+    run = Run("dense", make(settings).to(digits.train_images.device))
     train(run, digits, settings, settings.learning_rate, None, on_step)
     return run
 
@@ -227,11 +232,17 @@ def accuracy(model: nn.Module, digits: Digits) -> float:
     return 100 * float((logits(model, digits).argmax(-1) == digits.held_out_labels).float().mean())
 
 
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returns: an object that has them, or the tensor itself."""
+    found: Tensor = getattr(output, "logits", output)
+    return found
+
+
 @torch.no_grad()
 def logits(model: nn.Module, digits: Digits) -> Tensor:
     """The model's output for the held-out digits, in evaluation mode."""
     was_training = model.training
-    result: Tensor = model.eval()(digits.held_out_images).logits
+    result = logits_of(model.eval()(digits.held_out_images))
     # Evaluated in the middle of training, which goes on as it was.
     model.train(was_training)
     return result
@@ -277,7 +288,7 @@ def _train(
             shuffled = torch.randperm(len(digits.train_labels), generator=order)
             batches = list(shuffled.split(settings.batch_size))  # type: ignore[no-untyped-call]
         batch = batches.pop()
-        output = run.model(digits.train_images[batch]).logits
+        output = logits_of(run.model(digits.train_images[batch]))
         if loss is None:
             value = nn.functional.cross_entropy(output, digits.train_labels[batch])
         else:

@@ -17,13 +17,14 @@ import torch
 from platon_prune.commands.study.digits import DIGITS
 from platon_prune.commands.study.glue import OF_COMMANDS
 from platon_prune.commands.study.presets import PRESETS
+from platon_prune.commands.study.structured import STRUCTURED
 from platon_prune.criteria import CRITERIA
 from platon_prune.studies.cells import Cell, Grid, Recipe, Workspace, check, read_options
 from platon_prune.studies.report import listing, report
 from platon_prune.studies.running import run_missing
 
 HELP = "Run a grid of criteria, amounts, seeds and options; draw accuracy against density."
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, *OF_COMMANDS)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, *STRUCTURED, *OF_COMMANDS)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

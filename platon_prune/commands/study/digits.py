@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def run(cell: Cell, place: Workspace) -> dict[str, float]:
 def _run(cell: Cell, place: Workspace) -> dict[str, float]:
     training, chosen = _chosen(cell)
     digits = _digits.load_digits(training, place.device)
-    dense = _dense(training, digits, place.folder)
+    dense = dense_of(training, digits, place.folder)
     if cell.criterion == DENSE:
         longer = _digits.fine_tune_dense(dense, digits, training, _nothing)
         return {"accuracy": longer.accuracy, "dense_accuracy": dense.accuracy, "sparsity": 0.0}
@@ -226,19 +226,35 @@ def _teaching(teacher: nn.Module, digits: _digits.Digits, share: float) -> _digi
     return loss
 
 
-def _dense(training: _digits.Settings, digits: _digits.Digits, folder: Path) -> _digits.Run:
-    """The dense model of a seed: from the study's folder, or trained and left there."""
+def dense_of(
+    training: _digits.Settings,
+    digits: _digits.Digits,
+    folder: Path,
+    make: Callable[[_digits.Settings], nn.Module] = _digits.make_model,
+    kind: str = "",
+) -> _digits.Run:
+    """The dense model of a seed: from the study's folder, or trained and left there.
+
+    Args:
+        training: Settings, the seed among them.
+        digits: The data.
+        folder: Of the study.
+        make: Makes the model, with random weights.
+        kind: What tells its file from that of another model; empty for the transformer.
+    """
     decisive = dataclasses.asdict(training)
     for name in _NOT_SHARED - {"seed"} | {"fine_tuning_learning_rate"}:
         del decisive[name]
+    if kind:
+        decisive["kind"] = kind
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / "dense" / f"{key}.pt"
     if path.exists():
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        model = _digits.make_model(training).to(digits.train_images.device)
+        model = make(training).to(digits.train_images.device)
         model.load_state_dict(saved["model"])
         return _digits.Run("dense", model, accuracies={training.steps: saved["accuracy"]})
-    dense = _digits.train_dense(digits, training, _nothing)
+    dense = _digits.train_dense(digits, training, _nothing, make)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         torch.save({"model": dense.model.state_dict(), "accuracy": dense.accuracy}, file)

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from platon_prune.commands.study.rivals import RIVALS, is_installed
 from platon_prune.studies.cells import DENSE, Grid
+
+
+def _structured(amounts: tuple[float, ...]) -> tuple[Grid, ...]:
+    """Torch-pruning where it is installed, and ours gradually and at once, smallest sizes first."""
+    ours, seeds = ("platon", "sensitivity"), (0, 1, 2, 3, 4)
+    normalizers = {"normalizer": ("none", "mean")}
+    at_once = {"schedule": ("once",), "learn": (20,), **normalizers}
+    others = RIVALS if is_installed() else ()
+    return (
+        Grid(criteria=(DENSE, *others), amounts=amounts, seeds=seeds),
+        Grid(criteria=ours, amounts=amounts, seeds=seeds, options=at_once),
+        Grid(criteria=ours, amounts=amounts, seeds=seeds, options=normalizers),
+    )
+
 
 # Name of the preset to its recipe and its grids.
 PRESETS: dict[str, tuple[str, tuple[Grid, ...]]] = {
@@ -39,6 +54,8 @@ PRESETS: dict[str, tuple[str, tuple[Grid, ...]]] = {
             ),
         ),
     ),
+    "structured-transformer": ("structured-transformer", _structured((0.85, 0.7, 0.5))),
+    "structured-cnn": ("structured-cnn", _structured((0.9, 0.7, 0.5))),
     "sst2": (
         "sst2",
         (

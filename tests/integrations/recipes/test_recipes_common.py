@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import inspect
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from recipe_models import save_bert
 from torch import nn
 from transformers import TrainingArguments
 
+import platon_prune
 from platon_prune import cli
 from platon_prune.integrations.recipes import common, figure, report
 from platon_prune.integrations.recipes.arguments import (
@@ -109,6 +111,15 @@ def test_a_schedule_is_handed_on_to_the_callback(capsys):
     assert "invalid choice: 'cosine'" in capsys.readouterr().err
 
 
+def test_a_normalizer_is_handed_on_to_the_callback_of_heads_and_neurons():
+    heads = ("--pruning_granularity", "structured")
+    assert parse(*heads, "--pruning_normalizer", "mean").pruning.callback()["normalizer"] == "mean"
+    # What is not given stays the library's own, which is the flag's default.
+    assert "normalizer" not in parse(*heads).pruning.callback()
+    default = inspect.signature(platon_prune.global_structured).parameters["normalizer"].default
+    assert parse(*heads).pruning.pruning_normalizer == default
+
+
 def test_whole_numbers_are_counts_and_what_is_below_one_a_fraction():
     pruning = PruningArguments(amount=5000.0, pruning_warmup_steps=100.0)
     assert (pruning.amount, pruning.pruning_warmup_steps) == (5000, 100)
@@ -138,6 +149,7 @@ def test_whole_numbers_are_counts_and_what_is_below_one_a_fraction():
             ["--pruning_initial_amount", "zeros", "--pruning_masking", "window"],
             "--pruning_masking must be step for --pruning_initial_amount zeros, got window",
         ),
+        (["--pruning_normalizer", "cost"], "--pruning_normalizer cost must go with --pruning_gran"),
         (["--pruning_max_amount", "1.2"], r"--pruning_max_amount must be .* \[0, 1\], got 1.2"),
         (["--distillation_temperature", "0"], "--distillation_temperature must be above 0, got 0"),
         (["--distillation_weight", "2"], r"--distillation_weight must be in \[0, 1\], got 2"),
