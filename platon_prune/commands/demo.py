@@ -14,6 +14,7 @@ import torch
 from platon_prune.commands._output import make_folder
 from platon_prune.commands.benchmarks.compiled import check_compiled
 from platon_prune.commands.benchmarks.digits import (
+    DENSE_FURTHER,
     Digits,
     Run,
     Settings,
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         digits = load_digits(settings)
         results = _run_all(digits, settings)
         print(_table(results, digits, settings))
-        save_demo_report(_comparisons(results), results.dense.accuracy, report)
+        save_demo_report(_comparisons(results), results.dense_fine_tuned.accuracy, report)
         print(f"\npicture: {report}")
         # The sparsest one, of the criterion that the demo is about.
         finalized = results.by_amount[max(settings.amounts)][0]
@@ -158,7 +159,7 @@ def _run_all(digits: Digits, settings: Settings) -> Results:
     # One bar for all phases, each of which takes equally many steps.
     with tqdm(total=num_phases * settings.steps, unit="step") as bar:
         dense = train_dense(digits, settings, _stepper(bar, "dense"))
-        longer = fine_tune_dense(dense, digits, settings, _stepper(bar, "dense, fine-tuned too"))
+        longer = fine_tune_dense(dense, digits, settings, _stepper(bar, DENSE_FURTHER))
         by_amount = {}
         for amount in settings.amounts:
             gradual = [

@@ -42,7 +42,8 @@ def save_demo_report(
 
     Args:
         comparisons: One column of curves each; layers are shown for the lowest density.
-        dense_accuracy: Of the model that all runs start from, in percent.
+        dense_accuracy: In percent, of the dense model after the same further steps: the dotted
+            line.
         path: File to write.
     """
     from matplotlib.figure import Figure
@@ -87,7 +88,7 @@ def _draw_accuracies(axes: Axes, comparison: Comparison, dense_accuracy: float) 
     last_step = max(comparison.schedule)
     axes.plot(
         [0, last_step], [dense_accuracy] * 2, color=INK, linewidth=1.2, linestyle=":",
-        label="dense model",
+        label="dense, the same further steps",
     )  # fmt: skip
     for (label, points), colour, marker in _styled(comparison.accuracies):
         final = points[max(points)]

@@ -52,7 +52,7 @@ def test_the_table_shows_the_exact_sparsity_and_the_compiled_model_is_equal(tmp_
     rows = rows_of(printed)
     assert [(row["density"], row["model"]) for row in rows] == [
         ("100", "dense"),
-        ("100", "dense, fine-tuned too"),
+        ("100", "dense, the same further steps"),
         ("10", "PLATON"),
         ("10", "gradual magnitude"),
         ("10", "one-shot magnitude"),

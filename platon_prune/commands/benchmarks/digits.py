@@ -57,6 +57,8 @@ class Settings:
         return round(self.cooldown * self.steps)
 
 
+# The dense model that a pruned one is to be compared with, and the dotted line of the picture.
+DENSE_FURTHER = "dense, the same further steps"
 # Of the logits of a batch and the positions of its digits in the training part.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -165,7 +167,7 @@ def fine_tune_dense(
     dense: Run, digits: Digits, settings: Settings, on_step: Callable[[], object]
 ) -> Run:
     """Fine-tune a copy of a dense model as the pruned ones are, so that like meets like."""
-    run = Run("dense, fine-tuned too", copy.deepcopy(dense.model))
+    run = Run(DENSE_FURTHER, copy.deepcopy(dense.model))
     train(run, digits, settings, settings.fine_tuning_learning_rate, None, on_step)
     return run
 
