@@ -14,6 +14,8 @@ test: lint
 
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "The site is in site/: open site/index.html in a browser, or serve it with"
+	@echo "    $(BIN)/python -m http.server --directory site    and open http://localhost:8000"
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -44,6 +44,17 @@ def test_no_page_loads_anything_from_another_host(site):
         assert not re.search(r"url\(\s*['\"]?(?:https?:)?//", sheet.read_text())
 
 
+def test_search_finds_its_index_and_starts_on_a_page_that_is_opened_from_the_disk(site):
+    # Neither fetch nor workers are there for a file: the index comes as a script, and so does
+    # what takes a worker's place.
+    index = (site / "search" / "search_index.js").read_text()
+    assert index.startswith("var __index = {")
+    assert "scheduler" in index
+    for page in site.rglob("*.html"):
+        (shim,) = re.findall(r'<script src="([^"]*iframe-worker[^"]*)"', page.read_text())
+        assert "window.Worker" in (page.parent / shim).read_text()
+
+
 def test_every_public_name_is_on_the_page_of_the_api():
     page = (ROOT / "docs" / "api.md").read_text()
     shown = {line.rpartition(".")[2] for line in re.findall(r"^::: (\S+)$", page, re.MULTILINE)}
