@@ -105,15 +105,26 @@ def check_torchrun(words):
     rest = words[2:]  # after --nproc-per-node N
     if rest[:2] == ["-m", "platon_prune.cli"]:
         check_platon_prune(rest[2:])
+    elif (ROOT / "docs" / rest[0]).parent.name == "examples":
+        check_python(rest)
     else:  # a script of the user's with the flags of TrainingArguments
         assert rest[0] == "train.py"
         check_platon_prune(["glue", *rest[1:]])
+
+
+def check_python(words):
+    """A script or a module of this repository, without flags, from its root or from docs/."""
+    if words[:2] == ["-m", "http.server"]:
+        return
+    (path,) = words
+    assert any((folder / path).is_file() for folder in (ROOT, ROOT / "docs"))
 
 
 CHECKS = {
     "platon-prune": check_platon_prune,
     "make": check_make,
     "pip": check_pip,
+    "python": check_python,
     "torchrun": check_torchrun,
 }
 

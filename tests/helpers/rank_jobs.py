@@ -1,5 +1,8 @@
 """What the ranks of a test do: a small model, laid out in some way, trained by given gradients."""
 
+import contextlib
+import runpy
+
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
@@ -344,3 +347,13 @@ def resume_checkpoint(folder, layout, kind, at, settings, runs=Run):
     )
     run.scheduler.load_state_dict(state["scheduler"])
     return [run.to(step).result() for step in at]
+
+
+# --- what the pages show -------------------------------------------------------------------------
+
+
+def example(script, folder):
+    """The weights with which ``train()`` of an example ends in this rank."""
+    with contextlib.chdir(folder):
+        model = runpy.run_path(script)["train"]()
+    return {name: weight.tolist() for name, weight in model.state_dict().items()}

@@ -1,5 +1,6 @@
 """Masks, weights and scores over several processes equal those of one process, bit by bit."""
 
+import pages
 import pytest
 import rank_jobs
 import ranks
@@ -86,3 +87,14 @@ def test_ties_are_broken_by_global_position_however_a_tensor_is_divided(layout, 
 @pytest.mark.parametrize("layout", ["copies", "fsdp", "tp"])
 def test_a_model_that_is_laid_out_before_it_is_pruned_gives_the_same(layout):
     _assert_equal(layout, 2, "random", {}, prune_first=False)
+
+
+def test_the_example_of_two_processes_ends_with_the_same_sparse_weights_in_both(tmp_path):
+    script = pages.ROOT / "docs" / "examples" / "two_processes.py"
+    first, second = ranks.run(2, rank_jobs.example, str(script), str(tmp_path))
+    assert first == second
+    kept = sum(
+        weight != 0 for name in ("0.weight", "2.weight") for row in first[name] for weight in row
+    )
+    assert kept == round(0.1 * (16 * 64 + 64 * 4))
+    assert (tmp_path / "two_processes.safetensors").is_file()
