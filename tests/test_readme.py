@@ -1,10 +1,15 @@
 """Every Python block in the README and the pages runs as it stands; what they point at exists."""
 
 import re
+import warnings
 
 import pytest
 import torch
 from pages import PAGES, ROOT, blocks_of, name_of, pages_with
+
+import platon_prune
+
+README = ROOT / "README.md"
 
 
 @pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
@@ -17,11 +22,35 @@ def test_the_blocks_of_a_page_run_top_to_bottom_in_one_namespace(page, tmp_path,
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
 
 
+def readme_blocks():
+    return [pytest.param(*block, id=f"line {block[0]}") for block in blocks_of(README, "python")]
+
+
+@pytest.mark.parametrize(("line", "code"), readme_blocks())
+def test_every_block_of_the_readme_runs_alone(line, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n" * (line - 1) + code, str(README), "exec"), {"__name__": "__page__"})
+
+
+def test_the_trainer_of_the_front_page_warns_of_nothing_and_prints_what_it_says(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    blocks = (code for _, code in blocks_of(ROOT / "docs" / "index.md", "python"))
+    code = next(code for code in blocks if "PlatonCallback" in code)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", platon_prune.PruningWarning)
+        exec(code, {"torch": torch, "platon_prune": platon_prune})
+    assert not [each for each in said if each.category is platon_prune.PruningWarning]
+    promised = re.search(r"print\(.*\)  # (.+)", code).group(1)
+    assert capsys.readouterr().out.splitlines()[-1] == promised == "90.0%"
+
+
 def test_the_readme_has_code_and_its_pictures_and_pages_exist():
-    readme = ROOT / "README.md"
-    assert any(blocks_of(readme, "python"))
-    assert re.search(r"!\[[^\]]*\]\([^)]+\)", readme.read_text())
-    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", readme.read_text())
+    assert any(blocks_of(README, "python"))
+    assert re.search(r"!\[[^\]]*\]\([^)]+\)", README.read_text())
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README.read_text())
     assert targets
     missing = [target for target in targets if not (ROOT / target).is_file()]
     assert not missing
