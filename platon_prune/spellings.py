@@ -109,6 +109,10 @@ FEED_FORWARD = (
 OF_EACH_HEAD = ("norm", "distance_embedding")
 OF_THE_RESULT = ("LayerNorm", "relative_attention_bias")
 
+# Modules beside a feed-forward layer, in the module that holds it, which have layers of their own
+# and see none of its neurons, though a size of theirs may be equal (MobileBERT's).
+BESIDE_NEURONS = ("attention", "bottleneck", "ffn")
+
 
 @dataclass(frozen=True)
 class Entangled:

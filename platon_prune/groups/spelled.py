@@ -16,6 +16,7 @@ from torch import Tensor
 from platon_prune.groups.coupled import CoupledGroups, Member
 from platon_prune.spellings import (
     ATTENTION,
+    BESIDE_NEURONS,
     FEED_FORWARD,
     OF_EACH_HEAD,
     OF_THE_RESULT,
@@ -185,7 +186,9 @@ def _neurons(layers: Layers, holder: str) -> CoupledGroups | None:
 def _is_seen_elsewhere(layers: Layers, holder: str, known: set[str], size: int) -> bool:
     """Whether another parameter may act on the neurons: a norm or a convolution of their number."""
     return any(
-        size in shape and child(holder, key.rpartition(".")[0]) not in known
+        size in shape
+        and child(holder, key.rpartition(".")[0]) not in known
+        and not set(key.split(".")) & set(BESIDE_NEURONS)
         for key, shape in layers.parameters(holder)
     )
 

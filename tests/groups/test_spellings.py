@@ -281,3 +281,28 @@ def test_a_pattern_of_experts_lies_along_their_inputs(tmp_path):
         (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
         (row,) = inspect_path(folder)
         assert row.pattern == "2:4", model_type
+
+
+def test_the_main_feed_forward_layer_of_mobilebert_is_found_beside_its_small_ones():
+    """Its bottleneck has the size of the neurons, as in the published models (512)."""
+    sizes = dict(hidden_size=24, intermediate_size=24, true_hidden_size=8, embedding_size=8)
+    config = transformers.MobileBertConfig(
+        **sizes, intra_bottleneck_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=16
+    )
+    torch.manual_seed(0)
+    model = transformers.MobileBertModel(config).eval()
+    neurons = [place for place in find_groups(model) if place.kind == "neurons"]
+    small = [f"encoder.layer.0.ffn.{i}" for i in range(3)]
+    assert {place.name: place.size for place in neurons} == dict.fromkeys(
+        ["encoder.layer.0", *small], 24
+    )
+    tokens = torch.randint(16, (2, 5))
+    with torch.no_grad():
+        for place in neurons:
+            for member in place.members:
+                gone = place.indices(member, range(7))
+                model.get_parameter(member.name).index_fill_(member.dim, gone, 0)
+        expected = model(tokens).last_hidden_state
+        platon_prune.shrink(model)
+        assert model.encoder.layer[0].intermediate.dense.out_features == 17
+        torch.testing.assert_close(model(tokens).last_hidden_state, expected)
