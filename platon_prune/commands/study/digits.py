@@ -98,7 +98,7 @@ class Together:
 def settings(steps: int | None, flags: Sequence[str]) -> dict[str, Any]:
     """The demo's settings, with another number of steps if it is given."""
     if flags:
-        raise ValueError(f"the recipe digits takes no flags after --, got {' '.join(flags)!r}")
+        raise ValueError(f"the recipes on digits take no flags after --, got {' '.join(flags)!r}")
     steps = _DEFAULT.steps if steps is None else steps
     shared = dataclasses.asdict(dataclasses.replace(_DEFAULT, steps=steps))
     return {name: value for name, value in shared.items() if name not in _NOT_SHARED}

@@ -43,7 +43,14 @@ OPTIONS: dict[str, Option] = {
     "warmup": Option(_DEFAULT.warmup),  # share of the steps
     "cooldown": Option(_DEFAULT.cooldown),  # share of the steps
 }
-_PASSED_ON = ("schedule", "normalizer", "aggregate", "min_neurons", "min_channels", "masking")
+_PASSED_ON: tuple[str, ...] = (
+    "schedule",
+    "normalizer",
+    "aggregate",
+    "min_neurons",
+    "min_channels",
+    "masking",
+)
 _PASSED_ON += ("window", "beta1", "beta2")
 
 
@@ -127,7 +134,7 @@ def _of_ours(
             return nn.functional.cross_entropy(output, digits.train_labels[batch])
 
         platon_prune.learn_scores(run.model, scheduler, order, loss)
-    if chosen["learn"] and not scheduler.schedule.has_ramp:
+    if chosen["learn"] and not SCHEDULES[chosen["schedule"]].has_ramp:
         # Its one choice is made, so the small model is trained, as a rival's is.
         platon_prune.remove(run.model)
         platon_prune.shrink(run.model)
@@ -172,7 +179,7 @@ def _set_up(
 ) -> platon_prune.PlatonScheduler:
     learn = chosen["learn"]
     # Of a rival only the groups are asked for: a criterion that any length of run can have.
-    criterion = "magnitude" if cell.criterion in rivals.RIVALS else cell.criterion
+    criterion: Any = "magnitude" if cell.criterion in rivals.RIVALS else cell.criterion
     scheduler: platon_prune.PlatonScheduler = platon_prune.global_structured(
         model,
         torch.zeros(EXAMPLE, device=next(model.parameters()).device),
