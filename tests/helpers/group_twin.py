@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,7 +22,7 @@ AGGREGATES = {
 def scores(
     scheduler: PlatonScheduler, groups: Sequence[CoupledGroups], aggregate: str
 ) -> list[tuple[int, int, float]]:
-    """(place, group, score) of every group."""
+    """(place, group, score) of every group, each over the mean of its place if it is normalized."""
     of = {name: scheduler.score(name).double() for name in scheduler.masks()}
     found = []
     for i, place in enumerate(groups):
@@ -31,7 +32,18 @@ def scores(
                 for m in place.members
             ]
             found.append((i, g, AGGREGATES[aggregate](torch.cat(slices))))
-    return found
+    normalizer = scheduler.granularity.normalizer
+    assert normalizer in ("none", "mean")
+    return found if normalizer == "none" else _over_means(found)
+
+
+def _over_means(found: Sequence[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
+    places: dict[int, list[float]] = {}
+    for i, _, score in found:
+        if math.isfinite(score):
+            places.setdefault(i, []).append(score)
+    means = {i: math.fsum(of_place) / len(of_place) for i, of_place in places.items()}
+    return [(i, g, s / means[i] if means.get(i, 0) > 0 else s) for i, g, s in found]
 
 
 def masks(
