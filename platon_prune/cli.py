@@ -11,7 +11,7 @@ from platon_prune.version import __version__
 
 # Each is a module of platon_prune.commands with HELP, add_arguments(parser) and run(arguments).
 # A command imports what it needs inside its functions, so that --help is quick and needs no extra.
-COMMANDS = ("demo", "bench", "deploy", "inspect", "export", "scale", "study")
+COMMANDS = ("demo", "bench", "deploy", "inspect", "export", "scale", "study", "architectures")
 # Each is a module of platon_prune.integrations.recipes with main(argv), which reads its own flags.
 # It is imported only when it is chosen, since it needs transformers.
 RECIPES = {

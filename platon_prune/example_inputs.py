@@ -42,16 +42,22 @@ def moved_to(inputs: Any, device: torch.device | str) -> Any:
 
 
 def guessed_inputs(model: nn.Module) -> Any | None:
-    """Small inputs for a text or image model of transformers; None for any other.
+    """Small inputs for a text, image, sound or series model of transformers; None for any other.
 
     They are a guess by its config: whether the model runs on them is not known.
     """
     kind = getattr(model, "main_input_name", None)
-    if getattr(model, "config", None) is None or kind not in ("input_ids", "pixel_values"):
+    if getattr(model, "config", None) is None:
         return None
     try:
         # Two examples: batch norms in training refuse a single one.
-        return text_inputs(model, 2, 6) if kind == "input_ids" else image_inputs(model, 2)
+        if kind == "input_ids":
+            return text_inputs(model, 2, 6)
+        if kind == "pixel_values":
+            return image_inputs(model, 2)
+        if kind == "input_features":
+            return spectrum_inputs(model, 1)
+        return series_inputs(model, 2) if kind in ("input_values", "past_values") else None
     except (AttributeError, TypeError, ValueError, RuntimeError):  # a config of another kind
         return None
 
@@ -83,3 +89,24 @@ def image_inputs(model: nn.Module, batch_size: int) -> dict[str, Tensor]:
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     shape = (batch_size, getattr(config, "num_channels", 3), height, width)
     return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(0))}
+
+
+def series_inputs(model: nn.Module, batch_size: int) -> dict[str, Tensor]:
+    """Sounds or time series by a transformers config, the same in each call."""
+    config: Any = model.config
+    name = str(model.main_input_name)
+    # Half a second of sound, of which a speech model's stem makes some two dozen frames.
+    shape: tuple[int, ...] = (batch_size, 8000)
+    if name == "past_values":
+        shape = (batch_size, config.context_length, config.num_input_channels)
+    return {name: torch.randn(shape, generator=torch.Generator().manual_seed(0))}
+
+
+def spectrum_inputs(model: nn.Module, batch_size: int) -> dict[str, Tensor]:
+    """Spectra of sounds as Whisper takes them, and tokens, by a transformers config."""
+    config: Any = model.config
+    # Its stem halves the frames, of which the model takes one number only.
+    shape = (batch_size, config.num_mel_bins, 2 * config.max_source_positions)
+    spectra = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    tokens = text_inputs(model, batch_size, 6)["input_ids"]
+    return {"input_features": spectra, "decoder_input_ids": tokens}

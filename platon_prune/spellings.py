@@ -8,6 +8,7 @@ here, and nothing elsewhere; `tests/groups/test_spellings.py` tries each row on 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 # --- heads and neurons --------------------------------------------------------------------------
 
@@ -18,12 +19,15 @@ class Projection:
 
     Args:
         name: Where it is, from the module that holds the layer; "../" goes one module up.
-        parts: What its outputs are, one run after another: "query", "key", "value" of all heads,
-            or "neurons". Several of them where matrices are fused into one.
+        parts: What its outputs are: "query", "key", "value", a "gate" on the heads' results, or
+            "neurons". Several of them where matrices are fused into one.
+        by_head: Whether all parts of one head (with grouped queries, of one key-value head) lie
+            together, then those of the next; otherwise one part of all heads, then the next part.
     """
 
     name: str
     parts: tuple[str, ...]
+    by_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,18 @@ class Attention:
         may_read: Projections that some layers of this spelling have besides.
         is_conv1d: Whether it is known only with transformers' Conv1D: a Linear of that name may
             hold its heads in another order.
+        blocks: Into how many equal blocks outputs are cut before the parts are told apart. A group
+            is then one head of each block.
+        is_latent: Whether queries and keys are of another size than what is written, as where both
+            are made of a latent of few entries.
     """
 
     reads: tuple[Projection, ...]
     writes: str
     may_read: tuple[Projection, ...] = ()
     is_conv1d: bool = False
+    blocks: int = 1
+    is_latent: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,44 +61,108 @@ class FeedForward:
     Args:
         reads: One projection, or two of which one gates the other.
         writes: The layer that reads the neurons.
+        may_filter: Depthwise convolutions that some layers have between, one filter a neuron.
     """
 
     reads: tuple[Projection, ...]
     writes: str
+    may_filter: tuple[str, ...] = ("dwconv.dwconv",)
 
 
-def _separate(query: str, key: str, value: str, writes: str) -> Attention:
+@dataclass(frozen=True)
+class OwnMatrices:
+    """A layer whose matrices are parameters of the module itself, and not of linear layers in it.
+
+    Args:
+        kind: "heads" or "neurons".
+        holds: Its parameters, and the dimension along which each has one entry a head or neuron.
+    """
+
+    kind: str
+    holds: dict[str, int]
+
+
+_FUSED = ("query", "key", "value")
+
+
+def _separate(query: str, key: str, value: str, writes: str, *also: str) -> Attention:
     """Query, key and value in layers of their own; DeBERTa projects positions beside them."""
     reads = (
         Projection(query, ("query",)),
         Projection(key, ("key",)),
         Projection(value, ("value",)),
     )
-    positions = tuple(Projection(f"pos_{name}", ("query",)) for name in (query, key))
-    return Attention(reads, writes, positions)
+    others = (*(f"pos_{name}" for name in (query, key)), *also)
+    return Attention(reads, writes, tuple(Projection(name, ("query",)) for name in others))
+
+
+def _fused(name: str, writes: str, **settings: Any) -> Attention:
+    return Attention((Projection(name, _FUSED),), writes, **settings)
+
+
+def _fused_by_head(name: str, writes: str, *also: str) -> Attention:
+    positions = tuple(Projection(other, ("query",)) for other in also)
+    return Attention((Projection(name, _FUSED, by_head=True),), writes, positions)
 
 
 def _neurons(*reads: str, writes: str) -> FeedForward:
     return FeedForward(tuple(Projection(name, ("neurons",)) for name in reads), writes)
 
 
+def _gated_in_one(name: str, writes: str) -> FeedForward:
+    return FeedForward((Projection(name, ("neurons", "neurons")),), writes)
+
+
+# LUKE's queries between words and entities; Longformer's of the tokens that attend to all.
+_LUKE = ("w2e_query", "e2w_query", "e2e_query")
+_LONGFORMER = ("query_global", "key_global", "value_global")
+
 # Of two rows that fit one module, the first is taken: what has more layers stands before.
 ATTENTION = (
     _separate("q_proj", "k_proj", "v_proj", "o_proj"),
     _separate("q_proj", "k_proj", "v_proj", "out_proj"),
     _separate("q_proj", "k_proj", "v_proj", "dense"),
-    _separate("query", "key", "value", "../output.dense"),
+    _separate("query", "key", "value", "../output.dense", *_LUKE, *_LONGFORMER),
     _separate("query", "key", "value", "dense"),
     _separate("query", "key", "value", "out_proj"),
     _separate("query_proj", "key_proj", "value_proj", "../output.dense"),
     _separate("q", "k", "v", "o"),
     _separate("q_lin", "k_lin", "v_lin", "out_lin"),
+    _separate("query", "key", "value", "proj"),
+    _separate("q_head", "k_head", "v_head", "post_proj"),
+    Attention(  # Qwen3-Next: each query head is followed by its gate
+        (
+            Projection("q_proj", ("query", "gate"), by_head=True),
+            Projection("k_proj", ("key",)),
+            Projection("v_proj", ("value",)),
+        ),
+        "o_proj",
+    ),
+    *(
+        Attention(  # DeepSeek
+            (
+                Projection(query, ("query",)),
+                Projection("kv_b_proj", ("key", "value"), by_head=True),
+            ),
+            "o_proj",
+            is_latent=True,
+        )
+        for query in ("q_b_proj", "q_proj")
+    ),
+    _fused("Wqkv", "Wo"),
+    _fused("Wqkv", "out_proj"),
+    _fused("qkv_proj", "o_proj"),
+    # CodeGen, whose four blocks are queries, values and keys of a quarter of the heads.
+    Attention((Projection("qkv_proj", ("query", "value", "key")),), "out_proj", blocks=4),
+    _fused_by_head("query_key_value", "dense"),
+    _fused_by_head("in_proj", "../output.dense", "pos_proj", "pos_q_proj"),
     Attention(  # GPT-2's cross-attention
         (Projection("c_attn", ("key", "value")), Projection("q_attn", ("query",))),
         "c_proj",
         is_conv1d=True,
     ),
-    Attention((Projection("c_attn", ("query", "key", "value")),), "c_proj", is_conv1d=True),
+    _fused("c_attn", "c_proj", is_conv1d=True),
+    _fused_by_head("c_attn", "c_proj"),  # BigCode
 )
 FEED_FORWARD = (
     _neurons("gate_proj", "up_proj", writes="down_proj"),
@@ -102,12 +176,54 @@ FEED_FORWARD = (
     _neurons("c_fc", writes="c_proj"),
     _neurons("dense_h_to_4h", writes="dense_4h_to_h"),
     _neurons("ffn", writes="ffn_output"),
+    _neurons("fc_in", writes="fc_out"),
+    _neurons("intermediate_dense", writes="output_dense"),
+    _neurons("layer_1", writes="layer_2"),
+    _neurons("linear_1", writes="linear_2"),
+    _neurons("dense1", writes="dense2"),
+    _neurons("w1", "w3", writes="w2"),
+    _neurons("ff.0", writes="ff.3"),
+    _neurons("pwconv1", writes="pwconv2"),
+    _gated_in_one("gate_up_proj", writes="down_proj"),
+    _gated_in_one("Wi", writes="Wo"),
+    _gated_in_one("input_linear", writes="output_linear"),
+)
+OWN_MATRICES = (
+    OwnMatrices(  # XLNet
+        "heads",
+        {"q": 1, "k": 1, "v": 1, "o": 1, "r": 1, "seg_embed": 1}
+        | {"r_r_bias": 0, "r_s_bias": 0, "r_w_bias": 0},
+    ),
 )
 
 # What an attention may have besides: scales whose last dimension is a head's size, if the layer's
-# name has one of these; and what acts on the result or on scores, head by head, by its whole name.
+# name has one of these; and what acts on the input, on the result or on scores, head by head, by
+# the first name on its path.
 OF_EACH_HEAD = ("norm", "distance_embedding")
-OF_THE_RESULT = ("LayerNorm", "relative_attention_bias")
+OF_THE_RESULT = ("LayerNorm", "layer_norm", "relative_attention_bias")
+OF_THE_INPUT = ("sequence_reduction", "spatial_reduction", "continuous_position_bias_mlp.0") + (
+    ("q_a_proj", "q_a_layernorm", "kv_a_proj_with_mqa", "kv_a_layernorm")  # to a latent
+)
+# Parameters with one or more entries for each query head, and the dimension along which these lie:
+# sinks, biases, scales, tables of positions.
+OF_HEADS = {
+    "sinks": 0,
+    "logit_scale": 0,
+    "continuous_position_bias_mlp.2.weight": 0,
+    "relative_position_bias.relative_position_bias_table": 1,
+    "conv.weight": 0,  # Nyströmformer's, depthwise over heads
+    "q_bias": 0,
+    "v_bias": 0,
+    "r_w_bias": 0,
+    "r_r_bias": 0,
+    "r_s_bias": 0,
+    "r_kernel": 1,
+    "seg_embed": 1,
+}
+OF_HEADS_ABOVE = {"../relative_position_bias.relative_position_bias_table": 1}  # BEiT's
+# Norms by the root of the mean square of what a part has in all heads.
+OVER_ALL_HEADS = {"q_norm": "query", "k_norm": "key"}
+RMS_NORM, NORM_EPS = "RMSNorm", ("variance_epsilon", "eps")
 
 # Modules beside a feed-forward layer, in the module that holds it, which have layers of their own
 # and see none of its neurons, though a size of theirs may be equal (MobileBERT's).
@@ -116,23 +232,30 @@ BESIDE_NEURONS = ("attention", "bottleneck", "ffn")
 
 @dataclass(frozen=True)
 class Entangled:
-    """Attention whose heads are not independent: blocks drawn per head, averages over heads.
+    """Attention whose heads can't go one by one.
 
     Args:
         in_class: A piece of the names of its classes.
-        config_key: The entry of a config that tells it, for files, where classes are not seen.
+        config_key: The entry of a config that tells it: for files, where classes are not seen, and
+            where a class can do either.
         config_value: What stands there.
+        why: What ties the heads together.
     """
 
     in_class: str
     config_key: str
-    config_value: str
+    config_value: str | bool
+    why: str = "its heads are not independent of each other"
 
 
+_SLOPES = "the slopes of ALiBi are computed once, for the heads of all layers"
 ENTANGLED = (
     Entangled("BlockSparse", "attention_type", "block_sparse"),
     Entangled("ProbSparse", "attention_type", "prob"),
     Entangled("Autoformer", "model_type", "autoformer"),
+    Entangled("Bloom", "model_type", "bloom", _SLOPES),
+    Entangled("Mpt", "model_type", "mpt", _SLOPES),
+    Entangled("Falcon", "alibi", True, _SLOPES),
 )
 
 # --- sizes --------------------------------------------------------------------------------------
@@ -152,6 +275,7 @@ class Counts:
 
 
 NUM_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
+KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads")
 # In configs as saved, whose entries may be called otherwise than the attributes they are read by.
 CONFIG_NUM_HEADS = (*NUM_HEADS, "attention_heads")
 # Where encoder and decoder have a number each: that of the layers below a module so named.
@@ -160,17 +284,17 @@ CONFIG_NUM_HEADS_BELOW = {
     for side in ("encoder", "decoder")
 }
 # What a module has of the size of one head; elsewhere it is the query's outputs by the heads.
-HEAD_SIZE = ("head_dim", "attention_head_size", "key_value_proj_dim")
+HEAD_SIZE = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
 # Where a config can say the size of a head by itself, beside the number of heads.
 CONFIG_HEAD_SIZE = ("head_dim", "attention_head_size")
 # Names by which a forward puts all heads together again; see `shrinking.resize.has_fixed_width`.
-HIDDEN_SIZE = ("embed_dim", "hidden_size", "d_model")
+HIDDEN_SIZE = ("embed_dim", "hidden_size", "d_model", "num_channels")
 # In configs: the number of query heads, and of the key-value heads that several of them read.
 QUERY_HEADS, KEY_VALUE_HEADS = "num_attention_heads", "num_key_value_heads"
 
 COUNTS = {
     "heads": Counts(
-        in_modules=(*NUM_HEADS, KEY_VALUE_HEADS, "num_kv_heads")
+        in_modules=(*NUM_HEADS, *KEY_VALUE_COUNTS)
         + ("all_head_size", "inner_dim", "split_size"),  # heads by their size
         in_configs=(QUERY_HEADS, KEY_VALUE_HEADS)
         + ("encoder_attention_heads", "decoder_attention_heads"),
@@ -178,7 +302,8 @@ COUNTS = {
     "neurons": Counts(
         in_modules=("intermediate_size", "intermediate_dim", "ffn_dim"),
         in_configs=("intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim")
-        + ("encoder_ffn_dim", "decoder_ffn_dim"),
+        + ("encoder_ffn_dim", "decoder_ffn_dim", "d_inner", "ffn_hidden_size")
+        + ("moe_intermediate_size", "shared_intermediate_size"),
     ),
 }
 
@@ -196,6 +321,13 @@ DECLARES_TRANSPOSED, TRANSPOSED_EXPERTS = "is_transposed", "Llama4TextExperts"
 TRANSPOSED_EXPERTS_TYPES = ("gpt_oss", "openai_privacy_filter") + (
     ("llama4", "llama4_text", "aria", "aria_text")
 )
+# Experts whose gates and values take turns along the outputs: the attribute that denies it, and
+# for files the config's model type.
+DECLARES_RUNS, INTERLEAVED_EXPERTS_TYPES = "is_concatenated", ("gpt_oss",)
+# What reads the input of experts and their neurons, and where its bias is.
+EXPERTS_READ, EXPERTS_WRITE = ("gate_up_proj", "up_proj"), "down_proj"
+# Kernels of grouped products want rows of whole 16 bytes: eight entries of half precision.
+EXPERTS_STEP = 8
 
 # Entries of outputs that have an axis of heads, or caches of them: fewer heads leave less of them.
 OUTPUTS_OF_HEADS = ("past_key_values", "cache_params", "mems") + (

@@ -69,3 +69,21 @@ class CoupledGroups:
         found = torch.zeros(self.size + 1, dtype=torch.bool)
         found[member.group_of[along]] = True
         return found[:-1]  # what is in no group, -1, was noted behind the last one
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A layer that has no groups, though it is spelled or connected as if it had.
+
+    Args:
+        name: The module that holds it.
+        kind: "heads", "neurons" or "channels".
+        why: What it has that is not understood or can't be cut.
+    """
+
+    name: str
+    kind: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.name or 'the model'} ({self.kind}: {self.why})"

@@ -18,13 +18,14 @@ from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
 from platon_prune.example_inputs import as_call, call_model
-from platon_prune.groups.coupled import CoupledGroups, Member
+from platon_prune.groups.coupled import CoupledGroups, Member, Missed
 from platon_prune.groups.tracing import trace_around
 from platon_prune.masks.masked import pruned_tensors
 from platon_prune.warning import PruningWarning
 
 _CONVOLUTION = nn.modules.conv._ConvNd
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
+_OUTPUT = "_OutputOp"  # of torch-pruning's graph
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
@@ -42,7 +43,15 @@ class _Traced(NamedTuple):
     reading: tuple[Member, ...]
 
 
-def dependent_groups(model: nn.Module, inputs: Any, time_limit: float) -> list[CoupledGroups]:
+_SEEN = (
+    "what computes them is seen though they are masked, as where a norm, a softmax or a gate looks "
+    "at all of them, or they are an output"
+)
+
+
+def traced_places(
+    model: nn.Module, inputs: Any, time_limit: float
+) -> tuple[list[CoupledGroups], list[Missed]]:
     """Channels and neurons whose removal changes nothing once they are masked.
 
     Args:
@@ -51,7 +60,7 @@ def dependent_groups(model: nn.Module, inputs: Any, time_limit: float) -> list[C
         time_limit: Seconds that the tracing may take.
 
     Returns:
-        Places in the order of the model.
+        Places in the order of the model, and those left out, with the reasons.
 
     Raises:
         ImportError: If torch-pruning is not installed.
@@ -66,12 +75,20 @@ def dependent_groups(model: nn.Module, inputs: Any, time_limit: float) -> list[C
         lambda module, given, walls: list(_places(module, given, walls, names)),
         time_limit,
     )
-    places = _told_apart(traced.found)
+    places = _told_apart([place for place in traced.found if isinstance(place, _Traced)])
+    missed = {place.name: place for place in traced.found if isinstance(place, Missed)}
     if traced.untraced:
         _tell(traced.untraced, any_left=bool(places))
     order = {name: i for i, (name, _) in enumerate(twin.named_parameters())}
     places.sort(key=lambda place: order[place.groups.members[0].name])
-    return [place.groups for place in places if _is_independent(twin, inputs, place)]
+    found = []
+    for place in places:
+        if _is_independent(twin, inputs, place):
+            found.append(place.groups)
+            missed.pop(place.groups.name, None)  # traced by itself where the whole model was not
+        else:
+            missed[place.groups.name] = Missed(place.groups.name, place.groups.kind, _SEEN)
+    return found, list(missed.values())
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
@@ -118,7 +135,7 @@ def _places(
     inputs: Any,
     walls: Sequence[nn.Module],
     names: Mapping[nn.Module, str],
-) -> Iterator[_Traced]:
+) -> Iterator[_Traced | Missed]:
     try:
         from torch_pruning import DependencyGraph
     except ImportError as missing:
@@ -136,9 +153,7 @@ def _places(
             verbose=False,
         )
         for group in graph.get_all_groups(root_module_types=[_CONVOLUTION, nn.Linear]):
-            place = _place_of(graph, group, names)
-            if place is not None:
-                yield place
+            yield _place_of(graph, group, names)
 
 
 def _with_gradient(outputs: Any) -> list[Tensor]:
@@ -149,8 +164,14 @@ def _tensors(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _place_of(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> _Traced | None:
-    """A group of torch-pruning, whose elements are ours; None if something in it is not known."""
+def _place_of(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> _Traced | Missed:
+    """A group of torch-pruning, whose elements are ours; why not if something is not known."""
+    root = group[0].dep.target.module
+    root_kind = "channels" if isinstance(root, _CONVOLUTION) else "neurons"
+
+    def missed(why: str) -> Missed:
+        return Missed(names.get(root, ""), root_kind, why)
+
     computing: dict[tuple[str, int], Tensor] = {}
     reading: dict[tuple[str, int], Tensor] = {}
     size, kind = len(group[0].idxs), "neurons"
@@ -159,26 +180,31 @@ def _place_of(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> _Traced
         if not isinstance(module, nn.Module) or module not in names:
             if _is_transparent(module):
                 continue
-            return None
+            what = type(module).__name__
+            if what == _OUTPUT:
+                return missed("they are an output of the model")
+            return missed(f"what a {what} does with them is not known")
         is_computed = graph.is_out_channel_pruning_fn(item.dep.handler)
         cut = _cut(module, is_computed)
         if cut is None or None in item.root_idxs:
-            return None
+            grouped = "grouped " if getattr(module, "groups", 1) != 1 else ""
+            what = f"{grouped}{type(module).__name__}"
+            return missed(f"how to cut a {what} such as {names[module]} is not known")
         for tensor_name, dim in cut:
             # What the graph does not list of a tensor, a part of a concatenation, is in no group.
             group_of = torch.full((getattr(module, tensor_name).shape[dim],), -1)
-            if max(item.idxs) >= len(group_of):  # torch-pruning lost count (of a GLU's halves)
-                return None
+            if max(item.idxs) >= len(group_of):  # of a GLU's halves
+                return missed(f"torch-pruning loses count of them in {names[module]}")
             group_of[torch.tensor(item.idxs)] = torch.tensor(item.root_idxs)
             side = computing if is_computed else reading
             key = (f"{names[module]}.{tensor_name}".removeprefix("."), dim)
             if key in side and not torch.equal(side[key], group_of):
-                return None
+                return missed(f"{names[module]} has them in another order each time")
             side[key] = group_of
         if is_computed and isinstance(module, _CONVOLUTION):
             kind = "channels"
     if not computing or not reading:
-        return None
+        return missed("no layer reads them")
     return _ordered(kind, size, computing, reading, list(names.values()))
 
 
@@ -204,7 +230,7 @@ def _holder(member: Member) -> str:
 
 def _is_transparent(operation: Any) -> bool:
     """Whether it is an operation of the graph, and none at which the model ends."""
-    return isinstance(operation, nn.Module) and type(operation).__name__ != "_OutputOp"
+    return isinstance(operation, nn.Module) and type(operation).__name__ != _OUTPUT
 
 
 def _cut(module: nn.Module, is_computed: bool) -> list[tuple[str, int]] | None:

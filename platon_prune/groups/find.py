@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from platon_prune.groups.coupled import CoupledGroups
-from platon_prune.groups.dependencies import dependent_groups
-from platon_prune.groups.layouts import layout_groups
+from platon_prune.groups.coupled import CoupledGroups, Missed
+from platon_prune.groups.dependencies import traced_places
+from platon_prune.groups.layouts import layouts
 from platon_prune.masks.masked import pruned_tensors, refuse_other_masks
 
 KINDS = ("heads", "neurons", "channels")
+_MOST_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was looked at in a model.
+
+    Args:
+        groups: Places that have groups, in the order of the model.
+        missed: Those that have none, and why.
+    """
+
+    groups: list[CoupledGroups]
+    missed: list[Missed]
+
+    def reasons(self) -> str:
+        """Why places have no groups, the first of them by name; empty if there are none."""
+        more = len(self.missed) - _MOST_NAMED
+        named = [str(missed) for missed in self.missed[:_MOST_NAMED]]
+        return "; ".join(named + [f"and {more} more"] * (more > 0))
 
 
 def find_groups(
@@ -47,24 +68,43 @@ def find_groups(
         ImportError: If torch-pruning is needed and not installed.
         TimeoutError: If neither tracing nor the search for what it fails on ended in time.
     """
+    return find(model, example_inputs, kinds=kinds, time_limit=time_limit).groups
+
+
+def find(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    kinds: str | Sequence[str] = KINDS,
+    time_limit: float = 120.0,
+) -> Found:
+    """As :func:`find_groups`, with the reasons why other places have none."""
     wanted = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     unknown = [kind for kind in wanted if kind not in KINDS]
     if unknown or not wanted:
         raise ValueError(f"kinds must be some of {', '.join(KINDS)}; got {kinds!r}")
-    found = list(layout_groups(model))
+    looked = list(layouts(model))
+    found = [place for place in looked if isinstance(place, CoupledGroups)]
+    missed = [place for place in looked if isinstance(place, Missed)]
     if not found:
         if example_inputs is None:
+            known = f" ({Found([], missed).reasons()})" if missed else ""
             raise ValueError(
                 "example_inputs must be given for a model whose layers are not known by their "
-                f"names, got none with a {type(model).__name__}: pass a batch as the model takes it"
+                f"names, got none with a {type(model).__name__}{known}: pass a batch as the model "
+                "takes it"
             )
         refuse_other_masks(model)  # the copy that is traced can't be made with them
-        found = dependent_groups(model, example_inputs, time_limit)
+        found, others = traced_places(model, example_inputs, time_limit)
+        missed += others
     refuse_other_masks(model, {member.name for groups in found for member in groups.members})
     # Groups must come out alike in every process and run: choices break ties by their numbers.
     order = {name: i for i, name in enumerate(_names(model))}
     found.sort(key=lambda groups: min(order[member.name] for member in groups.members))
-    return [groups for groups in found if groups.kind in wanted]
+    return Found(
+        [groups for groups in found if groups.kind in wanted],
+        [place for place in missed if place.kind in wanted],
+    )
 
 
 def _names(model: nn.Module) -> list[str]:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from platon_prune.groups.coupled import CoupledGroups
-from platon_prune.groups.spelled import Linear, spelled_groups
-from platon_prune.masks.default_selection import is_conv1d
-from platon_prune.spellings import ENTANGLED, HEAD_SIZE, NUM_HEADS
+from platon_prune.groups.coupled import CoupledGroups, Missed
+from platon_prune.groups.layers import ExpertLayout, Linear, Shape
+from platon_prune.groups.spelled import looked_at
+from platon_prune.masks.default_selection import is_conv1d, is_named, is_pruned
+from platon_prune.masks.input_dims import input_dim
+from platon_prune.spellings import (
+    DECLARES_RUNS,
+    ENTANGLED,
+    EXPERTS,
+    EXPERTS_WRITE,
+    HEAD_SIZE,
+    NORM_EPS,
+    NUM_HEADS,
+    RMS_NORM,
+)
 
 
 def layout_groups(model: nn.Module) -> Iterator[CoupledGroups]:
@@ -22,16 +33,24 @@ def layout_groups(model: nn.Module) -> Iterator[CoupledGroups]:
     Yields:
         Places in the order of the modules that hold them.
     """
+    return (found for found in layouts(model) if isinstance(found, CoupledGroups))
+
+
+def layouts(model: nn.Module) -> Iterator[CoupledGroups | Missed]:
+    """Every attention and feed-forward layer of known names: its groups, or why it has none."""
     layers = _ModelLayers(model)
     shared = _shared_parameters(model)
-    for groups in spelled_groups(layers):
+    for found in looked_at(layers):
+        if isinstance(found, Missed):
+            yield found
+            continue
         # Another layer that holds the tensor would be cut along, at a place of its own.
-        if not any(id(layers.parameter(member.name)) in shared for member in groups.members):
-            yield groups
+        names = [m.name for m in found.members if id(layers.parameter(m.name)) in shared]
+        yield Missed(found.name, found.kind, f"{names[0]} is shared") if names else found
 
 
 class _ModelLayers:
-    """What a model tells of its layers; see :class:`platon_prune.groups.spelled.Layers`."""
+    """What a model tells of its layers; see :class:`platon_prune.groups.layers.Layers`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = dict(model.named_modules())
@@ -50,14 +69,51 @@ class _ModelLayers:
         has_bias = getattr(module, "bias", None) is not None
         return Linear(path, num_out, num_in, out_dim, has_bias)
 
-    def parameters(self, holder: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-        for key, parameter in self._modules[holder].named_parameters():
-            yield key, tuple(parameter.shape)
+    def filters(self, path: str, count: int) -> bool | None:
+        module: Any = self._modules.get(path)
+        if not isinstance(module, nn.modules.conv._ConvNd):
+            return None
+        if not module.groups == module.in_channels == module.out_channels == count:
+            return None
+        return module.bias is not None
+
+    def experts(self, holder: str) -> ExpertLayout | None:
+        module = self._modules[holder]
+        weight = _own_parameters(module).get(EXPERTS_WRITE)
+        if not is_named(module, "", EXPERTS) or weight is None or weight.ndim != 3:
+            return None
+        return ExpertLayout(
+            input_dim(module, weight), getattr(module, DECLARES_RUNS, True) is False
+        )
+
+    def own(self, holder: str) -> Mapping[str, Shape]:
+        module = self._modules.get(holder)
+        own = {} if module is None else _own_parameters(module)
+        return {key: tuple(parameter.shape) for key, parameter in own.items()}
+
+    def parameters(self, holder: str) -> Iterator[tuple[str, Shape]]:
+        for prefix, module in self._modules[holder].named_modules():
+            for key, parameter in _own_parameters(module).items():
+                yield f"{prefix}.{key}" if prefix else key, tuple(parameter.shape)
+
+    def entangled(self, holder: str) -> str | None:
+        attention = self._modules[holder]
+        config = getattr(attention, "config", None)
+        for entangled in ENTANGLED:
+            if entangled.in_class in type(attention).__name__:
+                # Where a class can do either, its config tells.
+                value = getattr(config, entangled.config_key, entangled.config_value)
+                if value == entangled.config_value:
+                    return entangled.why
+        return None
+
+    def is_rms_norm(self, path: str) -> bool:
+        module = self._modules[path]
+        has_eps = any(type(getattr(module, name, None)) is float for name in NORM_EPS)
+        return RMS_NORM in type(module).__name__ and has_eps
 
     def head_size(self, holder: str, num_queries: int) -> int | None:
         attention = self._modules[holder]
-        if any(entangled.in_class in type(attention).__name__ for entangled in ENTANGLED):
-            return None
         size = _first_integer(attention, HEAD_SIZE)
         if size is None:
             # The module's own number before the config's: shrinking gives each layer its own.
@@ -70,6 +126,16 @@ class _ModelLayers:
     def parameter(self, name: str) -> Any:
         path, _, tensor_name = name.rpartition(".")
         return getattr(self._modules[path], tensor_name)
+
+
+def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters that a module holds itself, by their names without masks."""
+    found: dict[str, Tensor] = {}
+    for key, parameter in module._parameters.items():
+        name = key.removesuffix("_orig")
+        if parameter is not None:
+            found[name if name != key and is_pruned(module, name) else key] = parameter
+    return found
 
 
 def _first_integer(owner: Any, names: Sequence[str]) -> int | None:

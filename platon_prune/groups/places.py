@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from platon_prune.groups.coupled import CoupledGroups, Member
-from platon_prune.groups.spelled import Linear, spelled_groups
+from platon_prune.groups.layers import ExpertLayout, Linear
+from platon_prune.groups.spelled import spelled_groups
 from platon_prune.spellings import (
     ATTENTION,
     BUFFERS,
@@ -23,7 +24,10 @@ from platon_prune.spellings import (
     CONV1D_LAYERS,
     ENTANGLED,
     EXPERTS_PATH,
+    EXPERTS_WRITE,
     FEED_FORWARD,
+    INTERLEAVED_EXPERTS_TYPES,
+    OWN_MATRICES,
     TRANSPOSED_EXPERTS_TYPES,
 )
 
@@ -56,13 +60,16 @@ def input_dims(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, int]:
         config: Of the model, for experts that are stored inputs by outputs.
     """
     transposed = _transposed_weights(shapes)
-    # As text: in a damaged config it may be anything.
-    types = {str(part.get("model_type")) for part in _parts_of(config, "")}
-    of_experts = 1 if types.intersection(TRANSPOSED_EXPERTS_TYPES) else 2
+    of_experts = 1 if _is_of_types(config, TRANSPOSED_EXPERTS_TYPES) else 2
     return {
         name: of_experts if _is_of_experts(name, shape) else 0 if name in transposed else 1
         for name, shape in shapes.items()
     }
+
+
+def _is_of_types(config: Mapping[str, Any], types: Sequence[str]) -> bool:
+    # As text: in a damaged config it may be anything.
+    return not {str(part.get("model_type")) for part in _parts_of(config, "")}.isdisjoint(types)
 
 
 def _transposed_weights(shapes: Shapes) -> set[str]:
@@ -77,7 +84,7 @@ def _transposed_weights(shapes: Shapes) -> set[str]:
 
 
 class _FileLayers:
-    """What a file tells of its layers; see :class:`platon_prune.groups.spelled.Layers`."""
+    """What a file tells of its layers; see :class:`platon_prune.groups.layers.Layers`."""
 
     def __init__(self, shapes: Shapes, config: Mapping[str, Any]) -> None:
         self._shapes = shapes
@@ -87,8 +94,11 @@ class _FileLayers:
 
     def holders(self) -> Iterable[str]:
         # Only those where a spelling begins: a name in a hostile file may have a million dots.
-        firsts = {spelling.reads[0].name for spelling in (*ATTENTION, *FEED_FORWARD)}
+        firsts = {spelling.reads[0].name for spelling in ATTENTION}
+        firsts |= {spelling.reads[0].name for spelling in FEED_FORWARD}
         ends = tuple(f".{first}.weight" for first in firsts)
+        ends += tuple(f".{next(iter(spelling.holds))}" for spelling in OWN_MATRICES)
+        ends += (f".{EXPERTS_WRITE}",)
         found = (
             f".{name}".removesuffix(end) for name in self._names for end in ends
             if f".{name}".endswith(end)
@@ -105,6 +115,30 @@ class _FileLayers:
         has_bias = self._shapes.get(_bias(weight)) == (num_out,)
         return Linear(path, num_out, shape[1 - out_dim], out_dim, has_bias)
 
+    def filters(self, path: str, count: int) -> bool | None:
+        shape = self._shapes.get(f"{path}.weight", ())
+        if len(shape) < 3 or shape[:2] != (count, 1):
+            return None
+        return self._shapes.get(f"{path}.bias") == (count,)
+
+    def experts(self, holder: str) -> ExpertLayout | None:
+        name = f"{holder}.{EXPERTS_WRITE}"
+        if not _is_of_experts(name, self._shapes.get(name, ())):
+            return None
+        in_dim = 1 if _is_of_types(self._config, TRANSPOSED_EXPERTS_TYPES) else 2
+        return ExpertLayout(in_dim, _is_of_types(self._config, INTERLEAVED_EXPERTS_TYPES))
+
+    def own(self, holder: str) -> dict[str, tuple[int, ...]]:
+        return {key: shape for key, shape in self.parameters(holder) if "." not in key}
+
+    def entangled(self, holder: str) -> str | None:
+        parts = _parts_of(self._config, holder)
+        found = (e.why for e in ENTANGLED for p in parts if p.get(e.config_key) == e.config_value)
+        return next(found, None)
+
+    def is_rms_norm(self, path: str) -> bool:
+        return f"{path}.bias" not in self._shapes
+
     def parameters(self, holder: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         prefix = f"{holder}." if holder else ""
         start = bisect_left(self._names, prefix)  # sorted, what is below a holder is one run
@@ -112,10 +146,7 @@ class _FileLayers:
             yield name.removeprefix(prefix), self._shapes[name]
 
     def head_size(self, holder: str, num_queries: int) -> int | None:
-        parts = _parts_of(self._config, holder)
-        if any(p.get(e.config_key) == e.config_value for e in ENTANGLED for p in parts):
-            return None
-        num_heads = _num_heads(parts, holder)
+        num_heads = _num_heads(_parts_of(self._config, holder), holder)
         return num_queries // num_heads if num_heads and num_queries % num_heads == 0 else None
 
 
@@ -153,7 +184,11 @@ def _channels(shapes: Shapes) -> Iterator[CoupledGroups]:
 
 
 def _common_holder(groups: CoupledGroups) -> str:
-    paths = [member.name.split(".")[:-2] for member in groups.members]
+    # A layer's weight lies in the layer, one more module down than a parameter of the holder.
+    paths = [
+        member.name.split(".")[: -2 if member.name.endswith((".weight", ".bias")) else -1]
+        for member in groups.members
+    ]
     common = []
     for words in zip(*paths, strict=False):
         if len(set(words)) > 1:

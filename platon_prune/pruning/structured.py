@@ -17,7 +17,7 @@ from platon_prune.example_inputs import guessed_inputs, moved_to
 from platon_prune.groups.costs import BUDGETS, Budget, mac_prices, parameter_prices
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.coupled_choice import Structured, whole_only
-from platon_prune.groups.find import KINDS, find_groups
+from platon_prune.groups.find import KINDS, Found, find
 from platon_prune.groups.group_scores import AGGREGATES, NORMALIZERS, Aggregate, Normalizer
 from platon_prune.groups.noted import note_groups_, note_inputs_
 from platon_prune.masks.method import Masking
@@ -143,7 +143,7 @@ def global_structured(
         assert isinstance(given, nn.Module)
         _check_choices(aggregate, budget, normalizer)
         _refuse_sharded(given)
-        everything = find_groups(given, example_inputs, kinds=kinds, time_limit=time_limit)
+        everything = find(given, example_inputs, kinds=kinds, time_limit=time_limit)
         places, notes = _removable(
             given, _selected(given, everything, include, exclude), example_inputs
         )
@@ -204,13 +204,15 @@ def _holders(model: nn.Module) -> str:
 
 def _selected(
     model: nn.Module,
-    groups: Sequence[CoupledGroups],
+    found: Found,
     include: str | Sequence[str] | None,
     exclude: str | Sequence[str] | None,
 ) -> list[CoupledGroups]:
     """Those that the patterns leave."""
+    groups = found.groups
     kept = list(groups)
-    holders = "" if groups else _holders(model)
+    reasons = found.reasons()
+    holders = "" if groups else _holders(model) + f" ({reasons})" * bool(reasons)
     for argument, given, wanted in (("include", include, True), ("exclude", exclude, False)):
         if given is None:
             continue
@@ -222,8 +224,8 @@ def _selected(
         raise ValueError(
             "model must have heads, neurons or channels that can be removed, got "
             + ("none that include, exclude and kinds leave" if groups else f"none{holders}")
-            + ": a place whose norm looks at all channels, or whose channels are the output, is "
-            "left out; prune single weights with global_unstructured instead"
+            + ": change what the reasons name, or prune single weights with global_unstructured "
+            "instead"
         )
     return kept
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from platon_prune.shrinking.norms_over_heads import added_to_sums
 from platon_prune.spellings import CONFIG_HEAD_SIZE, COUNTS, KEY_VALUE_HEADS, QUERY_HEADS
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -32,13 +34,24 @@ def config_for(
     now: Shapes | None = None
     # Built and compared, since what an entry means to a model is in its code alone.
     for changed in _candidates(config, kind, count):
-        built = _shapes_from(model, changed)
-        if built is None or any(built.get(name) != shape for name, shape in shapes.items()):
+        new = _built_from(model, changed)
+        built = _shapes_of(new)
+        if new is None or any(built.get(name) != shape for name, shape in shapes.items()):
+            continue
+        # A norm over heads that were cut has another epsilon than the config tells.
+        if any(
+            abs(value - other) > 1e-6 * abs(other)
+            for value, other in zip(
+                added_to_sums(new, shapes).values(),
+                added_to_sums(model, shapes).values(),
+                strict=True,
+            )
+        ):
             continue
         # An entry may count other layers, too, which are not at these places (MobileBERT's).
-        now = _shapes_from(model, config) if now is None else now
+        now = _shapes_of(_built_from(model, config)) if now is None else now
         others = built.keys() - shapes.keys() - set(also)
-        if now is not None and all(built[name] == now.get(name) for name in others):
+        if now and all(built[name] == now.get(name) for name in others):
             return changed
     return None
 
@@ -54,26 +67,33 @@ def _candidates(config: Any, kind: str, count: int) -> Iterator[Any]:
     queries = heads // (getattr(config, KEY_VALUE_HEADS, None) or heads)
     # First as it is: elsewhere the size of a head is the hidden size by the heads.
     head_sizes = (None, *CONFIG_HEAD_SIZE) if kind == "heads" else (None,)
-    for head_size in head_sizes if keys else ():
+    # All of the entries, or one: a mixture of experts counts the neurons of each kind of layer.
+    chosen = [keys, *([key] for key in keys if kind == "neurons" and len(keys) > 1)]
+    for head_size, some in itertools.product(head_sizes, chosen if keys else ()):
         changed = copy.deepcopy(config)
         if head_size is not None:
             if getattr(config, head_size, None) is not None:
                 continue
             setattr(changed, head_size, getattr(config, "hidden_size", 0) // heads)
-        for key in keys:
+        for key in some:
             setattr(changed, key, count * queries if key == QUERY_HEADS else count)
         yield changed
 
 
-def _shapes_from(model: Any, config: Any) -> dict[str, tuple[int, ...]] | None:
-    """What a model that is built from a saved config has; None if it can't be built."""
+def _built_from(model: Any, config: Any) -> Any | None:
+    """A model without values that is built from a saved config; None if it can't be."""
     try:
         # As it would be read from a file: what it says must survive that, and its own checks.
         config = type(config).from_dict(config.to_dict())
         with torch.device("meta"):
-            built = type(model)(config)
+            return type(model)(config)
     except Exception:  # configs check themselves in many ways
         return None
+
+
+def _shapes_of(built: Any | None) -> dict[str, tuple[int, ...]]:
+    if built is None:
+        return {}
     return {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from platon_prune.masks.made_classes import made_once
 from platon_prune.shrinking.removable import Place
 from platon_prune.shrinking.resize import cut_, refresh_sizes_
-from platon_prune.spellings import ANY_SHARED_BIAS, SHARED_BIAS
+from platon_prune.spellings import ANY_SHARED_BIAS, OF_THE_INPUT, SHARED_BIAS
 
 _CLASSES = (*SHARED_BIAS.sharing, *SHARED_BIAS.owning)
 TABLE = SHARED_BIAS.table
@@ -157,7 +157,14 @@ def heads_of_bias(model: nn.Module, path: str) -> Tensor:
 
 def without_unknown(model: nn.Module, places: Sequence[Place]) -> list[Place]:
     """The places, but with all heads kept that may have a column in a table that is not known."""
-    if not any(re.search(ANY_SHARED_BIAS, name) for name, _ in model.named_parameters()):
+    # A table that a place holds is cut with its heads.
+    held = {member.name for place in places for member in place.groups.members}
+    names = (name.removesuffix("_orig") for name, _ in model.named_parameters())
+    if not any(
+        re.search(ANY_SHARED_BIAS, name)
+        for name in names
+        if name not in held and not any(f".{part}." in name for part in OF_THE_INPUT)
+    ):
         return list(places)
     paths = [path for paths in stacks(model) for path in paths] + _cross_attentions(model)
     known = {query_of(path) for path in paths}

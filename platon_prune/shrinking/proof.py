@@ -19,7 +19,7 @@ from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.shrinking import twin as twins
 from platon_prune.shrinking.cut_out import cut_out_, plan_cut
 from platon_prune.shrinking.head_bias import without_unknown
-from platon_prune.shrinking.removable import Place, refusals
+from platon_prune.shrinking.removable import Place, in_whole_steps, refusals, step_of
 from platon_prune.shrinking.resize import find, named_parameter
 
 _MOST_BYTES = 64 * 2**20
@@ -115,10 +115,10 @@ def _misfits(model: nn.Module, places: Sequence[Place], wanted: Sequence[int]) -
 def _trial(number: int, place: CoupledGroups) -> Place:
     """The place without one of its groups, or two: neighbours must not come out alike by chance."""
     kept = torch.ones(place.size, dtype=torch.bool)
-    count = 1 + number % 2 if place.size > 3 else 1
+    count = max(1 + number % 2 if place.size > 3 else 1, step_of(place))
     generator = torch.Generator().manual_seed(number)
     kept[torch.randperm(place.size, generator=generator)[:count]] = False
-    return Place(place, kept)
+    return in_whole_steps(Place(place, kept))
 
 
 def _batches(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from platon_prune.groups.coupled import CoupledGroups, Member
 from platon_prune.masks.masked import forms_of, mask_of
 from platon_prune.shrinking.resize import find, has_fixed_width, refusal, tensor_at
+from platon_prune.spellings import EXPERTS_STEP, EXPERTS_WRITE
 from platon_prune.tensors.shards import is_sharded
 
 
@@ -67,8 +68,25 @@ def find_places(model: nn.Module, every: Iterable[CoupledGroups]) -> list[Place]
         elif not kept.any():
             kept[0] = True
             place = place.keeping(kept, "one must stay")
+        place = in_whole_steps(place)
         places.append(place)
     return places
+
+
+def step_of(groups: CoupledGroups) -> int:
+    """In how many groups at once a place is cut: more than one only of experts."""
+    is_of_experts = groups.members[-1].name.rpartition(".")[2] == EXPERTS_WRITE
+    return EXPERTS_STEP if is_of_experts and groups.size % EXPERTS_STEP == 0 else 1
+
+
+def in_whole_steps(place: Place) -> Place:
+    """The place with a few more groups kept, where it can't be cut to any count."""
+    missing = -place.after % step_of(place.groups)
+    if not missing:
+        return place
+    kept = place.kept.clone()
+    kept[(~kept).nonzero().flatten()[:missing]] = True
+    return place.keeping(kept, f"experts keep a multiple of {EXPERTS_STEP}")
 
 
 def refusals(model: nn.Module, every: Iterable[CoupledGroups]) -> list[str]:
@@ -137,7 +155,7 @@ def _refusal(
     holder = groups.members[0].name.rpartition(".")[0].rpartition(".")[0]
     attention: Any = type(model.get_submodule(holder))
     if groups.kind == "heads" and has_fixed_width(attention):
-        return f"{holder} can't run with fewer heads"
+        return f"{holder} can't run with fewer heads, which it puts together to a fixed width"
     # Shared within the place is well: its layers are cut alike, and the tensor once.
     modules = {id(find(model, member.name)[0]) for member in groups.members}
     for member in groups.members:

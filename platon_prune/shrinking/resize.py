@@ -16,8 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from platon_prune.masks.default_selection import is_conv1d
-from platon_prune.spellings import COUNTS, HIDDEN_SIZE
+from platon_prune.masks.default_selection import is_conv1d, is_named
+from platon_prune.shrinking.norms_over_heads import is_over_heads, spread_
+from platon_prune.shrinking.own_config import counts_in_config, set_in_own_config_
+from platon_prune.spellings import (
+    COUNTS,
+    EXPERTS,
+    HIDDEN_SIZE,
+    OF_HEADS,
+    OWN_MATRICES,
+    RMS_NORM,
+)
 
 # What is kept of a tensor: for each dimension that is cut, the indices that stay; int64, sorted.
 Kept = Mapping[int, Tensor]
@@ -26,6 +35,10 @@ Kept = Mapping[int, Tensor]
 _TO_HIDDEN_SIZE = re.compile(rf"(?:reshape|view)\([^()]*\b(?:{'|'.join(HIDDEN_SIZE)})\)")
 # Read once for each class, and forgotten with it.
 _FIXED_WIDTH: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+# Parameters of modules that are no layers, and along which dimension they may be cut.
+_HELD = {(key.rpartition(".")[2], dim) for key, dim in OF_HEADS.items()} | {
+    item for spelling in OWN_MATRICES for item in spelling.holds.items()
+}
 
 
 def find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -97,7 +110,13 @@ def refusal(module: nn.Module, key: str, dim: int) -> str | None:
     elif isinstance(module, nn.Embedding):
         if dim == 0:
             return "the rows of an embedding are its vocabulary"
-    elif not (isinstance(module, (nn.Linear, _NormBase, nn.PReLU)) or is_conv1d(module)):
+    elif not (
+        isinstance(module, (nn.Linear, _NormBase, nn.PReLU))
+        or is_conv1d(module)
+        or (key, dim) in _HELD
+        or (is_named(module, "", EXPERTS) and dim > 0)
+        or RMS_NORM in cls.__name__
+    ):
         return f"how to cut a {cls.__name__} is not known"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "a lazy layer has no size yet"
@@ -142,7 +161,9 @@ def companions(module: nn.Module, key: str) -> tuple[str, ...]:
 
 def refresh_sizes_(module: nn.Module) -> None:
     """Set the sizes that a layer keeps to those of its weight."""
-    weight: Tensor = module._parameters["weight"]  # type: ignore[assignment]
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return  # the module holds its matrices itself, and counts them as `_attributes` tells
     sizes: dict[str, int] = {}
     if is_conv1d(module):
         sizes = dict(zip(("nx", "nf"), weight.shape, strict=True))
@@ -178,14 +199,15 @@ def scaled_sizes(parent: nn.Module, before: int, after: int) -> dict[str, int] |
     # Heads first: an attention may keep the width of a feed-forward layer that it does not have.
     names = [name for name in COUNTS["heads"].in_modules if _is_count(parent, name)]
     names = names or [name for name in COUNTS["neurons"].in_modules if _is_count(parent, name)]
-    sizes = {}
+    return _scaled({name: getattr(parent, name) for name in names}, before, after)
+
+
+def _scaled(counts: Mapping[str, int], before: int, after: int) -> dict[str, int] | None:
     # Together: a forward multiplies and divides these numbers by each other.
-    for name in names:
-        scaled, rest = divmod(getattr(parent, name) * after, before)
-        if rest or not scaled:
-            return None
-        sizes[name] = scaled
-    return sizes
+    scaled = {name: divmod(count * after, before) for name, count in counts.items()}
+    if any(rest or not size for size, rest in scaled.values()):
+        return None
+    return {name: size for name, (size, _) in scaled.items()}
 
 
 def _is_count(module: nn.Module, name: str) -> bool:
@@ -208,17 +230,22 @@ def resize_(
     done: set[int] = set()
     for name, indices in kept.items():
         module, key = find(model, name)
+        before = tensor_at(module, key).shape[0]
         for each in (key, *companions(module, key)):
             tensor = tensor_at(module, each)
             if id(tensor) not in done:  # a shared tensor has several names
                 done.add(id(tensor))
                 also(tensor, indices)
                 cut_(tensor, indices)
+        if is_over_heads(module, name):
+            spread_(module, before)
     for name in kept:
         refresh_sizes_(find(model, name)[0])
-    for parent, sizes in attributes:
+    for parent, sizes, in_config in attributes:
         for attribute, size in sizes.items():
             setattr(parent, attribute, size)
+        if in_config:
+            set_in_own_config_(parent, in_config)
 
 
 def check_sizes(model: nn.Module, kept: Mapping[str, Kept]) -> None:
@@ -256,23 +283,28 @@ def _outputs(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 def _attributes(
     model: nn.Module, kept: Mapping[str, Kept]
-) -> Iterator[tuple[nn.Module, dict[str, int]]]:
-    """The modules that hold a projection whose outputs are cut, and the sizes they must note."""
+) -> Iterator[tuple[nn.Module, dict[str, int], dict[str, int]]]:
+    """The modules that hold what is cut, the sizes they must note, and those of their config."""
     done: set[str] = set()
     for name, indices in kept.items():
         module, key = find(model, name)
+        path = name.rpartition(".")[0]
         dim = output_dim(module)
-        parent_path = name.rpartition(".")[0].rpartition(".")[0]
-        if key != "weight" or dim not in indices or parent_path in done:
+        if dim is not None:
+            path = path.rpartition(".")[0]
+        elif is_named(module, "", EXPERTS) or (key, *indices) in _HELD:
+            dim = next(iter(indices))  # the module itself holds what is cut
+        if dim is None or dim not in indices or key.endswith("bias") or path in done:
             continue
-        done.add(parent_path)
-        parent = model.get_submodule(parent_path)
-        before = _plain_names(module)[key].shape[dim]  # type: ignore[union-attr,index]
-        after = indices[dim].numel()  # type: ignore[index]
+        done.add(path)
+        parent = model.get_submodule(path)
+        before = _plain_names(module)[key].shape[dim]  # type: ignore[union-attr]
+        after = indices[dim].numel()
         sizes = scaled_sizes(parent, before, after)
-        if sizes is None:
+        in_config = _scaled(counts_in_config(parent), before, after)
+        if sizes is None or in_config is None:
             raise ValueError(
-                f"{parent_path} must be left with whole heads, got {after} of {before} outputs of "
+                f"{path} must be left with whole heads, got {after} of {before} outputs of "
                 f"{name}: cut whole heads"
             )
-        yield parent, sizes
+        yield parent, sizes, in_config

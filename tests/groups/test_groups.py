@@ -196,12 +196,15 @@ def test_known_layers_beside_others_are_the_ones_that_are_found():
     assert [groups.name for groups in find_groups(model, torch.ones(1, 2, 4))] == ["3"]
 
 
-def test_a_norm_over_all_heads_leaves_heads_alone():
+def test_a_norm_over_all_heads_that_subtracts_a_mean_leaves_heads_alone():
     config = transformers.Olmo2Config(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=10,
         vocab_size=17, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
-    assert [groups.kind for groups in find_groups(transformers.Olmo2Model(config))] == ["neurons"]
+    model = transformers.Olmo2Model(config)
+    assert [groups.kind for groups in find_groups(model)] == ["heads", "neurons"]
+    model.layers[0].self_attn.q_norm = torch.nn.LayerNorm(16)
+    assert [groups.kind for groups in find_groups(model)] == ["neurons"]
 
 
 def test_a_norm_between_two_feed_forward_layers_leaves_neurons_alone():

@@ -37,11 +37,12 @@ def _network(spelling, fewer_key_heads=1, extra=()):
     """The layers of a spelling in a block beside a head, and nothing else."""
     is_attention = isinstance(spelling, spellings.Attention)
     is_conv1d = is_attention and spelling.is_conv1d
-    width = {"query": HEADS * SIZE, "neurons": NEURONS}
-    width["key"] = width["value"] = HEADS * SIZE // fewer_key_heads
+    heads = HEADS * (spelling.blocks if is_attention else 1)
+    width = {"query": heads * SIZE, "gate": heads * SIZE, "neurons": NEURONS}
+    width["key"] = width["value"] = heads * SIZE // fewer_key_heads
     holder = nn.Module()
     if is_attention:
-        holder.num_heads = HEADS
+        holder.num_heads = heads
     root = nn.Module()
     root.block = nn.ModuleList([nn.Module()])
     root.block[0].layer = holder
@@ -66,16 +67,26 @@ def _shapes(model):
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
+def _num_heads(model):
+    return getattr(model.block[0].layer, "num_heads", HEADS)
+
+
 def _in_file(model):
-    return find_places(_shapes(model), {"num_attention_heads": HEADS})
+    return find_places(_shapes(model), {"num_attention_heads": _num_heads(model)})
 
 
 EVERY = [*spellings.ATTENTION, *spellings.FEED_FORWARD]
-SEPARATE = [spelling for spelling in spellings.ATTENTION if not spelling.is_conv1d]
+# Grouped queries are not among what Conv1D and matrices in blocks are used for, nor latents.
+GROUPED = [
+    spelling for spelling in spellings.ATTENTION
+    if not spelling.is_conv1d and not spelling.is_latent and spelling.blocks == 1
+]  # fmt: skip
+READ_MORE = [spelling for spelling in spellings.ATTENTION if spelling.may_read]
 
 
 def _spelled(spelling):
-    return " ".join([p.name for p in spelling.reads] + [spelling.writes])
+    parts = ["-".join(p.parts) for p in spelling.reads if len(p.parts) > 1]
+    return " ".join([p.name for p in spelling.reads] + parts + [spelling.writes])
 
 
 @pytest.mark.parametrize("spelling", EVERY, ids=_spelled)
@@ -103,25 +114,26 @@ def test_what_is_zero_is_removable_in_the_file_and_is_removed_from_the_model(spe
             model.get_parameter(member.name).index_fill_(member.dim, index, 0.0)
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file(model.state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": HEADS}))
+    config = {"num_attention_heads": _num_heads(model)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     (row,) = inspect_path(tmp_path).places
     assert (row.size, row.removable) == (place.size, (1, 2))
     (shrunk,) = platon_prune.shrink(model).places
     assert (shrunk.before, shrunk.after) == (place.size, place.size - 2)
 
 
-@pytest.mark.parametrize("spelling", SEPARATE, ids=_spelled)
+@pytest.mark.parametrize("spelling", GROUPED, ids=_spelled)
 def test_query_heads_that_share_a_key_head_are_one_group_in_both(spelling):
     model = _network(spelling, fewer_key_heads=3)
     assert _content(find_groups(model)) == _content(_in_file(model))
     assert find_groups(model)[0].size == 1
 
 
-@pytest.mark.parametrize("spelling", SEPARATE, ids=_spelled)
+@pytest.mark.parametrize("spelling", READ_MORE, ids=_spelled)
 def test_projections_of_positions_belong_to_the_heads_in_both(spelling):
     model = _network(spelling, extra=spelling.may_read)
     (place,) = find_groups(model)
-    assert len(place.members) == 2 * 5 + 1
+    assert len(place.members) == 2 * len((*spelling.reads, *spelling.may_read)) + 1
     assert _content([place]) == _content(_in_file(model))
 
 
@@ -225,13 +237,15 @@ def test_inspect_lists_what_find_groups_finds(build, place, tmp_path):
     assert place in rows
 
 
-def test_inspect_lists_no_heads_behind_a_norm_over_all_of_them(tmp_path):
+def test_inspect_lists_no_heads_behind_a_norm_over_all_of_them_that_subtracts_a_mean(tmp_path):
     config = transformers.Olmo2Config(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=10,
         vocab_size=17, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
-    rows = _saved(transformers.Olmo2Model(config), tmp_path)
-    assert {kind for _, kind in rows} == {"neurons"}
+    model = transformers.Olmo2Model(config)
+    assert {kind for _, kind in _saved(model, tmp_path / "rms")} == {"heads", "neurons"}
+    model.layers[0].self_attn.q_norm = nn.LayerNorm(16)
+    assert {kind for _, kind in _saved(model, tmp_path / "mean")} == {"neurons"}
 
 
 def test_inspect_lists_no_heads_of_attention_over_blocks_drawn_per_head(tmp_path):
