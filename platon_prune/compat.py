@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from platon_prune.choice.one_walk import compare, prune_below_
 from platon_prune.choice.scored import Line, ScoredLine, scatter_
 from platon_prune.choice.selection import rank_scores
 from platon_prune.criteria import Criterion, Magnitude, Platon, Sensitivity
@@ -106,21 +107,31 @@ class Pruner:
         """
         selected = self._selected(model)
         self._seat(selected)
+        self._require_gradients(selected)
         # In the reference's order: the window that ended is averaged before this step joins.
         ends_window = global_step % self.args.deltaT == 0
-        for share in self._shares if self.criterion.windowed else ():
-            if ends_window and share.averages is not None:
+        for share in self._shares if ends_window else ():
+            if share.averages is not None:
                 share.averages.end_window_(self.args.deltaT, repairs=False)
-            share.accumulate_(selected, masking=False)
         density, phase = self._schedule(global_step)
-        if phase == "warmup" or (phase == "ramp" and not ends_window):
-            return density, None
+        prunes = phase == "final" or (phase == "ramp" and ends_window)
         # Scores of windows can't have changed within one.
-        if not self.criterion.windowed or ends_window or self._threshold is None:
+        is_new = not self.criterion.windowed or ends_window or self._threshold is None
+        if prunes and is_new:
             self._choose(selected, density)
-        for share in self._shares if self._threshold is not None else ():
-            share.accumulate_(selected, masking=True)
-        return density, self._threshold
+        # Scores know nothing of this step's samples, so that one walk adds them and zeroes.
+        masking = prunes and self._threshold is not None
+        for share in self._shares if masking or self.criterion.windowed else ():
+            share.accumulate_(selected, masking)
+        return density, self._threshold if prunes else None
+
+    def _require_gradients(self, selected: dict[str, nn.Parameter]) -> None:
+        for name, parameter in selected.items() if self.criterion.windowed else ():
+            if parameter.grad is None:
+                raise RuntimeError(
+                    f"{name} has no gradient: call update_and_pruning after loss.backward() "
+                    "and before optimizer.zero_grad()"
+                )
 
     def _seat(self, selected: dict[str, nn.Parameter]) -> None:
         """Make room for what is remembered, at the first step or once parameters have moved."""
@@ -163,13 +174,18 @@ class Pruner:
         if rank == 0:
             self._threshold = None
             return
+        # As the reference does: strictly below goes, so the entry that defines the threshold stays.
+        in_one_walk = len(lines) == 1 and lines[0].device.type == "cpu"
+        threshold = prune_below_(lines[0], rank) if in_one_walk else None
+        if threshold is not None and not math.isinf(threshold):
+            self._threshold = threshold
+            return
         self._threshold = threshold = rank_scores(lines, rank).value
         for line in lines:
             for slab in line.line.slabs:
-                # As the reference does: strictly below goes, so the entry that defines the
-                # threshold stays. An infinite threshold is not-a-number there, and takes nothing.
+                # An infinite threshold is not-a-number there, and takes nothing.
                 kept = line.new_mask(slab)
-                torch.ge(line.score(slab), threshold, out=kept)
+                compare(torch.ge, line.score(slab), threshold, kept, line.scratch)
                 scatter_(kept.fill_(True) if math.isinf(threshold) else kept,
                          line.masks_in(slab))  # fmt: skip
 
@@ -215,20 +231,13 @@ class _Share:
         }
 
     def accumulate_(self, selected: dict[str, nn.Parameter], masking: bool) -> None:
-        """Add this step's samples to the windows, or zero what the masks prune."""
-        operands, gradients = [], []
+        """Add this step's samples to the windows, if there are any; then zero what masks prune."""
         remembered = self.remembered()
+        operands, gradients = [], []
         for name, mask in zip(self.shapes, self.masks, strict=True):
-            parameter, window = selected[name], None
-            if not masking:
-                window = remembered[name]["window"]
-                if parameter.grad is None:
-                    raise RuntimeError(
-                        f"{name} has no gradient: call update_and_pruning after loss.backward() "
-                        "and before optimizer.zero_grad()"
-                    )
-            gradients.append(None if masking else parameter.grad)
-            operands.append(Operands(parameter.detach(), mask, window))
+            window = remembered[name]["window"] if remembered else None
+            operands.append(Operands(selected[name].detach(), mask, window))
+            gradients.append(None if window is None else selected[name].grad)
         formula = self.criterion.formula or "abs_product"
         backend_for(self.line.device).accumulate_(operands, gradients, formula, None, masking)
 
@@ -245,7 +254,12 @@ class _Share:
             return of_line(index).nan_to_num_(nan=torch.inf, posinf=torch.inf)
 
         return ScoredLine(
-            self.line, score, self.line.cut(self.masks), self.shapes, self.criterion.signed
+            self.line,
+            score,
+            self.line.cut(self.masks),
+            self.shapes,
+            self.criterion.signed,
+            scratch=self.scratch,
         )
 
 

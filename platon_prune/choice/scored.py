@@ -257,6 +257,7 @@ class ScoredLine:
         masks: Their masks, cut as the line is.
         shapes: Of the tensors, by their names.
         signed: As for :class:`ScoredTensor`.
+        scratch: For flags, in roles of its own; a new one by default.
     """
 
     line: Line
@@ -265,7 +266,7 @@ class ScoredLine:
     shapes: Mapping[str, torch.Size]
     signed: bool = True
     offset: int = 0
-    _scratch: Scratch = field(default_factory=Scratch)
+    scratch: Scratch = field(default_factory=Scratch)
 
     @property
     def numel(self) -> int:
@@ -302,7 +303,7 @@ class ScoredLine:
 
     def kept(self, piece: slice) -> Tensor:
         """The masks of a slab side by side; bool, valid until the next call."""
-        return gather(self.masks_in(piece), self._flags(piece, "kept"))
+        return gather(self.masks_in(piece), self.flags(piece, "kept"))
 
     def keep_(self, piece: slice, mask: Tensor) -> None:
         """Write the masks of a slab."""
@@ -320,7 +321,7 @@ class ScoredLine:
         # Counted by slabs as well, so that the work does not grow with the number of tensors.
         counters = [self.counter() for _ in range(3)]
         for number, (slab, bits) in enumerate(zip(self.line.slabs, before, strict=True)):
-            then, now = self._flags(slab, "new"), self.kept(slab)
+            then, now = self.flags(slab, "new"), self.kept(slab)
             unpack_bits_(then, bits)
             counters[0].add(number, slab.start, self.whole_rows(now))
             counters[2].add(number, slab.start, self.whole_rows(then))
@@ -334,7 +335,7 @@ class ScoredLine:
 
     def new_mask(self, piece: slice) -> Tensor:
         """Room for what the masks of a slab are to be; bool, valid until the next call."""
-        return self._flags(piece, "new")
+        return self.flags(piece, "new")
 
     def masks_in(self, piece: slice) -> Sequence[Tensor]:
         """The pieces of the masks that lie in a slab."""
@@ -349,9 +350,10 @@ class ScoredLine:
         # The flags are the front of a longer buffer, whose rest is False.
         return flags.as_strided((-(-flags.numel() // ROW) * ROW,), (1,))
 
-    def _flags(self, piece: slice, role: str) -> Tensor:
+    def flags(self, piece: slice, role: str) -> Tensor:
+        """Room for flags of a slab; bool, valid until the next call with this role."""
         size = piece.stop - piece.start
         # Whole rows, which are counted word by word.
-        rows = self._scratch.flat(-(-size // ROW) * ROW, torch.bool, self.device, role)
+        rows = self.scratch.flat(-(-size // ROW) * ROW, torch.bool, self.device, role)
         rows[size:] = False
         return rows[:size]

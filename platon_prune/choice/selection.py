@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from platon_prune.choice.bracket import sampled_bracket
+from platon_prune.choice.one_walk import Chosen, compare, prune_in_one_walk_
 from platon_prune.choice.scored import (
     Scored,
     ScoredLine,
@@ -56,19 +56,6 @@ def prune_smallest_(
     return None if cut is None else cut.value
 
 
-class Chosen(NamedTuple):
-    """The result of a choice over a line of tensors.
-
-    Args:
-        threshold: The largest score pruned; None if nothing was.
-        counts: Of each tensor how many entries are kept, how many of those were kept before, and
-            how many were kept before: int64 of shape (tensors, 3), on the device.
-    """
-
-    threshold: float | None
-    counts: Tensor
-
-
 def prune_smallest_of_line_(line: ScoredLine, count: int) -> Chosen:
     """As :func:`prune_smallest_`, over all tensors as one line of entries, in one process.
 
@@ -79,6 +66,11 @@ def prune_smallest_of_line_(line: ScoredLine, count: int) -> Chosen:
         line: All tensors.
         count: Entries to prune.
     """
+    # An accelerator finds the threshold with one wait, which this would double.
+    if count and not digits.serves([line.device], ALONE):
+        chosen = prune_in_one_walk_(line, count)
+        if chosen is not None:
+            return chosen
     cut = find_cut([line], count)
     return Chosen(None if cut is None else cut.value, _write_line_(line, cut))
 
@@ -173,24 +165,15 @@ def write_masks_(
                 mask.fill_(True)
                 continue
             split = cut.split(tensor, piece, scores)
-            _greater(scores, cut.value, mask, scratch)
+            compare(torch.gt, scores, cut.value, mask, scratch)
             if split is not None:
                 mask[split[0]] = split[1]
     require_same_replicas(tensors, digests, processes)
 
 
-def _greater(scores: Tensor, value: float, out: Tensor, scratch: Scratch) -> None:
-    if scores.device.type != "cpu":
-        torch.gt(scores, value, out=out)
-        return
-    # torch vectorises a comparison on the CPU only if it does not write bool.
-    out.copy_(torch.gt(scores, value, out=scratch.like(scores, scores.dtype)))
-
-
 def _write_line_(line: ScoredLine, cut: Cut | None) -> Tensor:
     """Write the masks slab by slab; the counts of :class:`Chosen`."""
     kept_now, stayed, kept_before = (line.counter() for _ in range(3))
-    scratch = Scratch()
     for number, slab in enumerate(line.line.slabs):
         kept = line.new_mask(slab)
         if cut is None:
@@ -198,7 +181,7 @@ def _write_line_(line: ScoredLine, cut: Cut | None) -> Tensor:
         else:
             scores = line.score(slab)
             split = cut.split(line, slab, scores)
-            _greater(scores, cut.value, kept, scratch)
+            compare(torch.gt, scores, cut.value, kept, line.scratch)
             if split is not None:
                 kept[split[0]] = split[1]
         before = line.kept(slab)

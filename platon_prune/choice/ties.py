@@ -92,6 +92,24 @@ def _split_state(num_pruned: int, num_tied: int, num_kept: int) -> tuple[bool, i
     return False, num_pruned, num_pruned_already
 
 
+def which_tied_stay(keys: Tensor, kept: Tensor, num_pruned: int) -> Tensor:
+    """Which of the entries at the threshold stay, where all of them are at hand.
+
+    Args:
+        keys: The tie key of each.
+        kept: Whether each was kept before.
+        num_pruned: How many of them go, at least 1.
+
+    Returns:
+        A bool for each.
+    """
+    state, rank, _ = _split_state(num_pruned, kept.numel(), int(kept.sum()))
+    split = kept if state else ~kept
+    cutoff = int(keys[split].kthvalue(rank).values)
+    stay = split & (keys > cutoff)
+    return stay if state else stay | kept
+
+
 def _on_device(tensors: Sequence[Scored], threshold: float, num_pruned: int) -> TieBreak:
     """The same with one wait for the device, however many pieces have ties."""
     pieces: list[tuple[Scored, slice]] = []

@@ -90,7 +90,7 @@ class Averages:
             for block, updated in zip(kept, averages, strict=True):
                 if updated is not block:
                     block.copy_(updated)
-        self.window.zero_()
+            window.zero_()  # here, where it is in the cache
 
     def restart_window_(self) -> None:
         """Forget the samples of a window that had none that count."""

@@ -159,17 +159,17 @@ class PlatonScheduler:
         if ends_window and self.criterion.windowed:
             num_samples = self._counters.end_window(is_first=t <= self.schedule.window)
             without_gradient = self._tensors.end_window_(num_samples)
+        # M keeps the largest S = Ī · Ū, as many as the schedule's r(t) says.
+        has_scores = self._counters.has_scores or not self.criterion.windowed
+        changed = self._choose(t) if chooses and has_scores else []
         # The next window's sum of |w · g| begins with this step's. Then w ← w · M.
         always = self.masking == "step" or not learns or t > self.schedule.ramp_end
-        outcome = self._tensors.accumulate_(gradients, masking=always and not chooses)
+        outcome = self._tensors.accumulate_(gradients, masking=always or chooses)
         self.last_step = t
         if outcome is not None and learns:
             self._learn([outcome])
-        # M keeps the largest S = Ī · Ū, as many as the schedule's r(t) says. w ← w · M.
-        has_scores = self._counters.has_scores or not self.criterion.windowed
-        changed = self._choose(t) if chooses and has_scores else []
         if chooses or not learns:
-            self._tensors.apply_new_masks()
+            self._tensors.share_masks()
         # Once all of the step is done: a full disk may stop the one, and a warning may be an error.
         if chooses and has_scores:
             self._recording.add(t)

@@ -56,6 +56,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
         self._is_checked = False  # whether the granularity can choose over the tensors as they lie
         self._tensors: list[TrackedTensor] = []
         self._ended: TrackedTensor | None = None  # the first whose mask is known to be gone
+        self._before: list[Tensor] = []  # the masks before a choice whose values are to come back
         self._outcomes = Outcomes()
         scratch = Scratch()
         try:
@@ -222,7 +223,12 @@ class SelectedTensors(Sequence[TrackedTensor]):
         Returns:
             How the step went; None if only the device knows: see :meth:`outcomes`.
         """
-        self._store.accumulate_(gradients.each, gradients.flag, masking)
+        before, self._before = self._before, []
+        self._store.accumulate_(gradients.each, gradients.flag, masking and not before)
+        for tensor, mask in zip(self._tensors, before, strict=False):
+            tensor.put_back(mask)
+        if before:
+            self._store.accumulate_(None, None, masking)
         if gradients.each is None:
             return Outcome(True, frozenset())
         # Known without the device, so it is noted at once even if the flag is not read.
@@ -261,7 +267,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
     # --- masks --------------------------------------------------------------------------------
 
     def choose(self, amount: float, *, tells: bool) -> tuple[float | None, list[Change]]:
-        """Let the granularity write the masks; collective.
+        """Let the granularity write the masks; collective. :meth:`accumulate_` then zeroes by them.
 
         Args:
             amount: What is due by the schedule.
@@ -277,14 +283,13 @@ class SelectedTensors(Sequence[TrackedTensor]):
         if line is not None and self.granularity.chooses_in_line(line):
             chosen = self.granularity.choose_in_line_(line, amount)
             return chosen.threshold, changes_of(names, chosen.counts.tolist(), tells)
+        # Only where values come back: a byte an entry, until the weights have been read.
         puts_back = self.granularity.puts_back
-        # Only where values come back: a byte an entry, for the time of the choice.
         masks = [tensor.mask.clone() for tensor in scored] if puts_back else []
         # Packed, an eighth of the masks, since all of them are kept until the choice is made.
         bits = bits_before(scored) if tells else None
         threshold = self.granularity.choose_(scored, amount, self.processes)
-        for tensor, mask in zip(self._tensors, masks, strict=False):
-            tensor.put_back(mask)
+        self._before = masks
         return threshold, changes(scored, bits, self.processes)
 
     def apply_masks(self) -> None:
@@ -293,9 +298,8 @@ class SelectedTensors(Sequence[TrackedTensor]):
             tensor.apply_mask()
             tensor.share_mask()
 
-    def apply_new_masks(self) -> None:
-        """Zero what new masks prune, in a step, where the tensors have just been looked for."""
-        self._store.accumulate_(None, None, masking=True)
+    def share_masks(self) -> None:
+        """Bring the masks to all sites of each tensor, in a step, whose weights are zeroed."""
         for tensor in self._tensors:
             tensor.share_mask()
 

@@ -334,7 +334,8 @@ class Store:
             tensor.name: operand.mask.shape
             for tensor, operand in zip(self._tensors, share.operands, strict=True)
         }
-        return ScoredLine(share.line, score, masks, shapes, self.criterion.signed)
+        signed, scratch = self.criterion.signed, self._scratch
+        return ScoredLine(share.line, score, masks, shapes, signed, scratch=scratch)
 
 
 def _of_share(gradients: Sequence[Tensor | None], share: _Share) -> Sequence[Tensor | None]:

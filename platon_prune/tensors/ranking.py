@@ -166,12 +166,32 @@ def positions_of(flags: Tensor) -> Tensor:
     """Positions of the entries of a one-dimensional tensor that are not zero, in order."""
     if flags.device.type != "cpu":
         return flags.nonzero().squeeze(1)
-    # They are few, and nonzero is slow: it runs on words of eight flags, then on the words found.
+    # They are few, and nonzero is slow, so it runs on words of eight flags.
     is_set = flags.to(torch.bool)
     num_words = is_set.numel() // 8
     words = is_set[: 8 * num_words].view(torch.int64)
-    found_words = words.nonzero().squeeze(1)
-    in_words = words[found_words].view(torch.bool).nonzero().squeeze(1)
-    positions = 8 * found_words[in_words >> 3] + (in_words & 7)
+    at = words.nonzero().squeeze(1)
+    positions = _lanes_of(words[at], at * 8)
     rest = is_set[8 * num_words :].nonzero().squeeze(1)
     return torch.cat([positions, rest + 8 * num_words]) if rest.numel() else positions
+
+
+def _lanes_of(words: Tensor, starts: Tensor) -> Tensor:
+    """Positions of the bytes that are 1 in words of bytes of 0 or 1, of which none is 0.
+
+    Args:
+        words: int64.
+        starts: The position of the first byte of each, ascending.
+    """
+    # Times a word of ones, the highest byte is the sum of all.
+    ends = ((words * 0x0101010101010101) >> 56).cumsum(0)
+    found = words.new_empty(int(ends[-1]) if ends.numel() else 0)
+    slots = torch.cat([ends.new_zeros(1), ends[:-1]]) if ends.numel() else ends
+    while words.numel():
+        # Nearly all words have one byte set: its place is the byte that this product moves up.
+        lowest = words & -words
+        found[slots] = starts + ((lowest * 0x0001020304050607) >> 56)
+        words = words ^ lowest
+        left = words.nonzero().squeeze(1)
+        words, starts, slots = words[left], starts[left], slots[left] + 1
+    return found

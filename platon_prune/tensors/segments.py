@@ -22,6 +22,7 @@ class Segments:
 
     def __init__(self, ends: Sequence[int], slabs: Sequence[slice], device: torch.device) -> None:
         bounds = torch.tensor([0, *ends])
+        self.bounds = bounds.to(device)
         row, lane = bounds // ROW, bounds % ROW
         self.num_rows = int(row[-1]) + 1
         self.device = device
