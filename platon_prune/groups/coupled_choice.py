@@ -205,9 +205,11 @@ class Structured(Granularity):
                 held.append(f"{place.name} keeps {floor} of {place.size} {place.kind}")
                 self._told.add(place.name)
         if held:
+            is_mean = self.normalizer == "mean"
+            other = "or prune less" if is_mean else 'or compare places with normalizer="mean"'
             PruningWarning.warn(
                 f"at their floor, below which more would go: {', '.join(held)}; raise the floor "
-                '(min_channels, min_neurons), or compare places with normalizer="mean"'
+                f"(min_channels, min_neurons), {other}"
             )
 
     def _cost_of_one(self, place: int) -> int:

@@ -50,7 +50,7 @@ def global_structured(
     exclude: str | Sequence[str] | None = None,
     aggregate: Aggregate = "mean",
     budget: Budget = "parameters",
-    normalizer: Normalizer = "none",
+    normalizer: Normalizer = "mean",
     min_heads: int = 1,
     min_neurons: float = 0.05,
     min_channels: float = 0.05,
@@ -98,8 +98,8 @@ def global_structured(
             "l2", the root of the sum of squares.
         budget: What the amount counts: "parameters", or "macs", multiply-adds of one forward over
             ``example_inputs``.
-        normalizer: How the scores of different places are made comparable: "none"; "mean", each
-            divided by the mean over its place, so that no place is emptied for its scale alone; or
+        normalizer: How the scores of different places are made comparable: "mean", each divided by
+            the mean over its place, so that no place is emptied for its scale alone; "none"; or
             "cost", by what one group of the place costs of the budget: with ``aggregate="sum"``
             and ``budget="macs"`` a score per multiply-add.
         min_heads: Heads (with grouped queries, key-value heads) that each attention layer keeps.

@@ -53,8 +53,11 @@ def _kept(**settings: object) -> list[int]:
 
 
 def test_no_place_is_emptied_for_its_scale_alone() -> None:
-    assert _kept() == [8, 1]  # of 16 neurons 7: all that the floor lets go of the small one
-    large, small = _kept(normalizer="mean")
+    assert _kept(normalizer="none") == [
+        8,
+        1,
+    ]  # of 16 neurons 7: all that the floor lets go of the small one
+    large, small = _kept()
     assert large + small == 9 and small > 1
 
 
@@ -109,6 +112,7 @@ def test_a_layer_that_only_its_floor_holds_is_named_once() -> None:
         window=1,
         criterion="magnitude",
         min_neurons=0.05,
+        normalizer="none",
         schedule="linear",
     )
     with pytest.warns(platon_prune.PruningWarning, match=r"0 keeps 2 of 40 neurons.*normal") as all:

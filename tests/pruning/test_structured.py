@@ -354,7 +354,7 @@ def test_a_groups_score_is_the_aggregate_of_its_entries(aggregate, scores):
         model[1].weight.copy_(torch.tensor([[4.0, -6.0]]))
     scheduler = platon_prune.global_structured(
         model, torch.ones(1, 2), amount=0.4, total_steps=1, window=1, criterion="magnitude",
-        aggregate=aggregate, warmup_steps=0, cooldown_steps=0
+        aggregate=aggregate, normalizer="none", warmup_steps=0, cooldown_steps=0
     )  # fmt: skip
     scheduler.step()
     assert scheduler.threshold == pytest.approx(scores[0])

@@ -113,7 +113,7 @@ def test_a_schedule_is_handed_on_to_the_callback(capsys):
 
 def test_a_normalizer_is_handed_on_to_the_callback_of_heads_and_neurons():
     heads = ("--pruning_granularity", "structured")
-    assert parse(*heads, "--pruning_normalizer", "mean").pruning.callback()["normalizer"] == "mean"
+    assert parse(*heads, "--pruning_normalizer", "none").pruning.callback()["normalizer"] == "none"
     # What is not given stays the library's own, which is the flag's default.
     assert "normalizer" not in parse(*heads).pruning.callback()
     default = inspect.signature(platon_prune.global_structured).parameters["normalizer"].default
