@@ -20,6 +20,7 @@ from platon_prune.masks.default_selection import (
     is_pruned,
     passed_over,
 )
+from platon_prune.masks.unfit import refuse_flat_gradients, refuse_frozen, refuse_wrapped_models
 from platon_prune.name_patterns import NamePatterns
 from platon_prune.tensors.backends import is_fake
 from platon_prune.tensors.shards import is_sharded, registered
@@ -69,7 +70,7 @@ def select(
     """
     if isinstance(model, nn.Module):
         # First of all: under such wrappers no parameter below has a gradient to look at.
-        _refuse_flat_gradients(model)
+        refuse_flat_gradients(model)
         candidates, saved_whole = _from_model(
             model,
             None if include is None else NamePatterns.of("include", include),
@@ -90,6 +91,7 @@ def select(
             "convolutions, attention, experts): name parameters with include=[...]"
             + _why_nothing(model)
         )
+    refuse_frozen(candidates)
     for name, module, tensor_name in candidates:
         check_prunable(module, tensor_name, name)
     if own_keys is not None:
@@ -195,17 +197,17 @@ def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
             f"{name} must be floating point, got {parameter.dtype}: quantised weights can't be "
             "pruned by training; prune the model before quantising it, or exclude them"
         )
-    if not parameter.requires_grad:
-        raise ValueError(
-            f"{name} must require gradients, got a frozen parameter: unfreeze it before pruning, "
-            "or leave it out with exclude=[...]"
-        )
     # A subclass (quantised, wrapped) need not store an entry for each weight.
     is_plain = type(parameter) is nn.Parameter or is_fake(parameter)
     if not is_plain and not is_sharded(parameter):
         raise ValueError(
             f"{name} must be a plain parameter or a DTensor, got {type(parameter).__name__}: prune "
             "the model before it is quantised or wrapped"
+        )
+    if not parameter.requires_grad:
+        raise ValueError(
+            f"{name} must require gradients, got a frozen parameter: unfreeze it before pruning, "
+            "or leave it out with exclude=[...]"
         )
     # Zeroing one entry of an expanded tensor would zero all that share its memory.
     if any(stride == 0 and size > 1 for stride, size in _strides(parameter)):
@@ -234,7 +236,7 @@ def _from_model(
     for patterns in filter(None, (include, exclude)):
         _require_matches(model, patterns, [name for name, _, _ in everything])
     if include is None:
-        _refuse_wrapped_models(model)
+        refuse_wrapped_models(model)
     # Names of coupled groups are whole and found before: patterns have been applied to places.
     if names is not None:
         chosen = [entry for entry in everything if entry[0] in names]
@@ -362,36 +364,3 @@ def find_tensors(
     else:
         found = [entry for entry in found if wanted.matches(entry[0])]
     return [entry for entry in found if not unwanted.matches(entry[0])]
-
-
-# By the names of their classes: importing either to ask would need its package.
-_FLATTENING = {"FullyShardedDataParallel": "FSDP1", "DeepSpeedEngine": "DeepSpeed"}
-
-
-def _refuse_flat_gradients(model: nn.Module) -> None:
-    for part in model.modules():
-        wrapper = _FLATTENING.get(type(part).__name__)
-        if wrapper is not None:
-            raise ValueError(
-                f"each parameter must have its own gradient, got a model under {wrapper}, which "
-                "flattens them: use torch.distributed.fsdp.fully_shard (FSDP2) or DDP"
-            )
-
-
-def _refuse_wrapped_models(model: nn.Module) -> None:
-    for part in model.modules():
-        _refuse_adapters_and_quantised(part)
-
-
-def _refuse_adapters_and_quantised(model: nn.Module) -> None:
-    # transformers' own integration of PEFT sets the second, PEFT's wrapper the first.
-    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
-        raise ValueError(
-            "model must not carry adapters, got one with a PEFT config, whose base weights are "
-            "frozen: merge them first (merge_and_unload), or name what to prune with include=[...]"
-        )
-    if getattr(model, "is_quantized", False):
-        raise ValueError(
-            "model must not be quantised, got is_quantized=True: prune the full-precision model "
-            "and quantise the result, or name what to prune with include=[...]"
-        )
