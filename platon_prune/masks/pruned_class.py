@@ -78,7 +78,7 @@ class _PrunedModule(nn.Module):
         always = asked_by_save_pretrained()
         for form in self._platon_forms:
             if form.own_keys or always:
-                to_own_keys(destination, prefix, form)
+                to_own_keys(destination, prefix, form, is_saved=always)
 
     def _load_from_state_dict(
         self,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from platon_prune.tensors.shards import placed_like
+from platon_prune.warning import PruningWarning
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,35 @@ def asked_by_save_pretrained() -> bool:
     return False
 
 
-def to_own_keys(state_dict: dict[str, Any], prefix: str, form: TensorForm) -> None:
-    """Change a module's entries of a state dict from ``_orig`` and ``_mask`` to a plain weight."""
+def to_own_keys(
+    state_dict: dict[str, Any], prefix: str, form: TensorForm, is_saved: bool = False
+) -> None:
+    """Change a module's entries of a state dict from ``_orig`` and ``_mask`` to a plain weight.
+
+    Args:
+        state_dict: The dict, with the entries of torch's form.
+        prefix: What the module's entries begin with.
+        form: How the tensor is masked.
+        is_saved: Whether ``save_pretrained`` asks, so that nobody can mask the weight later.
+    """
     weight = state_dict.pop(prefix + form.orig)
     mask = state_dict.pop(prefix + form.mask)
-    # In step masking the zeros are in the parameter already.
-    if form.masking == "window":
+    # In step masking the zeros are in the parameter already, which must not be copied for nothing:
+    # tied weights are known by their memory. But a merge of adapters fills them in.
+    if form.masking == "window" or (is_saved and _has_filled(weight, mask)):
         weight = torch.where(mask, weight, 0)
     state_dict[prefix + form.name] = weight
+
+
+def _has_filled(weight: Tensor, mask: Tensor) -> bool:
+    """Whether an entry that is pruned has a value; tells so, once for all tensors."""
+    if weight.is_meta or not bool(weight.detach().ne(0).logical_and_(~mask).any()):
+        return False
+    PruningWarning.warn(
+        "pruned weights that were filled in since the last step (by a merge of adapters, or an "
+        "average) are saved as zeros"
+    )
+    return True
 
 
 def to_torch_form(

@@ -8,9 +8,17 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from platon_prune.masks.copies import apply_to_copy_
-from platon_prune.masks.masked import apply_mask_, pruned_tensors
+from platon_prune.masks.masked import (
+    apply_mask_,
+    form_of,
+    mask_of,
+    pruned_tensors,
+    weight_of,
+)
 from platon_prune.scheduling.scheduler import PlatonScheduler
-from platon_prune.tensors.blocks import Scratch
+from platon_prune.tensors.blocks import Scratch, count_kept
+from platon_prune.tensors.shards import local_of
+from platon_prune.warning import PruningWarning
 
 # The same model comes back, so its class does: remove(model).generate(...) passes a type checker.
 M = TypeVar("M", bound=nn.Module)
@@ -19,6 +27,9 @@ C = TypeVar("C")  # an average need not be a module
 
 def remove(model: M) -> M:
     """Finalize: every pruned tensor keeps its zeros and becomes an ordinary parameter again.
+
+    What was filled in since the last step, as a merge of adapters or an average does it, is zeroed,
+    with a warning that says how much that is.
 
     Args:
         model: A model with masks of ours; changed in place. Masks of torch's methods stay.
@@ -30,9 +41,24 @@ def remove(model: M) -> M:
         ValueError: If no tensor of the model carries a mask of ours.
     """
     pruned = _pruned_or_raise(model)
+    filled = sum(_num_filled(*site) for site in pruned)
     for module, tensor_name in pruned:
         prune.remove(module, tensor_name)  # type: ignore[no-untyped-call]
+    if filled:
+        PruningWarning.warn(
+            f"{filled} pruned weights were filled in since the last step (by a merge of adapters, "
+            "or an average) and are zero again: evaluate the model as it is now"
+        )
     return model
+
+
+def _num_filled(module: nn.Module, name: str) -> int:
+    """How many pruned entries have a value where none may have: in "window" they train."""
+    weight = local_of(weight_of(module, name).detach())
+    if form_of(module, name).masking == "window" or weight.is_meta:
+        return 0
+    kept = count_kept(weight, local_of(mask_of(module, name)))
+    return count_kept(weight, None) - kept
 
 
 def apply_masks(model: C, scheduler: PlatonScheduler | None = None) -> C:
