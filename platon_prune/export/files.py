@@ -13,7 +13,9 @@ from torch import nn
 from platon_prune.export.codec import require_zstd
 from platon_prune.export.effective import tensors_of, versions_of
 from platon_prune.export.model_folder import (
+    WEIGHTS,
     check_shapes,
+    how_to_load_another,
     is_rebuildable,
     load_folder,
     save_folder,
@@ -133,9 +135,11 @@ def load_into(model: M, path: str | os.PathLike[str]) -> M:
         >>> model = platon_prune.load_into(MyModel(), "model.safetensors")
     """
     if os.path.isdir(path):
+        is_ours = (Path(path) / WEIGHTS).is_file()
+        how = "load it with platon_prune.load, which builds the model"
         raise ValueError(
-            f"path must be a file, got the folder {os.fspath(path)}: load it with "
-            "platon_prune.load, which builds the model"
+            f"path must be a file, got the folder {os.fspath(path)}: "
+            f"{how if is_ours else how_to_load_another(Path(path))}"
         )
     if any(True for _ in pruned_tensors(model)):
         raise ValueError(

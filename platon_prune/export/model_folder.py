@@ -31,6 +31,7 @@ GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "platon_prune.safetensors"
 _SAVED = "platon_prune_saved"  # in the config: which save it is of
 README = "README.md"
+SENTENCE_TRANSFORMER = "modules.json"  # what that library writes beside its parts
 # Of a model that was shrunk: people will try from_pretrained, whose error speaks of sizes.
 _HOW_TO_LOAD = """This folder was written by `platon_prune.save`. Layers of the model have sizes
 of their own, which a config can't tell: `from_pretrained` can't read it. This does, and runs no
@@ -65,13 +66,20 @@ def save_folder(model: Any, folder: Path, compression: str | None) -> None:
             (beside / README).unlink(missing_ok=True)
 
 
+def how_to_load_another(folder: Path) -> str:
+    """What loads a folder that some other library wrote, by the files in it."""
+    if (folder / SENTENCE_TRANSFORMER).is_file():
+        return "load it with sentence_transformers.SentenceTransformer(path)"
+    return "load an ordinary model with from_pretrained"
+
+
 def load_folder(folder: Path) -> nn.Module:
     """Build the model of a folder; see :func:`platon_prune.load`."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(
                 f"{folder} must be a folder that platon_prune.save wrote, got one without {name}: "
-                "load an ordinary model with from_pretrained, or save the model again"
+                f"{how_to_load_another(folder)}, or save the model again"
             )
     require_no_way_out(folder)
     tensors = SparseStateDict(folder / WEIGHTS)
