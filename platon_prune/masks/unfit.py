@@ -46,15 +46,7 @@ def refuse_frozen(candidates: Sequence[Candidate]) -> None:
 
     One frozen weight among others is left to who checks each, and names it.
     """
-    frozen = [
-        name
-        for name, module, key in candidates
-        if isinstance(weight := module._parameters.get(key), nn.Parameter)
-        # Of another class it is quantised or wrapped, which is worse than frozen.
-        and type(weight) is nn.Parameter
-        and weight.is_floating_point()
-        and not weight.requires_grad
-    ]
+    frozen = [name for name, module, key in candidates if _is_frozen(module, key)]
     if len(frozen) > 1:
         raise ValueError(
             f"the weights to prune must require gradients, got {len(frozen)} of {len(candidates)} "
@@ -62,3 +54,11 @@ def refuse_frozen(candidates: Sequence[Candidate]) -> None:
             "with model.requires_grad_(True) before the optimizer is made, or leave them out with "
             "exclude=[...]"
         )
+
+
+def _is_frozen(module: nn.Module, key: str) -> bool:
+    # Not by get(): what a scripted module keeps its parameters in has none.
+    weight = module._parameters[key] if key in module._parameters else None
+    # Of another class it is quantised or wrapped, which is worse than frozen.
+    is_plain = type(weight) is nn.Parameter and weight.is_floating_point()
+    return is_plain and not weight.requires_grad  # type: ignore[union-attr]
