@@ -29,6 +29,7 @@ from platon_prune.integrations.hf_checkpoints import (
 from platon_prune.integrations.hf_limits import refuse_flattened, refuse_unsupported
 from platon_prune.integrations.hf_models import bare, is_distributed, is_sharded, of_first
 from platon_prune.integrations.hf_seals import break_seal, newest_if_true, seal
+from platon_prune.integrations.run_lengths import fit_schedule, shown
 from platon_prune.integrations.writing import write_text
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,9 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self._run_id = uuid.uuid4().hex  # that of the process that writes counts
         self._described: dict[str, Any] = {}
         self._put_off: tuple[Path, int | None] | None = None  # checkpoint, save_total_limit
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(amount={self.amount}, {shown(self.scheduler)})"
 
     def install(self, trainer: Trainer) -> PlatonCallback:
         """Join a trainer in front of its reporters, so that they log the pruning too.
@@ -238,6 +242,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
                 "for: training ended, or the best model was saved, before the schedule did"
             )
         self._describe()
+        self.scheduler.allow_other_length()  # said above
         if self.finalize:
             self.scheduler.remove()
             _CALLBACKS.pop(self._model, None)
@@ -294,6 +299,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
 
     def _set_up(self, model: nn.Module) -> None:
         if self.scheduler is not None and self.has_masks:
+            self.scheduler.allow_other_length()  # what failed is begun anew
             self.scheduler.remove()
         self.scheduler = self._model = None
         self.scheduler = put_masks_on(model, self.granularity, self.amount, self.settings)
@@ -307,11 +313,10 @@ class PlatonCallback(TrainerCallback, ExportableState):
                 "the trainer must know its number of steps when training begins, got "
                 f"max_steps={state.max_steps}: set max_steps or num_train_epochs in its arguments"
             )
-        self.scheduler.reschedule(
-            total_steps=state.max_steps,
-            warmup_steps=self.warmup_steps,
-            cooldown_steps=self.cooldown_steps,
-        )
+        fit_schedule(
+            self.scheduler, state.max_steps, self.warmup_steps, self.cooldown_steps,
+            set_by="max_steps, or by num_train_epochs and the data",
+        )  # fmt: skip
 
     def _measure(self) -> dict[str, Any]:
         assert self.scheduler is not None

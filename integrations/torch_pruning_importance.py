@@ -63,6 +63,8 @@ class PlatonImportance(Importance):  # type: ignore[misc]
                 f"model must be the one that the scheduler scores, got one without {wrong[0]}: "
                 "pass what global_unstructured or global_structured was given"
             )
+        # The scores are what is wanted of the run, whatever its masks have come to.
+        scheduler.allow_other_length()
         platon_prune.remove(model)
         self._names = {module: name for name, module in model.named_modules()}
         self._written: dict[str, Tensor] = {}

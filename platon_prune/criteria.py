@@ -174,7 +174,7 @@ class Platon(Sensitivity):
     """Upper confidence bound of the sensitivity.
 
     ``Ū ← β₂ Ū + (1 − β₂) |I − Ī|`` and ``S = Ī · Ū``, with ``I`` the mean over the window and ``Ī``
-    already updated.
+    already updated. With a ``beta1`` of 0 it would be 0 for every weight, so that is refused.
 
     Source: Zhang et al., ICML 2022, section 3, the smoothed uncertainty and the bound.
     """
@@ -184,6 +184,14 @@ class Platon(Sensitivity):
     reads_weight: ClassVar[bool] = False
     signed: ClassVar[bool] = False
     beta2: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.beta1 == 0:
+            raise ValueError(
+                "beta1 must be above 0 for PLATON's scores, got 0: the average is each window's "
+                "mean then, so that all deviations from it, and all scores, are 0; use one such as "
+                '0.85, or criterion="sensitivity"'
+            )
 
     def update_averages_(self, mean: Tensor, averages: Sequence[Tensor]) -> None:
         """Both moving averages; the deviation is from the updated sensitivity."""

@@ -10,6 +10,24 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The models here are so small that starting threads takes longer than the work.
 torch.set_num_threads(1)
 
+# Their tests stop a run where they have seen enough, or let it go on. Those of trainers, commands
+# and pages, which do what users do, must not be warned of it.
+WINGS_OF_PARTS = {
+    "choice", "export", "groups", "history", "masks", "plots", "pruning", "reports", "runtimes",
+    "scheduling", "shrinking",
+    "tests",  # programs of any steps
+}  # fmt: skip
+OF_OTHER_LENGTH = (
+    "ignore:(masks are removed at step|step .* is beyond total_steps):platon_prune.PruningWarning"
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name in WINGS_OF_PARTS:
+            # In front, so that what a test says of itself is heard after it.
+            item.add_marker(pytest.mark.filterwarnings(OF_OTHER_LENGTH), append=False)
+
 
 def pytest_addoption(parser):
     parser.addoption(

@@ -8,6 +8,7 @@ are in the parameter itself, and its gradient stays dense: that is how a pruned 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -16,13 +17,14 @@ from torch.nn.utils import prune
 
 from platon_prune.choice.scored import ScoredTensor
 from platon_prune.choice.selection import prune_smallest_
-from platon_prune.masks.masked import apply_mask_, form_of, forms_of, mask_of
+from platon_prune.masks.masked import apply_mask_, form_of, forms_of, mask_of, weight_of
 from platon_prune.masks.pruned_class import class_with
 from platon_prune.masks.state_forms import TensorForm
 from platon_prune.masks.targets import check_prunable
 from platon_prune.tensors import shards
 from platon_prune.tensors.blocks import Scratch
 from platon_prune.tensors.shards import as_placed, local_of
+from platon_prune.warning import PruningWarning
 
 Masking = Literal["step", "window"]
 MASKINGS: tuple[Masking, ...] = ("step", "window")
@@ -35,7 +37,7 @@ class PlatonUnstructured(prune.BasePruningMethod):
     the mask. It also honours torch's abstract contract: handed to
     ``torch.nn.utils.prune.global_unstructured`` as ``pruning_method``, it computes the masks that
     torch then attaches with its own, frozen ``CustomFromMask``. Give that function
-    ``importance_scores``: without, it hands over the weights with their signs.
+    ``importance_scores``: without, it hands over the weights with their signs, of which it warns.
 
     Args:
         amount: What to prune of a tensor given to :meth:`compute_mask`: a fraction in [0, 1], or
@@ -46,10 +48,16 @@ class PlatonUnstructured(prune.BasePruningMethod):
     """
 
     PRUNING_TYPE = "unstructured"
+    # Called with the weight's gradient before the mask is removed; it may warn, or raise.
+    before_removal: Callable[[Tensor | None], None] | None = None
 
     def __init__(self, amount: float | int = 0.0) -> None:
         prune._validate_pruning_amount_init(amount)
         self.amount = amount
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a model is taken to be finalized at any step, and has no scheduler to speak of.
+        return {key: value for key, value in vars(self).items() if key != "before_removal"}
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
         """Do nothing before a forward: the zeros are in the parameter already."""
@@ -65,6 +73,16 @@ class PlatonUnstructured(prune.BasePruningMethod):
             A mask of the dtype of ``default_mask`` with exactly ``round(amount * numel)`` of the
             scores chosen for pruning, or ``amount`` of them if it is a count.
         """
+        # What has a graph is no scores, which are data, but the weights that torch hands over.
+        if t.requires_grad and (num_negative := int((t.detach() < 0).sum())):
+            PruningWarning.warn(
+                f"scores must be given to rank weights by, got {num_negative} of {t.numel()} below "
+                "zero, as weights are, which go first, the largest of them too: pass "
+                "importance_scores={(module, name): module.weight.abs()} for magnitudes"
+            )
+        return self._mask_by(t, default_mask)
+
+    def _mask_by(self, t: Tensor, default_mask: Tensor) -> Tensor:
         # torch's own checks and rounding, so that an amount means here what it means there.
         prune._validate_pruning_amount(self.amount, t.numel())
         count = prune._compute_nparams_toprune(self.amount, t.numel())  # type: ignore[no-untyped-call]
@@ -113,7 +131,7 @@ class PlatonUnstructured(prune.BasePruningMethod):
                 f"{tuple(weight.shape)}"
             )
         # Computed before anything is attached: an error in it must leave the module as it was.
-        mask = cls(amount).compute_mask(scores, torch.ones_like(weight, dtype=torch.bool))
+        mask = cls(amount)._mask_by(scores, torch.ones_like(weight, dtype=torch.bool))
         method = attach(module, name, amount=amount)
         mask_of(module, name).copy_(mask)
         apply_mask_(module, name, Scratch())
@@ -127,6 +145,8 @@ class PlatonUnstructured(prune.BasePruningMethod):
         """
         name = self._tensor_name
         form = form_of(module, name)
+        if self.before_removal is not None:
+            self.before_removal(weight_of(module, name).grad)
         # In window masking pruned weights may have trained since the last choice.
         apply_mask_(module, name, Scratch())
         forms = tuple(other for other in forms_of(module) if other is not form)

@@ -38,6 +38,14 @@ class _PrunedModule(nn.Module):
         # The class can't be found by its name, which is its base's; it is made again instead.
         return _new_instance, (self._platon_base, self._platon_forms), self.__getstate__()  # type: ignore[no-untyped-call]
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        # What torch.jit.script asks for first; it can't read the property, and would say so at
+        # length without naming the mask.
+        raise RuntimeError(
+            f"a {type(self).__name__} with a mask can't be scripted: finalize the model with "
+            "platon_prune.remove(model) first, or a copy.deepcopy of it to go on with pruning"
+        )
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         for form in self._platon_forms:
             if form.name == name:

@@ -99,6 +99,7 @@ def set_up(
             planned.granularity,
             settings.history,
             planned.adopts_zeros,
+            model,
         )
         return Made(scheduler, planned.notes, planned.is_found)
 

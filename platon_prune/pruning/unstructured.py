@@ -67,7 +67,8 @@ def global_unstructured(
         initial_amount: What is pruned when the ramp starts: a fraction in [0, 1), or a count; or
             "zeros" to begin with masks of what is zero in the model already, however it was pruned,
             and to prune further from there. See :func:`adopt_zeros` to prune no further.
-        beta1: Share of the old sensitivity that a window keeps, in [0, 1).
+        beta1: Share of the old sensitivity that a window keeps, in [0, 1); above 0 for
+            "platon", whose scores would all be 0.
         beta2: Share of the old uncertainty that a window keeps, in [0, 1).
         window: Steps per window, and between choices of the mask, ΔT.
         schedule: How the amount grows between the two: "cubic", "linear", "exponential", or
@@ -183,20 +184,28 @@ def adopt_zeros(
         fixed = FixedSchedule()
         return Made(
             PlatonScheduler(
-                targets, fixed, Unscored(), processes=processes, history=False, adopts_zeros=True
-            )
+                targets,
+                fixed,
+                Unscored(),
+                processes=processes,
+                history=False,
+                adopts_zeros=True,
+                model=model,
+            )  # fmt: skip
         )
 
     return put_on("adopt_zeros", model, process_group, make, include=include, exclude=exclude)
 
 
 def _doubtful_counts(num_weights: int, **amounts: float | int | str) -> list[str]:
-    """Counts, by their argument, that prune next to nothing and would make sense as percentages."""
+    """Counts, by their argument, that would make sense as percentages, or prune next to nothing."""
     counts = {name: int(count) for name, count in amounts.items() if isinstance(count, Integral)}
     return [
         f"{argument}={count} prunes {count} of the {num_weights} selected weights "
         f"({100 * count / num_weights:.2g} %), as a whole number is a count: if a share was meant, "
         f"give {argument} as a fraction below 1, such as {min(count, 99) / 100:g}"
         for argument, count in counts.items()
-        if 0 < count <= 100 and count < num_weights / 100
+        # Of a hundred weights a count and a percentage are the same.
+        if (2 <= count <= 99 and count < num_weights and num_weights != 100)
+        or (count in (1, 100) and count < num_weights / 100)
     ]

@@ -45,7 +45,7 @@ class TensorSummary:
         return 1 - self.kept / self.numel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """The sparsity of a model, one row for each tensor; prints as a table."""
 
@@ -65,6 +65,13 @@ class Summary:
             (sum(row.numel for row in self.rows),),
             sum(row.kept for row in self.rows),
             sum(row.outside for row in self.rows),
+        )
+
+    def __repr__(self) -> str:
+        total = self.total
+        return (
+            f"Summary({len(self)} tensors, {total.numel - total.kept:,} of {total.numel:,} weights "
+            f"zero: {total.sparsity:.2%})"
         )
 
     def __str__(self) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from platon_prune.choice.granularity import Granularity, Unstructured
@@ -19,16 +19,18 @@ from platon_prune.masks.targets import Target
 from platon_prune.schedule import Schedule
 from platon_prune.scheduling.averages import Storage
 from platon_prune.scheduling.gradients import Following, as_skipped
-from platon_prune.scheduling.memory import Memory
 from platon_prune.scheduling.notices import Notices
 from platon_prune.scheduling.outcomes import Counters, Outcome
+from platon_prune.scheduling.progress import Progress
+from platon_prune.scheduling.readings import Readings
 from platon_prune.scheduling.recording import Recording
+from platon_prune.scheduling.replaced import Modules
 from platon_prune.scheduling.selected import SelectedTensors
-from platon_prune.scheduling.states import STATE_VERSION, settings_of
+from platon_prune.scheduling.states import STATE_VERSION
 from platon_prune.tensors.collectives import Processes
 
 
-class PlatonScheduler:
+class PlatonScheduler(Readings):
     """Scores the weights of a model at every step and chooses the masks by its schedule.
 
     Made by :func:`platon_prune.global_unstructured` and its like. With the window length ``ΔT``,
@@ -52,6 +54,8 @@ class PlatonScheduler:
         granularity: Which weights live or die together; each by itself by default.
         history: Whether to record what each choice did.
         adopts_zeros: Whether :meth:`adopt_zeros` will be called, which gives the initial amount.
+        model: The model that holds them, if that is known: a module of it that is replaced during
+            the run is noticed.
 
     Attributes:
         history: What each choice did, as :class:`~platon_prune.History`; empty if that is not
@@ -75,6 +79,7 @@ class PlatonScheduler:
         granularity: Granularity | None = None,
         history: bool = True,
         adopts_zeros: bool = False,
+        model: nn.Module | Iterable[tuple[nn.Module, str]] | None = None,
     ) -> None:
         self.schedule = schedule
         self.criterion = criterion
@@ -89,6 +94,10 @@ class PlatonScheduler:
             targets, criterion, masking, storage or Storage(), processes or Processes(),
             self.granularity,
         )  # fmt: skip
+        self._progress = Progress(schedule)
+        for tensor in self._tensors:
+            tensor.warn_when_removed(self._progress.warn_of_early_end)
+        self._modules = Modules(model)
         self._recording = Recording(self._tensors)
         self.history = History([(tensor.name, tensor.whole_numel) for tensor in self._tensors])
         self._records_history = history
@@ -113,8 +122,12 @@ class PlatonScheduler:
         """
         zeros = self._tensors.adopt_zeros()
         self._adopted = sum(zeros.values()) / self._tensors.num_weights
-        self.schedule = self.schedule.starting_at(self._adopted)
+        self._start_at(self._adopted)
         return zeros
+
+    def _start_at(self, adopted: float) -> None:
+        self.schedule = self._progress.schedule = self.schedule.starting_at(adopted)
+        self._progress.adopted = adopted
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -165,7 +178,7 @@ class PlatonScheduler:
         # The next window's sum of |w · g| begins with this step's. Then w ← w · M.
         always = self.masking == "step" or not learns or t > self.schedule.ramp_end
         outcome = self._tensors.accumulate_(gradients, masking=always or chooses)
-        self.last_step = t
+        self.last_step = self._progress.step = t
         if outcome is not None and learns:
             self._learn([outcome])
         if chooses or not learns:
@@ -177,6 +190,10 @@ class PlatonScheduler:
         self._notices.of_no_gradient(without_gradient)
         skipped_steps = 0 if has_scores or not chooses else self._counters.skipped_steps
         self._notices.of_choice(t, changed, skipped_steps)
+        # Where nothing is chosen any more, as seldom as where it is: it walks the whole model.
+        if chooses or (not learns and t % self.schedule.window == 0):
+            self._modules.warn_of_replaced(tensor.target for tensor in self._tensors)
+        self._progress.warn_of_late_step()
 
     def _choose(self, t: int) -> list[Change]:
         """Write the masks; what changed in each tensor."""
@@ -221,7 +238,7 @@ class PlatonScheduler:
         schedule = self.schedule.lasting(total_steps, warmup_steps, cooldown_steps)
         if self.criterion.windowed:
             schedule.require_scores()
-        self.schedule = schedule
+        self.schedule = self._progress.schedule = schedule
         self._tensors.unsettle()
 
     def step_with(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
@@ -241,72 +258,6 @@ class PlatonScheduler:
         """
         return self._following.begin(optimizer, self.step)
 
-    # --- what can be read -------------------------------------------------------------------
-
-    @property
-    def amount(self) -> float:
-        """Fraction that the schedule prunes at the last step; before the first, what is adopted.
-
-        Of the weights, or of what else the granularity counts: of n:m, of the groups.
-        """
-        has_begun = self.last_step or self._adopted is not None
-        return self.schedule.amount_at(self.last_step) if has_begun else 0.0
-
-    @property
-    def target_sparsity(self) -> float:
-        """Fraction of zeros among the selected weights that the schedule asks for in the end."""
-        return self.granularity.sparsity_of(self.schedule.amount)
-
-    def sparsity(self) -> float:
-        """Measured fraction of zeros, as evaluation uses the weights; collective if sharded.
-
-        Raises:
-            RuntimeError: If the run has ended.
-        """
-        return self._tensors.sparsity(self.settings)
-
-    def memory(self) -> Memory:
-        """What pruning keeps for the weights in this process; prints as a table.
-
-        Raises:
-            RuntimeError: If the run has ended.
-        """
-        return Memory.of([self._tensors.bytes()], self._tensors.num_weights)
-
-    @torch.no_grad()
-    def score(self, name: str) -> Tensor:
-        """The scores of a tensor now.
-
-        Collective if the criterion looks at whole tensors, as "scaled_magnitude" does.
-
-        Args:
-            name: Its name before pruning, such as ``layer.0.weight``.
-
-        Returns:
-            A new float32 tensor of the weight's shape; a DTensor if that is one.
-
-        Raises:
-            KeyError: If no pruned tensor has that name.
-            RuntimeError: If the run has ended.
-        """
-        return self._tensors.score(name, self.settings)
-
-    def masks(self, step: int | None = None) -> dict[str, Tensor]:
-        """A copy of every mask: name before pruning to bool tensor (True = kept).
-
-        Args:
-            step: After which step; None for the last. Of an earlier one, or of any once the masks
-                are removed, :meth:`record_masks` must have been called before.
-
-        Returns:
-            DTensors where the weights are, or were when it was noticed that the run has ended.
-
-        Raises:
-            ValueError: If that step was not taken, or its masks were not recorded or are replaced.
-            TypeError: If it is no whole number.
-        """
-        return self._recording.masks(step, self.last_step)
-
     def record_masks(self, path: str | os.PathLike[str]) -> None:
         """Append the masks of every choice from here on to a file, for :meth:`masks`; collective.
 
@@ -323,6 +274,16 @@ class PlatonScheduler:
             RuntimeError: If the run has ended, or something is amiss in another process.
         """
         self._recording.start(path)
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def allow_other_length(self) -> None:
+        """Let the run be shorter or longer than its schedule, without the warning of it.
+
+        That the final amount was not reached when the masks are removed, and that steps go on
+        after ``total_steps``, is warned about once unless this is called before.
+        """
+        self._progress.is_length_free = True
 
     def remove(self) -> None:
         """Finalize every tensor: its zeros stay, its mask and hook go. Ends the scheduler.
@@ -379,20 +340,12 @@ class PlatonScheduler:
         self._tensors.outcomes()  # of steps that are given up
         self._adopted = state["adopted"]
         if self._adopted is not None:
-            self.schedule = self.schedule.starting_at(self._adopted)
+            self._start_at(self._adopted)
         for tensor in self._tensors:
             tensor.load_state_dict(state["tensors"][tensor.name])
-        self.last_step = state["last_step"]
+        self.last_step = self._progress.step = state["last_step"]
         self.threshold = state["threshold"]
         names = (field.name for field in dataclasses.fields(Counters))
         self._counters = Counters(**{name: state[name] for name in names})
         self.history.load_state((state["history"] if self._records_history else None) or [])
         self._recording.restart()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Criterion, masking, schedule and granularity, as they are saved with the state."""
-        return settings_of(
-            self.criterion, self.masking, self.schedule, self.granularity.settings,
-            self.adopts_zeros,
-        )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -316,6 +316,11 @@ class TrackedTensor:
             weight.copy_(torch.where(self.mask, weight, refilled))
         else:
             self.apply_mask()
+
+    def warn_when_removed(self, warn: Callable[[Tensor | None], None]) -> None:
+        """Call a function, with its gradient, before the mask is removed at one of its sites."""
+        for method in self._methods:
+            method.before_removal = warn
 
     def detach(self) -> None:
         """Finalize it at all its sites."""

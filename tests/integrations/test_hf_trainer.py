@@ -23,6 +23,7 @@ from transformers import (
     BertForSequenceClassification,
     EarlyStoppingCallback,
     Trainer,
+    TrainerCallback,
 )
 
 import platon_prune
@@ -259,6 +260,37 @@ def test_a_run_that_is_stopped_early_is_warned_about(tmp_path):
         trainer.train()
     assert trainer.state.global_step == 4
     assert {each.filename for each in caught} == {__file__}  # not the trainer's
+
+
+def test_a_run_that_ends_early_and_keeps_its_masks_says_so_once(tmp_path):
+    trainer = _trainer(tmp_path, pruning_callback(finalize=False))
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 4
+
+    trainer.add_callback(Stop())
+    with pytest.warns(platon_prune.PruningWarning, match="before the schedule did"):
+        trainer.train()
+    platon_prune.remove(trainer.model)
+
+
+def test_a_run_that_is_too_short_leads_to_the_trainers_own_settings(tmp_path):
+    trainer = _trainer(tmp_path, PlatonCallback(amount=0.8), max_steps=3)
+    with pytest.raises(
+        ValueError, match=r"the trainer's steps, got 3 \(set by max_steps, .*the first window must"
+    ):
+        trainer.train()
+
+
+def test_a_callback_shows_the_run(tmp_path):
+    callback = pruning_callback()
+    trainer = _trainer(tmp_path, callback)
+    assert repr(callback) == "PlatonCallback(amount=0.8, before training)"
+    trainer.train()
+    assert "amount=0.8, PlatonScheduler(step 20 of 20, amount 0.8 of 0.8, sparsity" in repr(
+        callback
+    )
 
 
 def test_a_second_run_prunes_again(tmp_path):

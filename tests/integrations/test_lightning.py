@@ -14,6 +14,7 @@ with warnings.catch_warnings():
 
 import platon_prune
 from platon_prune import plots
+from platon_prune.integrations import lightning_callback
 from platon_prune.integrations.lightning_callback import PlatonLightningCallback
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -161,6 +162,117 @@ def test_a_checkpoint_of_a_dense_run_is_refused(tmp_path):
 def test_several_optimizers_are_refused_with_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="must have one optimizer, got 2: drive the scheduler"):
         _trainer(tmp_path, _callback()).fit(Classifier(num_optimizers=2), _loader())
+
+
+class Adversaries(LightningModule):
+    """Two networks, each with an optimizer of its own, as a GAN has them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.generator = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12))
+        self.critic = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 1))
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_index):
+        real, fake = batch[0], self.generator(batch[0])
+        losses = [
+            -self.critic(fake).mean(),
+            (self.critic(fake.detach()) - real[:, :1]).abs().mean(),
+        ]
+        for optimizer, loss in zip(self.optimizers(), losses, strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.AdamW(each.parameters(), lr=1e-3) for each in self.children()]
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"), [(dict(max_steps=40), 20), (dict(max_steps=-1, max_epochs=3), 24)]
+)
+def test_what_one_of_several_optimizers_trains_is_pruned_by_its_own_steps(tmp_path, length, steps):
+    module, callback = Adversaries(), _callback(include="generator")
+    _trainer(tmp_path, callback, **length).fit(module, _loader())
+    assert callback.scheduler.last_step == callback.scheduler.schedule.total_steps == steps
+    zeros = sum(int((each == 0).sum()) for each in module.generator.parameters())
+    assert zeros == round(0.8 * (12 * 16 * 2 + 28))
+    assert all((module.critic[i].weight != 0).all() for i in (0, 2))
+
+
+def test_a_run_of_several_optimizers_is_resumed_where_it_was(tmp_path):
+    whole, resumed = Adversaries(), Adversaries()
+    checkpoints = ModelCheckpoint(
+        tmp_path, filename="{step}", every_n_train_steps=16, save_top_k=-1
+    )
+    length = dict(max_steps=40, enable_checkpointing=True)
+    _trainer(tmp_path, _callback(include="generator"), checkpoints, **length).fit(whole, _loader())
+    _trainer(tmp_path, _callback(include="generator"), max_steps=40).fit(
+        resumed, _loader(), ckpt_path=tmp_path / "step=16.ckpt"
+    )
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_how_often_the_optimizer_steps_can_be_told(tmp_path):
+    callback = _callback(include="generator", total_steps=12)
+    _trainer(tmp_path, callback, max_steps=24).fit(Adversaries(), _loader())
+    assert callback.scheduler.last_step == callback.scheduler.schedule.total_steps == 12
+
+
+def test_what_is_trained_by_two_optimizers_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"one of them trains alone, with include=\[...\]"):
+        _trainer(tmp_path, _callback()).fit(Adversaries(), _loader())
+
+
+def test_a_run_that_is_too_short_leads_to_the_trainers_own_settings(tmp_path):
+    callback = PlatonLightningCallback(amount=0.8)
+    with pytest.raises(
+        ValueError, match=r"the trainer's steps, got 3 \(set by max_steps, .*the first window must"
+    ):
+        _trainer(tmp_path, callback, max_steps=3).fit(Classifier(), _loader())
+
+
+def test_fast_dev_run_passes_with_a_note_and_prunes_nothing(tmp_path, monkeypatch):
+    notes = []
+    monkeypatch.setattr(lightning_callback, "rank_zero_info", notes.append)
+    callback, module = PlatonLightningCallback(amount=0.8), Classifier()
+    _trainer(tmp_path, callback, fast_dev_run=True).fit(module, _loader())
+    assert len(notes) == 1 and "prunes nothing in fast_dev_run: the schedule must fit" in notes[0]
+    assert callback.scheduler.last_step == 1
+    assert _zeros(module) == 0 and not module.net[0]._forward_pre_hooks
+
+
+def test_fast_dev_run_of_enough_batches_prunes_as_any_run(tmp_path):
+    callback = _callback(warmup_steps=2, cooldown_steps=2, window=2)
+    module = Classifier()
+    _trainer(tmp_path, callback, fast_dev_run=8).fit(module, _loader())
+    assert _zeros(module) == round(0.8 * SELECTED)
+
+
+def test_masks_stay_where_they_are_not_to_be_finalized(tmp_path):
+    callback, module = _callback(finalize=False), Classifier()
+    _trainer(tmp_path, callback).fit(module, _loader())
+    assert callback.has_masks and platon_prune.summary(module).total.sparsity == pytest.approx(
+        0.8, 0.01
+    )
+    first = callback.scheduler
+    _trainer(tmp_path, callback).fit(module, _loader())  # prunes anew
+    assert callback.scheduler is not first and callback.scheduler.last_step == 20
+    platon_prune.remove(module)
+    assert callback.state_dict() == {} and not callback.has_masks
+    assert _zeros(module) == round(0.8 * SELECTED)
+    _trainer(tmp_path, callback).fit(module, _loader())
+
+
+def test_a_callback_shows_the_run(tmp_path):
+    callback = _callback()
+    assert repr(callback) == "PlatonLightningCallback(amount=0.8, before training)"
+    _trainer(tmp_path, callback).fit(Classifier(), _loader())
+    assert "amount=0.8, PlatonScheduler(step 20 of 20, amount 0.8 of 0.8, sparsity" in repr(
+        callback
+    )
 
 
 def test_a_run_without_an_end_is_refused(tmp_path):

@@ -207,7 +207,7 @@ def test_a_second_scheduler_can_prune_other_tensors_of_the_same_modules() -> Non
     weights = train(model, lambda m: m(sample(3, 4)), include=("weight",))
     biases = platon_prune.global_unstructured(
         model,
-        amount=2,
+        amount=2 / 6,
         total_steps=1,
         window=1,
         criterion="magnitude",

@@ -19,7 +19,7 @@ def _train(masking):
     model = nn.Linear(8, 1, bias=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.0)
     scheduler = platon_prune.global_unstructured(
-        model, amount=6, total_steps=STEPS, warmup_steps=10, cooldown_steps=5, window=5,
+        model, amount=6 / 8, total_steps=STEPS, warmup_steps=10, cooldown_steps=5, window=5,
         beta1=0.5, beta2=0.5, masking=masking,
     )  # fmt: skip
     history = []

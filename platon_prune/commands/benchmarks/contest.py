@@ -94,6 +94,7 @@ class Contest:
     def close(self) -> None:
         """Take the masks off, so that the workload can be used again."""
         if self.scheduler is not None:
+            self.scheduler.allow_other_length()
             self.scheduler.remove()
 
 
