@@ -15,18 +15,11 @@ torch.set_num_threads(1)
 WINGS_OF_PARTS = {
     "choice", "export", "groups", "history", "masks", "plots", "pruning", "reports", "runtimes",
     "scheduling", "shrinking",
-    "tests",  # programs of any steps
 }  # fmt: skip
+PROGRAMS_OF_ANY_STEPS = {"test_properties.py", "test_soak.py"}
 OF_OTHER_LENGTH = (
     "ignore:(masks are removed at step|step .* is beyond total_steps):platon_prune.PruningWarning"
 )
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.parent.name in WINGS_OF_PARTS:
-            # In front, so that what a test says of itself is heard after it.
-            item.add_marker(pytest.mark.filterwarnings(OF_OTHER_LENGTH), append=False)
 
 
 def pytest_addoption(parser):
@@ -60,6 +53,10 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name in WINGS_OF_PARTS or item.path.name in PROGRAMS_OF_ANY_STEPS:
+            # In front, so that what a test says of itself is heard after it.
+            item.add_marker(pytest.mark.filterwarnings(OF_OTHER_LENGTH), append=False)
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
