@@ -72,6 +72,8 @@ class Pruner:
     ) -> None:
         self.args = args
         self.total_step = total_step
+        self.mask_param_name = mask_param_name
+        self._last_step = 0
         self.patterns = tuple(non_mask_name if use_no_mask else mask_param_name)
         self.use_no_mask = use_no_mask
         self.criterion = _criterion(pruner_name, args)
@@ -89,6 +91,40 @@ class Pruner:
             for share in self._shares
             for name, kept in share.remembered().items()
         }
+
+    # --- what scripts of theirs read ----------------------------------------------------------
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings in ``args``, by name."""
+        return vars(self.args)
+
+    @property
+    def ipt(self) -> dict[str, Tensor]:
+        """The mean of the window so far, of each parameter, by its name; new tensors."""
+        # The window is kept as a sum; the first one has a sample of zero in it.
+        num_samples = self._last_step % self.args.deltaT + 1
+        return {name: window / num_samples for name, window in self._kept("window").items()}
+
+    @property
+    def exp_avg_ipt(self) -> dict[str, Tensor]:
+        """The averages of the importance, by name; they share the pruner's memory."""
+        return self._kept("sensitivity")
+
+    @property
+    def exp_avg_unc(self) -> dict[str, Tensor]:
+        """The averages of the uncertainty, by name; none where ``beta2`` is 1."""
+        return self._kept("uncertainty")
+
+    def _kept(self, key: str) -> dict[str, Tensor]:
+        return {
+            name: kept[key]
+            for share in self._shares
+            for name, kept in share.remembered().items()
+            if key in kept
+        }
+
+    # --- a step -------------------------------------------------------------------------------
 
     @torch.no_grad()
     def update_and_pruning(self, model: nn.Module, global_step: int) -> tuple[float, float | None]:
@@ -113,6 +149,7 @@ class Pruner:
         for share in self._shares if ends_window else ():
             if share.averages is not None:
                 share.averages.end_window_(self.args.deltaT, repairs=False)
+        self._last_step = global_step
         density, phase = self._schedule(global_step)
         prunes = phase == "final" or (phase == "ramp" and ends_window)
         # Scores of windows can't have changed within one.

@@ -213,3 +213,24 @@ def test_a_gradient_that_is_nowhere_finite_prunes_nothing():
         model[0].weight.grad.fill_(torch.nan)
         pruner.update_and_pruning(model, step)
     assert torch.equal(model[0].weight, before)
+
+
+def test_what_scripts_read_of_the_pruner_is_there():
+    model = nn.Linear(2, 2, bias=False)
+    args = SimpleNamespace(
+        initial_threshold=1.0, final_threshold=0.5, warmup_steps=5, initial_warmup=1,
+        final_warmup=1, beta1=0.5, beta2=0.5, deltaT=3,
+    )  # fmt: skip
+    pruner = compat.Pruner(model, args, 20, mask_param_name=["weight"])
+    assert pruner.config["deltaT"] == 3 and pruner.mask_param_name == ["weight"]
+    model.weight.grad = torch.ones(2, 2)
+    importance = model.weight.detach().abs().clone()
+    for step in (1, 2):
+        pruner.update_and_pruning(model, step)
+    # Two samples, and the zero that the first window begins with.
+    torch.testing.assert_close(pruner.ipt["weight"], importance * 2 / 3)
+    assert not pruner.exp_avg_ipt["weight"].any() and not pruner.exp_avg_unc["weight"].any()
+    pruner.update_and_pruning(model, 3)
+    torch.testing.assert_close(pruner.ipt["weight"], importance)
+    torch.testing.assert_close(pruner.exp_avg_ipt["weight"], importance / 3)
+    torch.testing.assert_close(pruner.exp_avg_unc["weight"], importance / 6)

@@ -20,24 +20,12 @@ from platon_prune.integrations.recipes.arguments import (
     PruningArguments,
     RecipeTrainingArguments,
 )
+from platon_prune.integrations.recipes.authors_flags import AUTHORS_FLAGS
 from platon_prune.integrations.recipes.files import parse_json, read_text
 from platon_prune.integrations.recipes.presets import Preset
 
 DataT = TypeVar("DataT")
 _NOT_GIVEN = object()
-# The flags of the authors' own programs, and those of the recipes that mean the same.
-_AUTHORS_NAMES = {
-    "initial_warmup": "pruning_warmup_steps",
-    "final_warmup": "pruning_cooldown_steps",
-    "beta1": "pruning_beta1",
-    "beta2": "pruning_beta2",
-    "deltaT": "pruning_window",
-    "initial_threshold": "pruning_initial_amount",
-    "final_threshold": "amount",
-    "pruner_name": "criterion",
-    "non_mask_name": "pruning_exclude",
-    "mask_name": "pruning_include",
-}
 
 
 @dataclasses.dataclass
@@ -178,7 +166,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def _unknown(name: str, names: Sequence[str]) -> str:
     bare = name.removeprefix("--").replace("-", "_")
-    same = name[: len(name) - len(bare)] + _AUTHORS_NAMES.get(bare, "")
+    same = name[: len(name) - len(bare)] + AUTHORS_FLAGS.get(bare, "")
     # What looks alike may mean something else: the authors' initial_warmup is no --warmup_steps.
     close = [same] if same in names else difflib.get_close_matches(name, names, n=1)
     return f"there is no {name}" + (f": did you mean {close[0]}?" if close else "; see --help")

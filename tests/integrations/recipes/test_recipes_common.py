@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ from platon_prune.integrations.recipes.arguments import (
     PruningArguments,
     RecipeTrainingArguments,
 )
+from platon_prune.integrations.recipes.authors_flags import AUTHORS_FLAGS
 from platon_prune.integrations.recipes.distillation import RecipeTrainer, distillation_loss
 from platon_prune.integrations.recipes.glue_data import GlueArguments
 from platon_prune.integrations.recipes.image import ImageArguments
@@ -554,3 +556,9 @@ def test_a_run_that_would_do_nothing_says_so(capsys):
 def test_a_run_without_a_model_says_so(capsys):
     assert cli.main(["glue", "--task_name", "sst2", "--do_eval"]) == 2
     assert "--model_name_or_path must name a model" in capsys.readouterr().err
+
+
+def test_the_docs_show_the_table_that_hints_are_taken_from():
+    page = (ROOT / "docs" / "from_authors.md").read_text()
+    rows = re.findall(r"^\| `--(\w+)` \| `--(\w+)` \|", page, re.MULTILINE)
+    assert dict(rows) == AUTHORS_FLAGS
