@@ -12,12 +12,18 @@ from weakref import WeakKeyDictionary
 import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import prune
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
-from transformers.trainer_utils import rotate_checkpoints
 
 import platon_prune
 from platon_prune import PlatonScheduler, PruningWarning
+from platon_prune.integrations.needs import told
+
+try:
+    from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
+    from transformers.trainer_utils import rotate_checkpoints
+except ModuleNotFoundError as missing:
+    raise told(missing, "PlatonCallback", "transformers") from missing
+
 from platon_prune.integrations.granularities import check_granularity, put_masks_on
 from platon_prune.integrations.hf_checkpoints import (
     folder_written_last,

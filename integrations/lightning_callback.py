@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch.nn.utils import prune
 
 from platon_prune import PlatonScheduler, PruningWarning, apply_masks
@@ -17,7 +15,14 @@ from platon_prune.integrations.lightning_averages import (
     num_training_steps,
     restore_zeros,
 )
+from platon_prune.integrations.needs import told
 from platon_prune.integrations.run_lengths import fit_schedule, shown
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.utilities import rank_zero_info
+except ModuleNotFoundError as missing:
+    raise told(missing, "PlatonLightningCallback", "lightning") from missing
 
 
 class PlatonLightningCallback(Callback):

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 import platon_prune
 from platon_prune import PlatonScheduler
+from platon_prune.integrations.needs import told
 
 try:
     from torch_pruning.pruner import function
     from torch_pruning.pruner.importance import Importance
-except ImportError as missing:
-    raise ImportError(
-        "PlatonImportance needs torch-pruning: pip install 'platon-prune[structured]'"
-    ) from missing
+except ModuleNotFoundError as missing:
+    raise told(missing, "PlatonImportance", "structured") from missing
 
 _OUTPUTS = (
     function.prune_conv_out_channels,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -49,6 +50,26 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file in UTF-8 by :func:`replacing`."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def require_folder(flag: str, folder: str | os.PathLike[str]) -> None:
+    """Raise a ValueError unless files can be written into a folder, which is made if need be.
+
+    Args:
+        flag: Which names the folder.
+        folder: A path.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        # Permissions alone do not tell: of a read-only disk, or who may do anything.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or "no file can be made there"
+        raise ValueError(
+            f"{flag} must be a folder that can be written to, got {folder} ({reason}): give "
+            "another path"
+        ) from error
 
 
 def _number_of(error: BaseException | None) -> int | None:

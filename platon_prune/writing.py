@@ -31,7 +31,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         OSError: If it can't be written, with what to do; the earlier file is whole then.
     """
     path = Path(path)
-    if _is_stream(path):
+    if is_stream(path):
         with open(path, "wb") as stream:
             yield stream
         return
@@ -126,7 +126,7 @@ class _Raw(io.FileIO):
             raise
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Whether it is no place for a file: a device, a pipe, or a link to one in /dev."""
     if path.absolute().parent == Path("/dev"):
         return path.exists()

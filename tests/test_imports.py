@@ -1,7 +1,9 @@
 """The plan of the house: wings import one way only, and the package needs torch alone."""
 
 import ast
+import importlib
 import inspect
+import pickle
 import subprocess
 import sys
 
@@ -11,8 +13,8 @@ from pages import ROOT
 import platon_prune
 
 GROUND = (
-    "criteria", "example_inputs", "foreign", "name_patterns", "schedule", "spellings", "tables",
-    "timing", "version", "warning", "writing",
+    "criteria", "example_inputs", "extras", "foreign", "name_patterns", "schedule", "spellings",
+    "tables", "timing", "version", "warning", "writing",
 )  # fmt: skip
 # A wing imports from steps before its own; docs/contributing.md says what lives in each.
 STEPS = [
@@ -106,6 +108,45 @@ def test_a_star_import_brings_the_public_names_only():
     names: dict = {}
     exec("from platon_prune import *", names)
     assert names.keys() - {"__builtins__"} == set(platon_prune.__all__)
+
+
+def test_the_names_for_type_checkers_are_those_that_a_user_gets():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and not node.orelse
+                and isinstance(node.test, ast.Name))  # fmt: skip
+    promised = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert promised.keys() | {"__version__"} == set(platon_prune.__all__)
+    for name, module in promised.items():
+        got = getattr(platon_prune, name)
+        assert got is getattr(importlib.import_module(module), name), name
+
+
+def test_a_name_is_loaded_on_its_first_use_and_kept():
+    vars(platon_prune).pop("Choice", None)
+    assert platon_prune.Choice is vars(platon_prune)["Choice"]
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error_and_an_import_error():
+    with pytest.raises(AttributeError, match="has no attribute 'prun'"):
+        platon_prune.prun  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'prun'"):
+        exec("from platon_prune import prun")
+
+
+def test_a_module_of_the_package_is_an_attribute_as_it_was_before_names_were_lazy():
+    assert platon_prune.schedule.CubicSchedule is platon_prune.CubicSchedule
+
+
+def test_what_is_pickled_is_read_by_a_process_that_has_used_no_name_yet():
+    pickled = pickle.dumps((platon_prune.Platon(0.5), platon_prune.Magnitude, platon_prune.remove))
+    code = "import pickle, sys; print(pickle.loads(sys.stdin.buffer.read())[0])"
+    result = subprocess.run([sys.executable, "-c", code], input=pickled, capture_output=True)
+    assert result.stdout.decode().strip() == str(platon_prune.Platon(0.5))
 
 
 def test_a_function_is_not_imported_in_place_of_a_module():

@@ -1,8 +1,6 @@
 """Every command and flag that the README and the pages name exists, by the real parsers."""
 
-import argparse
 import functools
-import importlib
 import re
 import shlex
 import tomllib
@@ -11,6 +9,7 @@ import pytest
 import yaml
 from pages import PAGES, ROOT, blocks_of, name_of, pages_with, spans_of
 
+from platon_prune import cli
 from platon_prune.cli import COMMANDS, RECIPES
 from platon_prune.integrations.recipes import arguments, clm, glue, image, parsing, squad, text
 
@@ -44,18 +43,19 @@ def parser_of(command):
             arguments.RecipeTrainingArguments,
         )
         return parsing._Parser(command, classes, "")
-    parser = argparse.ArgumentParser(prog=command, allow_abbrev=False)
-    importlib.import_module(f"platon_prune.commands.{command}").add_arguments(parser)
+    parser = cli.parser_of(command)
+    parser.allow_abbrev = False
     return parser
 
 
 @functools.cache
 def known_flags():
-    return {
+    flags = {
         flag
         for command in (*COMMANDS, *RECIPES)
         for flag in parser_of(command)._option_string_actions
     }
+    return flags | {f"--{flag[2:].replace('_', '-')}" for flag in flags}  # taken as well
 
 
 def commands_of(code):

@@ -64,7 +64,7 @@ class PruningArguments:
         "What is pruned in the end: a fraction of the selected weights below 1, or a count; 0 "
         "trains a dense model.",
         0.9,
-        aliases=["--pruning_amount"],
+        aliases=["--pruning_amount", "--amounts"],
     )
     criterion: CriterionName = setting(
         "How weights are scored.", "platon", aliases=["--pruning_criterion"]

@@ -32,6 +32,7 @@ from platon_prune.integrations.recipes.run_again import (
     look_for_a_run,
     remember,
 )
+from platon_prune.integrations.writing import require_folder
 
 Evaluate = Callable[[], Mapping[str, float]]
 
@@ -57,6 +58,7 @@ def begin(arguments: Arguments[Any]) -> bool:
             "--model_name_or_path must name a model, got nothing: give the folder of a saved "
             "model or a name on the Hub"
         )
+    require_folder("--output_dir", training.output_dir or ".")
     if training.resume_from_checkpoint is not None:
         training.resume_from_checkpoint = _checkpoint(arguments)
     arguments.deciding = deciding_settings(arguments)
@@ -70,7 +72,7 @@ def begin(arguments: Arguments[Any]) -> bool:
         training.dataloader_pin_memory = False  # it would only warn
     _print_settings(arguments)
     if not can_draw():
-        say(arguments, "report.png will not be drawn: pip install 'platon-prune[plots]'")
+        say(arguments, "report.png will not be drawn: pip install matplotlib")
     set_seed(training.seed)
     return True
 

@@ -26,6 +26,14 @@ from platon_prune.integrations.recipes.presets import Preset
 
 DataT = TypeVar("DataT")
 _NOT_GIVEN = object()
+# Of the trainer's flags those that --help shows.
+_OF_MOST_RUNS = {
+    "bf16", "do_eval", "do_predict", "do_train", "eval_strategy", "fp16",
+    "gradient_accumulation_steps", "learning_rate", "logging_steps", "lr_scheduler_type",
+    "max_steps", "num_train_epochs", "optim", "output_dir", "per_device_eval_batch_size",
+    "per_device_train_batch_size", "resume_from_checkpoint", "save_strategy", "seed", "use_cpu",
+    "warmup_steps", "weight_decay",
+}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -114,8 +122,19 @@ def _make(cls: Any, chosen: Mapping[str, Any]) -> Any:
         raise ValueError(str(error)) from error
 
 
+class _ShowHelp(argparse.Action):
+    """``--help`` shows our flags and what most runs need of the trainer's; ``--help-all`` all."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        parser.shows_all = option not in ("-h", "--help")
+        parser.print_help()
+        parser.exit()
+
+
 class _Parser(HfArgumentParser):
     """Tells what was given from what is a default, and suggests names for unknown flags."""
+
+    shows_all = False
 
     def __init__(self, recipe: str, classes: Sequence[type], description: str) -> None:
         super().__init__(
@@ -123,20 +142,45 @@ class _Parser(HfArgumentParser):
             prog=f"platon-prune {recipe}",
             usage=f"platon-prune {recipe} [FILE.json | FILE.yaml] [--flag value ...]",
             description=description,
+            epilog="--help-all shows every flag of transformers' TrainingArguments as well.",
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
+            add_help=False,
         )
+        names = ("-h", "--help", "--help-all", "--help_all")
+        shown = "show this, or with --help-all also every flag of the trainer"
+        self.add_argument(
+            *names, action=_ShowHelp, nargs=0, dest="help", default=argparse.SUPPRESS, help=shown
+        )
+        self.flags = frozenset(self._option_string_actions)
         self.destinations = {
             option.removeprefix("--"): action.dest
             for option, action in self._option_string_actions.items()
             if option.startswith("--") and action.dest != "help" and action.nargs != 0
         }
 
+    def format_help(self) -> str:
+        """As argparse's, of the trainer's flags only those that most runs need."""
+        hidden = {
+            action: action.help
+            for group in self._action_groups
+            if group.title == RecipeTrainingArguments._argument_group_name and not self.shows_all
+            for action in group._group_actions
+            if action.dest not in _OF_MOST_RUNS
+        }
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            return super().format_help()
+        finally:
+            for action, text in hidden.items():
+                action.help = text
+
     def parse_given(self, flags: Sequence[str]) -> dict[str, Any]:
         """Names and values of the flags that are there; no defaults."""
         # A mark of our own stands for "not given", since a given value may equal the default.
         nothing = argparse.Namespace(**dict.fromkeys(self.destinations.values(), _NOT_GIVEN))
-        namespace, unknown = self.parse_known_args(list(flags), nothing)
+        namespace, unknown = self.parse_known_args(list(map(self._as_declared, flags)), nothing)
         for flag in unknown:
             if flag.startswith("--"):
                 self.error(_unknown(flag.split("=")[0], [f"--{n}" for n in self.destinations]))
@@ -145,6 +189,13 @@ class _Parser(HfArgumentParser):
                 f"a value must follow the flag that it is for, got {unknown[0]!r} on its own"
             )
         return {name: value for name, value in vars(namespace).items() if value is not _NOT_GIVEN}
+
+    def _as_declared(self, word: str) -> str:
+        """A flag in the spelling that is known, whatever - and _ it was typed with."""
+        name, equals, value = word.partition("=")
+        declared = f"--{name[2:].replace('-', '_')}"
+        is_other = name.startswith("--") and name not in self._option_string_actions
+        return f"{declared}{equals}{value}" if is_other and declared in self.flags else word
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

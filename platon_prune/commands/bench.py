@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from platon_prune.commands.benchmarks.figures import (
     Figure,
     add_measuring_arguments,
+    check_measuring_arguments,
     print_table,
     ratio_table,
-    require_repeats,
     write_json,
 )
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", help="cpu or cuda (default: cpu, and cuda too where there is one)"
     )
     parser.add_argument(
-        "--processor-time",
+        "--processor_time",
         action="store_true",
         help="on a busy machine: run on one CPU thread and count its processor time",
     )
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also train BERT-base and a Llama of 1 B with and without pruning; tiny ones on a CPU",
     )
     parser.add_argument(
-        "--semi-structured",
+        "--semi_structured",
         action="store_true",
         help="n:m instead: the time of a choice, and 2:4 layers beside dense ones on a GPU",
     )
@@ -55,13 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from platon_prune.timing import clock
 
-    require_repeats(arguments)
+    check_measuring_arguments(arguments)
     if not 0 < arguments.scale <= 1:
         raise ValueError(f"--scale must be in (0, 1], got {arguments.scale}: 1 is BERT-base")
     if arguments.processor_time:
         if arguments.device != "cpu":
             # A GPU works on while the host waits, which is no processor time of this thread.
-            raise ValueError("--processor-time needs --device cpu: it does not see a GPU's work")
+            raise ValueError("--processor_time needs --device cpu: it does not see a GPU's work")
         torch.set_num_threads(1)
     has_cuda = torch.cuda.is_available()
     if (arguments.device or "cpu").startswith("cuda") and not has_cuda:
@@ -125,7 +125,7 @@ def _semi_structured(arguments: argparse.Namespace, names: list[str]) -> int:
     from platon_prune.timing import clock
 
     if arguments.json:
-        raise ValueError("--json must be left out with --semi-structured: its tables are printed")
+        raise ValueError("--json must be left out with --semi_structured: its tables are printed")
     shapes = [
         (outputs, max(24, inputs // 24 * 24))  # all patterns divide it
         for inputs, outputs in bert_base(arguments.scale).shapes

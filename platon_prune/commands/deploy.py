@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from platon_prune.commands._output import make_folder
+from platon_prune.commands._output import make_folder, require_place
 from platon_prune.writing import write_text
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of a transformers model, or one that platon_prune.save wrote",
     )
     parser.add_argument(
-        "--bert-base",
+        "--bert_base",
         action="store_true",
         help="instead of MODEL, measure BERT-base with random weights: at 90 and 95 %% sparsity, "
         "and with half of its heads and neurons zero",
     )
     parser.add_argument(
-        "--layers", type=int, default=12, help="of --bert-base, for a quick try (default: 12)"
+        "--layers", type=int, default=12, help="of --bert_base, for a quick try (default: 12)"
     )
     parser.add_argument(
         "--tokens", type=int, nargs="+", help="lengths of the sequence (default: 8 32 128)"
@@ -59,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=int, help="times to take of each form (default: about ten seconds a size)"
     )
     parser.add_argument(
-        "--no-memory", action="store_true", help="start no processes to measure memory"
+        "--no_memory", action="store_true", help="start no processes to measure memory"
     )
     parser.add_argument(
-        "--output-dir",
+        "--output_dir",
         type=Path,
         default=Path("platon-deploy"),
         help="where deploy.md, deploy.json and deploy.png go (default: platon-deploy)",
@@ -117,7 +117,7 @@ def _check(arguments: argparse.Namespace) -> None:
     import torch
 
     if arguments.bert_base == (arguments.model is not None):
-        raise ValueError("MODEL or --bert-base must be given, and not both: name a folder")
+        raise ValueError("MODEL or --bert_base must be given, and not both: name a folder")
     for name in ("threads", "rounds", "batch", "layers"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -126,8 +126,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--device must be there, got cuda without a GPU: use --device cpu")
     if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
         raise ValueError(
-            f"--output-dir must be a folder, got the file {arguments.output_dir}: give another path"
+            f"--output_dir must be a folder, got the file {arguments.output_dir}: give another path"
         )
+    require_place("--output_dir", arguments.output_dir)
 
 
 def _write(report: DeployReport, folder: Path) -> None:

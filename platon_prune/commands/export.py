@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from platon_prune.commands._output import require_place
 from platon_prune.writing import replacing, replacing_in
 
 # The index is what from_pretrained reads first.
@@ -34,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "onnx: model.onnx; openvino: model.xml and model.bin",
     )
     parser.add_argument(
-        "--output", "-o", type=Path, required=True, help="folder to write, or file if MODEL is one"
+        "--output",
+        "--output_dir",
+        "-o",
+        type=Path,
+        required=True,
+        help="folder to write, or file if MODEL is one",
     )
     parser.add_argument("--compression", choices=("zstd",), help="of --to sparse (default: none)")
 
@@ -57,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--output must be a {kind} as MODEL is, got {target}: give another path")
     if target.is_dir():
         _refuse_other_files(target)
+    require_place("--output", target)
     write = _convert_file if source.is_file() else _WRITERS[arguments.to]
     write(arguments)
     for path in sorted(target.iterdir()) if target.is_dir() else [target]:

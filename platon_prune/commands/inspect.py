@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from platon_prune.commands._output import require_file
 from platon_prune.writing import write_text
 
 HELP = "Show zeros, n:m patterns and removable heads and neurons of a file, without its model."
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from platon_prune.export.inspection import inspect_path
 
+    require_file("--json", arguments.json)
     inspection = inspect_path(arguments.path)
     print(inspection.to_text(every=arguments.all))
     if arguments.json:

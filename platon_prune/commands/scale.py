@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from platon_prune.commands.benchmarks.figures import (
     Spread,
     add_measuring_arguments,
-    require_repeats,
+    check_measuring_arguments,
     write_json,
 )
 from platon_prune.writing import write_text
@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(_storage.table(amounts=(0.9, 0.99), seeds=range(3)))
         return 0
-    require_repeats(arguments)
+    check_measuring_arguments(arguments)
     if 1 not in arguments.processes or min(arguments.processes) < 1:
         raise ValueError(f"--processes must have 1 among them, got {arguments.processes}")
     sizes = sorted({_ROW, *(round(size) for size in arguments.weights)})

@@ -6,7 +6,6 @@ Zeros are entries whose bits are all 0, so a negative zero is a value, and every
 from __future__ import annotations
 
 import ctypes
-import importlib
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from platon_prune.extras import need
 from platon_prune.tensors.bits import pack_bits, unpack_bits_
 from platon_prune.tensors.blocks import count_true, slices
 
@@ -122,13 +122,7 @@ def part_sizes(form: str, count: int, dtype: torch.dtype, shape: tuple[int, ...]
 
 def require_zstd() -> Any:
     """The zstandard package, or an ImportError that says how to install it."""
-    try:
-        return importlib.import_module("zstandard")
-    except ImportError:
-        raise ImportError(
-            "files compressed with zstd need the package zstandard: pip install "
-            "'platon-prune[files]'"
-        ) from None
+    return need("zstandard", who="a file compressed with zstd", extra="files")
 
 
 def _forms(flat: Tensor, compression: str | None) -> Iterator[Encoded]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from platon_prune.export.effective import NamedTensor, tensors_of
 from platon_prune.export.foreign_config import at_most, check_config
 from platon_prune.export.size_record import apply_sizes_, read_sizes, record_of_sizes
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
+from platon_prune.extras import need
 from platon_prune.foreign import require_no_way_out
 from platon_prune.writing import replacing_in
 
@@ -208,13 +208,7 @@ def _read_generation_config(folder: Path) -> Any:
 
 
 def _transformers() -> Any:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError:
-        raise ImportError(
-            "the folder of a transformers model needs transformers: pip install "
-            "'platon-prune[transformers]'"
-        ) from None
+    return need("transformers", who="the folder of a transformers model", extra="transformers")
 
 
 def _without_values(config: Any, cls: Any, folder: Path, num_tensors: int) -> Any:

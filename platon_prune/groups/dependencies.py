@@ -18,6 +18,7 @@ from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
 from platon_prune.example_inputs import as_call, call_model
+from platon_prune.extras import need
 from platon_prune.groups.coupled import CoupledGroups, Member, Missed
 from platon_prune.groups.tracing import trace_around
 from platon_prune.masks.masked import pruned_tensors
@@ -136,13 +137,10 @@ def _places(
     walls: Sequence[nn.Module],
     names: Mapping[nn.Module, str],
 ) -> Iterator[_Traced | Missed]:
-    try:
-        from torch_pruning import DependencyGraph
-    except ImportError as missing:
-        raise ImportError(
-            "torch-pruning must be installed to find the groups of a model that is not known by "
-            "the names of its layers: pip install 'platon-prune[structured]'"
-        ) from missing
+    who = "finding the groups of a model that is not known by the names of its layers"
+    need("torch_pruning", who=who, extra="structured")
+    from torch_pruning import DependencyGraph
+
     with torch.enable_grad():
         graph = DependencyGraph().build_dependency(
             model,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from platon_prune.extras import need
 from platon_prune.writing import replacing
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ COLOURS = ("#0072B2", "#D55E00", "#767676", "#009E73", "#CC79A7", "#E69F00", "#5
 MARKERS = ("o", "s", "X", "D", "v", "P", "^")
 INK = "#222222"
 FAINT = "#767676"
+
+
+def require_matplotlib() -> None:
+    """Raise a ModuleNotFoundError that says what to install; first in all that draws."""
+    need("matplotlib", who="a figure of platon_prune.plots", extra="plots")
 
 
 def new_figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:

@@ -13,6 +13,7 @@ from platon_prune.plots._style import (
     MARKERS,
     legend_below,
     new_figure,
+    require_matplotlib,
     save,
     title,
 )
@@ -49,6 +50,7 @@ def accuracy_against_density(
             than can be told apart.
         TypeError: If curves are not mappings, or the values of some runs no sequence.
     """
+    require_matplotlib()
     _require_drawable(curves)
     figure, axes = new_figure(6.8, 4.4)
     if dense:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from platon_prune.plots._style import COLOURS, INK, MARKERS, percent, plain, short_names
+from platon_prune.plots._style import (
+    COLOURS,
+    INK,
+    MARKERS,
+    percent,
+    plain,
+    require_matplotlib,
+    short_names,
+)
 from platon_prune.writing import replacing
 
 if TYPE_CHECKING:
@@ -46,6 +54,7 @@ def save_demo_report(
             line.
         path: File to write.
     """
+    require_matplotlib()
     from matplotlib.figure import Figure
 
     columns = len(comparisons)

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from platon_prune.choice.granularity import Unstructured
-from platon_prune.plots._style import COLOURS, FAINT, INK, new_figure, percent, save, title
+from platon_prune.plots._style import (
+    COLOURS,
+    FAINT,
+    INK,
+    new_figure,
+    percent,
+    require_matplotlib,
+    save,
+    title,
+)
 
 if TYPE_CHECKING:
     from platon_prune.scheduling.scheduler import PlatonScheduler
@@ -35,6 +44,7 @@ def scores(scheduler: PlatonScheduler, path: str | Path) -> None:
         ValueError: If no weight has a score yet, other than 0.
         RuntimeError: If the masks are fixed, as those of ``adopt_zeros``: there are no scores then.
     """
+    require_matplotlib()
     if scheduler.criterion.name == "random":
         raise ValueError(
             'scheduler must have scores to draw, got criterion="random", which scores every weight '

@@ -12,6 +12,7 @@ from platon_prune.plots._style import (
     INK,
     new_figure,
     percent_axis,
+    require_matplotlib,
     save,
     short_names,
     title,
@@ -37,6 +38,7 @@ def schedule(scheduler: PlatonScheduler, path: str | Path) -> None:
     Raises:
         ValueError: If no choice has been recorded.
     """
+    require_matplotlib()
     history, plan = _recorded(scheduler), scheduler.schedule
     figure, axes = new_figure()
     steps = range(1, plan.total_steps + 1, max(1, plan.total_steps // 2000))
@@ -76,6 +78,7 @@ def layers(scheduler: PlatonScheduler, path: str | Path) -> None:
     Raises:
         ValueError: If no choice has been recorded.
     """
+    require_matplotlib()
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Patch
@@ -124,6 +127,7 @@ def regrowth(scheduler: PlatonScheduler, path: str | Path) -> None:
     Raises:
         ValueError: If no choice has been recorded.
     """
+    require_matplotlib()
     history, plan = _recorded(scheduler), scheduler.schedule
     figure, axes = new_figure()
     steps = [choice.step for choice in history]

@@ -63,7 +63,7 @@ def _hint(rows: Sequence[table.Row]) -> str:
         return ""
     return (
         f"\n{alone[0].label} has no row without options beside it, which options.png would compare "
-        "it with: add --one-by-one, or the default to the option's values"
+        "it with: add --one_by_one, or the default to the option's values"
     )
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 
 import platon_prune  # noqa: E402
 from platon_prune import cli  # noqa: E402
-from platon_prune.commands import demo  # noqa: E402
+from platon_prune.commands.benchmarks import compiled  # noqa: E402
 from platon_prune.commands.benchmarks import digits as _digits  # noqa: E402
 from platon_prune.commands.benchmarks.compiled import check_compiled  # noqa: E402
 from platon_prune.commands.benchmarks.digits import Digits, Settings  # noqa: E402
@@ -41,7 +41,7 @@ def rows_of(printed):
 
 @pytest.fixture
 def without_compiling(monkeypatch):
-    monkeypatch.setattr(demo, "check_compiled", lambda *arguments: 0)
+    monkeypatch.setattr(compiled, "check_compiled", lambda *arguments: 0)
 
 
 def test_the_table_shows_the_exact_sparsity_and_the_compiled_model_is_equal(tmp_path, capsys):

@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("matplotlib")
 
 from platon_prune import cli  # noqa: E402
-from platon_prune.commands import study  # noqa: E402
+from platon_prune.commands.study import asked as study  # noqa: E402
 from platon_prune.commands.study.digits import Together  # noqa: E402
 from platon_prune.commands.study.presets import PRESETS  # noqa: E402
 from platon_prune.schedule import CubicSchedule  # noqa: E402

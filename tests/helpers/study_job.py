@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from platon_prune import cli
-from platon_prune.commands import study
+from platon_prune.commands.study import asked as study
 from platon_prune.studies.cells import Cell, Option, Recipe, Workspace
 
 

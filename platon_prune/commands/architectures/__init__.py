@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from platon_prune.commands._output import require_file
 from platon_prune.commands.architectures.configs import TINY
 from platon_prune.writing import write_text
 
@@ -34,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"NAME must be one of {', '.join(TINY)}; got {', '.join(unknown)}: write it as there"
         )
+    require_file("--output", arguments.output)
     # Each model tells things of its kernels and tokens that are not about pruning.
     transformers.logging.set_verbosity_error()
     names = arguments.names or list(TINY)

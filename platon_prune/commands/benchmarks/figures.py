@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from platon_prune.commands._output import require_file
 from platon_prune.tables import table
 from platon_prune.writing import write_text
 
@@ -19,10 +20,11 @@ def add_measuring_arguments(parser: argparse.ArgumentParser, repeats: int, what:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
 
 
-def require_repeats(arguments: argparse.Namespace) -> None:
-    """Raise a ValueError unless something is to be measured."""
+def check_measuring_arguments(arguments: argparse.Namespace) -> None:
+    """Raise a ValueError unless something is to be measured, and the file can be written."""
     if arguments.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, got {arguments.repeats}")
+    require_file("--json", arguments.json)
 
 
 def write_json(arguments: argparse.Namespace, figures: Any) -> None:

@@ -6,41 +6,38 @@ It may be stopped at any moment and started again, and run by several processes 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from platon_prune.commands.study.digits import DIGITS
-from platon_prune.commands.study.glue import OF_COMMANDS
+from platon_prune.commands._output import require_place
+from platon_prune.commands._parser import CRITERION_NAMES
 from platon_prune.commands.study.presets import PRESETS
-from platon_prune.commands.study.structured import STRUCTURED
-from platon_prune.criteria import CRITERIA
-from platon_prune.studies.cells import Cell, Grid, Recipe, Workspace, check, read_options
-from platon_prune.studies.report import listing, report
-from platon_prune.studies.running import run_missing
+from platon_prune.studies.cells import Grid
 
 HELP = "Run a grid of criteria, amounts, seeds and options; draw accuracy against density."
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, *STRUCTURED, *OF_COMMANDS)}
+# Of recipes.
+NAMES = (
+    "digits", "structured-transformer", "structured-cnn", "glue", "text", "clm", "image", "squad", "sst2",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     grid = Grid()
-    parser.add_argument("--recipe", choices=list(RECIPES), help="what is trained (default: digits)")
+    parser.add_argument("--recipe", help=f"what is trained: {', '.join(NAMES)} (default: digits)")
     parser.add_argument(
         "--preset", choices=list(PRESETS), help="a grid of the documentation; other flags win"
     )
     parser.add_argument(
         "--criteria",
         nargs="+",
-        help=f"dense, {', '.join(CRITERIA)} (default: {' '.join(grid.criteria)})",
+        help=f"dense, {', '.join(CRITERION_NAMES)} (default: {' '.join(grid.criteria)})",
     )
     parser.add_argument(
         "--amounts",
+        "--amount",
+        metavar="AMOUNT",
         type=float,
         nargs="+",
         help=f"fractions to prune (default: {' '.join(map(str, grid.amounts))})",
@@ -58,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an option of the recipe and its values, such as window=1,10; may be repeated",
     )
     parser.add_argument(
-        "--one-by-one",
+        "--one_by_one",
         action="store_true",
         help="change one option at a time instead of running all combinations",
     )
@@ -67,14 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("cpu", "cuda"), help="(default: cuda if there is one, else cpu)"
     )
     parser.add_argument(
-        "--output-dir",
+        "--output_dir",
         type=Path,
         default=Path("platon-study"),
         help="folder of the results; finished cells are found there (default: %(default)s)",
     )
     parser.add_argument("--list", action="store_true", help="show which cells are done, and end")
     parser.add_argument(
-        "--report-only", action="store_true", help="write tables and pictures of what is done"
+        "--report_only", action="store_true", help="write tables and pictures of what is done"
     )
     parser.add_argument(
         "flags",
@@ -92,12 +89,19 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: If a flag's value can't be used; nothing is run then.
     """
+    # Here, since they need torch, which --help has no use for.
+    from platon_prune.commands.study.asked import cells_of, device_of
+    from platon_prune.studies.cells import Workspace
+    from platon_prune.studies.report import listing, report
+    from platon_prune.studies.running import run_missing
+
     recipe, cells = cells_of(arguments)
     folder: Path = arguments.output_dir
     if arguments.list:
         print(listing(cells, folder))
         return 0
     failed: Sequence[object] = ()
+    require_place("--output_dir", folder)
     if not arguments.report_only:
         for name in (*recipe.extras, "matplotlib"):
             importlib.import_module(name)
@@ -108,72 +112,3 @@ def run(arguments: argparse.Namespace) -> int:
             return 130
     print(report(recipe, cells, folder))
     return 1 if failed else 0
-
-
-def device_of(arguments: argparse.Namespace) -> str:
-    """Where the cells run.
-
-    Raises:
-        ValueError: If that is a GPU, and torch finds none.
-    """
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    if arguments.device == "cuda" != found:
-        raise ValueError(
-            f"--device cuda needs a GPU that torch can use, got none with torch "
-            f"{torch.__version__}: leave it out to run on the CPU, or install a build with CUDA"
-        )
-    return arguments.device or found
-
-
-def cells_of(arguments: argparse.Namespace) -> tuple[Recipe, list[Cell]]:
-    """The recipe and the cells that the flags ask for.
-
-    Raises:
-        ValueError: If a value can't be used.
-    """
-    name, grids = PRESETS[arguments.preset] if arguments.preset else ("digits", (Grid(),))
-    if arguments.preset and arguments.recipe not in (None, name):
-        raise ValueError(
-            f"--preset {arguments.preset} is of the recipe {name}, got --recipe "
-            f"{arguments.recipe}: leave one of them out"
-        )
-    recipe = RECIPES[arguments.recipe or name]
-    given: dict[str, Any] = {
-        name: tuple(getattr(arguments, name))
-        for name in ("criteria", "amounts", "seeds")
-        if getattr(arguments, name)
-    }
-    if arguments.option:
-        given["options"] = read_options(arguments.option)
-    if arguments.one_by_one:
-        given["one_by_one"] = True
-    if arguments.steps is not None and arguments.steps < 2:
-        raise ValueError(f"--steps must be at least 2, got {arguments.steps}: train longer")
-    settings = recipe.settings(arguments.steps, arguments.flags)
-    recipe = recipe.given(settings)
-    cells: dict[str, Cell] = {}
-    for i, grid in enumerate(grids):
-        chosen = dataclasses.replace(grid, **given)
-        if i:  # a preset's further grids are of some criteria only
-            chosen = dataclasses.replace(chosen, criteria=_both(grid.criteria, chosen.criteria))
-        check(chosen, recipe, list(CRITERIA))
-        cells |= {cell.key: cell for cell in chosen.cells(recipe, settings)}
-    _check_cells(recipe, list(cells.values()))
-    return recipe, list(cells.values())
-
-
-def _check_cells(recipe: Recipe, cells: Sequence[Cell]) -> None:
-    """Raise a ValueError that names a cell which can't run; of those of all seeds the first."""
-    checked = set()
-    for cell in cells:
-        name = f"{cell.label}, amount {cell.amount:g}"
-        if name not in checked:
-            checked.add(name)
-            try:
-                recipe.check(cell)
-            except ValueError as error:
-                raise ValueError(f"every cell must be able to run, got {name}: {error}") from error
-
-
-def _both(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for name in names if name in wanted)

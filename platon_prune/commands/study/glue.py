@@ -79,7 +79,10 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate": (lambda v: 0 < v < math.inf, "above 0 and finite"),
     "distillation": (lambda v: 0 <= v <= 1, "in [0, 1]"),
 }
-_TAKEN = ("--amount", "--criterion", "--seed", "--output_dir", "--teacher_name_or_path")
+_TAKEN = (
+    "--amount", "--amounts", "--pruning_amount", "--criterion", "--pruning_criterion", "--seed",
+    "--output_dir", "--teacher_name_or_path",
+)  # fmt: skip
 _KEPT = ("results.json", "report.png")
 # What docs/sst2.md was measured with.
 _SST2: dict[str, tuple[str, ...]] = {

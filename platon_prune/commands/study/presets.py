@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from platon_prune.commands.study.rivals import RIVALS, is_installed
+from platon_prune.commands.study.rival_names import RIVALS, is_installed
 from platon_prune.studies.cells import DENSE, Grid
 
 

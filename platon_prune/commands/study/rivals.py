@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,16 +11,12 @@ from torch import Tensor, nn
 
 from platon_prune.commands.benchmarks import digits as _digits
 from platon_prune.commands.study.networks import EXAMPLE, multiply_adds
+from platon_prune.commands.study.rival_names import RIVALS as RIVALS
+from platon_prune.commands.study.rival_names import is_installed as is_installed
 
-RIVALS = ("tp-taylor", "tp-magnitude", "tp-hessian")
 _NUM_SAMPLES = 128  # of which each has a gradient of its own, for the Hessian's diagonal
 _NUM_TRIALS = 9  # halvings of the ratio
 _NEAR_ENOUGH = 0.005  # of the multiply-adds that should be left
-
-
-def is_installed() -> bool:
-    """Whether torch-pruning is there."""
-    return importlib.util.find_spec("torch_pruning") is not None
 
 
 def prune_one_shot(

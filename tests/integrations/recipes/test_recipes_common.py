@@ -562,3 +562,31 @@ def test_the_docs_show_the_table_that_hints_are_taken_from():
     page = (ROOT / "docs" / "from_authors.md").read_text()
     rows = re.findall(r"^\| `--(\w+)` \| `--(\w+)` \|", page, re.MULTILINE)
     assert dict(rows) == AUTHORS_FLAGS
+
+
+def test_help_shows_our_flags_first_and_all_of_the_trainers_only_when_asked(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["glue", "--help"])
+    short = capsys.readouterr().out
+    groups = [short.index(f"\n{title}") for title in ("model:", "data:", "pruning:", "training (")]
+    assert groups == sorted(groups)
+    assert "--learning_rate" in short and "--ddp_timeout" not in short and "--help-all" in short
+    for flag in ("--help-all", "--help_all"):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(["glue", flag])
+        assert "--ddp_timeout" in capsys.readouterr().out
+
+
+def test_flags_of_recipes_are_taken_in_any_spelling():
+    one = parse("--pruning-warmup_steps", "5", "--pruning-amount=0.5", "--output-dir", "a-b")
+    assert one.pruning.pruning_warmup_steps == 5 and one.pruning.amount == 0.5
+    assert one.training.output_dir == "a-b" and parse("--amounts", "0.5").pruning.amount == 0.5
+
+
+def test_an_output_dir_that_cannot_be_written_is_told_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    flags = ["--task_name", "sst2", "--model_name_or_path", "no-such-model", "--do_train"]
+    assert cli.main(["glue", *flags, "--output-dir", str(tmp_path / "file" / "x")]) == 2
+    printed = capsys.readouterr()
+    assert len(printed.err.splitlines()) == 1 and printed.out == ""
+    assert "--output-dir must be a folder" in printed.err
