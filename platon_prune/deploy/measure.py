@@ -52,10 +52,11 @@ def deploy_report(
     batch_size: int = 1,
     forms: Sequence[str] | None = None,
     rounds: int | None = None,
-    seconds: float = 10.0,
+    time_limit: float = 10.0,
     memory: bool = True,
     timed: Clock | None = None,
     progress: Callable[[str], object] | None = None,
+    seconds: float | None = None,
 ) -> DeployReport:
     """Measure a model in every form in which it can be deployed here, and say which one to use.
 
@@ -72,12 +73,13 @@ def deploy_report(
         num_tokens: Lengths of the sequence, each measured; (8, 32, 128) by default.
         batch_size: Sequences or images in a call, where inputs are made from the config.
         forms: Names of the forms to measure, beside "dense"; all by default.
-        rounds: Times to take of each form and size; as many as fit in ``seconds`` by default, from
-            5 to 101.
-        seconds: For each size, all forms together.
+        rounds: Times to take of each form and size; as many as fit in ``time_limit`` by default,
+            from 5 to 101.
+        time_limit: Seconds for each size, all forms together.
         memory: Whether to start a process for each form to see how much memory it needs.
         timed: How many milliseconds a function takes; wall-clock time by default.
         progress: Called with a few words on what comes next.
+        seconds: Another name of ``time_limit``, which it was called before.
 
     Returns:
         What was measured; it prints as tables and has ``to_markdown()`` and ``to_json()``.
@@ -92,8 +94,9 @@ def deploy_report(
     wanted = _wanted(forms)
     if rounds is not None and rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    if not seconds > 0:
-        raise ValueError(f"seconds must be above 0, got {seconds}")
+    argument, limit = ("time_limit", time_limit) if seconds is None else ("seconds", seconds)
+    if not limit > 0:
+        raise ValueError(f"{argument} must be above 0, got {limit}")
     examples = make_examples(model, example_inputs, num_tokens, batch_size)
     say = progress or (lambda words: None)
     with tempfile.TemporaryDirectory() as folder, _evaluating(model), without_caches(model):
@@ -103,7 +106,7 @@ def deploy_report(
         calls, rows, scale = _check(built, rows, source, say)
         device = next((str(p.device) for p in model.parameters()), "cpu")
         measuring = timed or clock(device)
-        times = _time(calls, examples, rounds, 1000 * seconds, measuring, say)
+        times = _time(calls, examples, rounds, 1000 * limit, measuring, say)
         rows = [replace(row, times=times.get(row.name, {})) for row in rows]
         if memory:
             rows = [_with_memory(row, built.get(row.name), source, say) for row in rows]

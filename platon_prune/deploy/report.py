@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import statistics
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from platon_prune.tables import table
+from platon_prune.tables import WIDTH, html_table, rounded, table
 
 # Less may be noise, even between medians that take turns.
 WORTHWHILE = 1.1
@@ -26,16 +28,27 @@ ELSEWHERE = ("ONNX Runtime", "OpenVINO")
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of one form at one size: median, shortest and longest."""
+    """Milliseconds of one form at one size.
+
+    Args:
+        median: Half of the times are shorter.
+        low: The shortest.
+        high: The longest.
+        spread: How far the middle half of the times lies apart.
+    """
 
     median: float
     low: float
     high: float
+    spread: float = 0.0
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Times:
         """Of at least one value."""
-        return cls(statistics.median(values), min(values), max(values))
+        ordered, last = sorted(values), len(values) - 1
+        # The middle half: one slow call in a hundred is no busy machine.
+        spread = ordered[last - last // 4] - ordered[last // 4]
+        return cls(statistics.median(ordered), ordered[0], ordered[-1], spread)
 
 
 @dataclass(frozen=True)
@@ -117,8 +130,11 @@ class DeployReport:
     def recommendation(self) -> list[str]:
         """Sentences that say which form to use and why."""
         winners = {size: self._fastest(size) for size in self.sizes}
+        busy = [words for size in self.sizes if (words := self._undecided(size))]
         sentences = [self._use(winners)]
-        if any(name in ELSEWHERE for name in winners.values()):
+        if busy:
+            sentences = [f"Machine busy, figures not comparable: {'; '.join(busy)}."]
+        elif any(name in ELSEWHERE for name in winners.values()):
             # Not everybody may add a runtime, so the best form of torch is named as well.
             within = {size: self._fastest(size, ELSEWHERE) for size in self.sizes}
             sentences.append("Without leaving PyTorch: " + _lower(self._use(within)))
@@ -134,10 +150,20 @@ class DeployReport:
         return sentences + self._disturbed()
 
     def __str__(self) -> str:
+        forms = [table(self._form_lines())]
+        if len(forms[0].splitlines()[0]) > WIDTH:
+            forms = [table(self._form_lines(with_times=False)), table(self._time_lines())]
+        title = textwrap.fill(self._title(), WIDTH)
         return "\n\n".join(
-            [self._title(), table(self._form_lines()), *self._notes(), table(self._file_lines())]
+            [title, *forms, *self._notes(), table(self._file_lines())]
             + ["\n".join(self.recommendation)]
         )
+
+    def _repr_html_(self) -> str:
+        texts = [f"<p>{html.escape(text)}</p>" for text in self.recommendation]
+        notes = [f"<p>{html.escape(text)}</p>" for text in self._notes()]
+        tables = [html_table(self._form_lines()), *notes, html_table(self._file_lines())]
+        return "".join([f"<p>{html.escape(self._title())}</p>", *texts, *tables])
 
     def to_markdown(self) -> str:
         """The same as a page."""
@@ -154,7 +180,7 @@ class DeployReport:
             asdict(row) | {"speed": {size: self.speed(row.name, size) for size in row.times}}
             for row in self.rows
         ]
-        return {
+        content = {
             "model": dict(self.model),
             "machine": dict(self.machine),
             "versions": dict(self.versions),
@@ -164,6 +190,8 @@ class DeployReport:
             "files": [asdict(file) for file in self.files],
             "recommendation": self.recommendation,
         }
+        plain: dict[str, Any] = rounded(content)
+        return plain
 
     # --- which one ------------------------------------------------------------------------------
 
@@ -188,6 +216,27 @@ class DeployReport:
         # Both must say so: a busy moment moves the one, a lucky call the other.
         ratios = (dense.median / times.median, dense.low / times.low)
         return min(ratios) >= WORTHWHILE
+
+    def _undecided(self, size: str) -> str | None:
+        """Why times at a size do not tell which form is faster; None if they do."""
+        dense = self.row("dense").times.get(size)
+        rivals = {
+            row.name: row.times[size]
+            for row in self.rows
+            if row.name != "dense" and size in row.times and self._is_same(row)
+        }
+        if dense is None or not rivals:
+            return None
+        # Whether one of the others is faster still would change no advice but the form's name.
+        name, rival = min(rivals.items(), key=lambda item: item[1].median)
+        spread, difference = max(dense.spread, rival.spread), abs(dense.median - rival.median)
+        # A difference that would not be worthwhile need not be told from none.
+        if spread <= max(difference, (WORTHWHILE - 1) * dense.median):
+            return None
+        return (
+            f"at {size} the times of one form spread over {_ms(spread)} ms, and dense and {name} "
+            f"differ by {_ms(difference)} ms"
+        )
 
     def _use(self, winners: Mapping[str, str]) -> str:
         """One sentence for the fastest forms of all sizes."""
@@ -227,17 +276,19 @@ class DeployReport:
         return (
             f"{model['class']}, {model['parameters']:,} parameters, {model['sparsity']:.1%} of the "
             f"selected weights are zero; {machine['device']}, {threads}; times "
-            "in ms, medians (shortest to longest) of forms that take turns"
+            "in ms, medians (shortest to longest) of forms that take turns; 2x is twice as fast as "
+            "dense"
         )
 
-    def _form_lines(self) -> list[list[str]]:
-        lines = [["form", "file", "memory", "difference", *self.sizes]]
+    def _form_lines(self, with_times: bool = True) -> list[list[str]]:
+        sizes = self.sizes if with_times else ()
+        lines = [["form", "file", "memory", "difference", *sizes]]
         for row in self.rows:
             if row.reason is not None:
                 continue
             cells = [_megabytes(row.file_bytes), _megabytes(row.peak_bytes)]
             cells.append("-" if row.difference is None else f"{row.difference:.1e}")
-            lines.append([row.name, *cells, *(self._cell(row.name, size) for size in self.sizes)])
+            lines.append([row.name, *cells, *(self._cell(row.name, size) for size in sizes)])
         return lines
 
     def _cell(self, name: str, size: str) -> str:
@@ -247,6 +298,17 @@ class DeployReport:
         speed = self.speed(name, size)
         span = f"{_ms(times.median)} ({_ms(times.low)} to {_ms(times.high)})"
         return span if name == "dense" else f"{span} {speed:.2f}x"
+
+    def _time_lines(self) -> list[list[str]]:
+        """A line for each form and size, where columns for all sizes would be too wide."""
+        lines = [["form", "size", "ms", "shortest to longest", "times as fast"]]
+        for row in self.rows:
+            for size, times in row.times.items():
+                speed = self.speed(row.name, size)
+                ratio = "-" if speed is None else f"{speed:.2f}x"
+                span = f"{_ms(times.low)} to {_ms(times.high)}"
+                lines.append([row.name, size, _ms(times.median), span, ratio])
+        return lines
 
     def _notes(self) -> list[str]:
         missing = [f"- {row.name}: {row.reason}" for row in self.rows if row.reason is not None]

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from platon_prune.groups.coupled import CoupledGroups
 
 _KEY = "_platon_groups"  # promised in docs/structured.md
+_LEFT_KEY = "_platon_groups_left"
 _INPUTS_KEY = "_platon_example_inputs"
 
 
@@ -46,7 +47,19 @@ def noted_groups(model: nn.Module) -> tuple[CoupledGroups, ...]:
 def forget_groups_(model: nn.Module) -> None:
     """Forget them, as must be when the model's tensors have other sizes."""
     model.__dict__.pop(_KEY, None)
+    model.__dict__.pop(_LEFT_KEY, None)
     model.__dict__.pop(_INPUTS_KEY, None)
+
+
+def note_left_(model: nn.Module, groups: Iterable[CoupledGroups]) -> None:
+    """Note the places of a model that was cut, with the groups that they have left."""
+    # Apart from those of a run: the next shrink looks for all groups that there are.
+    model.__dict__[_LEFT_KEY] = tuple(groups)
+
+
+def left_groups(model: nn.Module) -> tuple[CoupledGroups, ...]:
+    """The places that a cut has noted on a model; none if it was not cut."""
+    return tuple(model.__dict__.get(_LEFT_KEY, ()))
 
 
 def note_inputs_(model: nn.Module, inputs: Any) -> None:

@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any, overload
 
 from platon_prune.history.changes import Change
-from platon_prune.tables import table
+from platon_prune.tables import html_table, table
 
 _COLUMNS = ("step", "amount", "threshold", "left", "came back")
 
@@ -83,6 +83,21 @@ class History(Sequence[Choice]):
         )
 
     def __str__(self) -> str:
+        return table(self._lines())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._lines())
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "<History of no choice>"
+        last, count = self[-1], len(self)
+        return (
+            f"<History of {count} choice{'' if count == 1 else 's'}, the last at step {last.step}: "
+            f"amount {last.amount:.2%}, sparsity {last.sparsity:.2%}>"
+        )
+
+    def _lines(self) -> list[tuple[str, ...]]:
         lines: list[tuple[str, ...]] = [
             ("step", "amount", "sparsity", "threshold", "left", "came back")
         ]
@@ -95,7 +110,7 @@ class History(Sequence[Choice]):
                     *(f"{share:.2%}" for share in shares),
                 )
             )  # fmt: skip
-        return table(lines)
+        return lines
 
     def record(
         self, step: int, amount: float, threshold: float | None, changed: Sequence[Change]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from platon_prune.amounts import fraction, is_count, is_number
+from platon_prune.choice.limits import MaxAmount, caps_of, checked
 from platon_prune.criteria import Criterion, CriterionName
 from platon_prune.example_inputs import guessed_inputs, moved_to
 from platon_prune.groups.costs import BUDGETS, Budget, mac_prices, parameter_prices
@@ -48,6 +49,7 @@ def global_structured(
     masking: Masking = "step",
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    max_amount: float | Mapping[str, float] | None = None,
     aggregate: Aggregate = "mean",
     budget: Budget = "parameters",
     normalizer: Normalizer = "mean",
@@ -94,6 +96,9 @@ def global_structured(
         masking: Likewise.
         include: Substrings of names; only places with a tensor whose name has one are pruned.
         exclude: Substrings of names; places with a tensor whose name has one are left out.
+        max_amount: The largest fraction of its groups that a place may lose, in [0, 1]: one number
+            for every place, or substrings of tensor names to limits; where several match, all
+            hold. It adds to the floors below: whichever keeps more holds.
         aggregate: How a group's score is made of those of its entries: "mean", "sum", "max" or
             "l2", the root of the sum of squares.
         budget: What the amount counts: "parameters", or "macs", multiply-adds of one forward over
@@ -159,7 +164,10 @@ def global_structured(
                     "model takes it"
                 )
             prices = mac_prices(given, places, example_inputs)
-        floors = [_floor(place, min_heads, min_neurons, min_channels) for place in places]
+        floors = [
+            max(_floor(place, min_heads, min_neurons, min_channels), kept)
+            for place, kept in zip(places, _kept_by_limits(places, max_amount), strict=True)
+        ]
         granularity = Structured(places, shapes, prices, floors, aggregate, budget, normalizer)
         final, first = _of_budget("amount", amount), _of_budget("initial_amount", initial_amount)
         _require_room(granularity, max(final, first))
@@ -272,6 +280,16 @@ def _floor(place: CoupledGroups, min_heads: int, min_neurons: float, min_channel
     return max(1, math.ceil(share * place.size - 1e-9))  # 0.1 * 30 is above 3
 
 
+def _kept_by_limits(places: Sequence[CoupledGroups], max_amount: MaxAmount | None) -> list[int]:
+    """How many groups of each place the limits keep."""
+    if max_amount is None:
+        return [0] * len(places)
+    # A place is limited by the names of all its tensors, as it is included and excluded by them.
+    sizes = [(" ".join(_names(place)), place.size) for place in places]
+    caps = caps_of(checked(max_amount), sizes)
+    return [place.size - cap for place, cap in zip(places, caps, strict=True)]
+
+
 def _of_budget(argument: str, amount: float) -> float:
     meaning = "the fraction of the budget of all groups that goes, such as 0.5"
     return fraction(argument, amount, meaning=meaning)
@@ -289,5 +307,6 @@ def _require_room(granularity: Structured, amount: float) -> None:
     if amount > largest:
         raise ValueError(
             f"amount must be at most {math.floor(largest * 1e4) / 1e4} with these floors, got "
-            f"{amount}: prune less, or lower min_heads, min_neurons or min_channels"
+            f"{amount}: prune less, lower min_heads, min_neurons or min_channels, or raise "
+            "max_amount"
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from platon_prune.masks.masked import form_of, mask_of, pruned_tensors, weight_of
 from platon_prune.masks.targets import find_tensors
-from platon_prune.tables import table
+from platon_prune.tables import html_table, table
 from platon_prune.tensors.blocks import count_kept
 from platon_prune.tensors.shards import is_sharded
 
@@ -45,6 +46,9 @@ class TensorSummary:
         return 1 - self.kept / self.numel
 
 
+Column = Literal["name", "sparsity", "kept", "numel"]
+
+
 @dataclass(frozen=True, repr=False)
 class Summary:
     """The sparsity of a model, one row for each tensor; prints as a table."""
@@ -67,6 +71,29 @@ class Summary:
             sum(row.outside for row in self.rows),
         )
 
+    def sort(self, by: Column = "sparsity") -> Summary:
+        """The same rows in another order: of numbers the largest first, of names from a to z.
+
+        Args:
+            by: "sparsity" (which tensors lost most), "kept", "numel" or "name". Rows that are equal
+                stay in the order of the model.
+
+        Returns:
+            A new summary; this one stays as it is.
+
+        Raises:
+            ValueError: If there is no such column.
+
+        Example:
+            >>> print(platon_prune.summary(model).sort("sparsity"))
+        """
+        if by not in get_args(Column):
+            raise ValueError(f"by must be one of {', '.join(get_args(Column))}; got {by!r}")
+        descending = by != "name"
+        return Summary(
+            tuple(sorted(self.rows, key=lambda row: getattr(row, by), reverse=descending))
+        )
+
     def __repr__(self) -> str:
         total = self.total
         return (
@@ -75,14 +102,20 @@ class Summary:
         )
 
     def __str__(self) -> str:
-        lines = [("tensor", "shape", "kept", "sparsity")]
+        return table(self._lines())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._lines())
+
+    def _lines(self) -> list[tuple[str, ...]]:
+        lines: list[tuple[str, ...]] = [("tensor", "shape", "kept", "sparsity")]
         lines += [
             (row.name, "x".join(map(str, row.shape)), f"{row.kept:,}", f"{row.sparsity:.2%}")
             for row in (*self.rows, self.total)
         ]
         if outside := self.total.outside:
             lines.append((f"{outside:,} outside their mask", "", "", ""))
-        return table(lines)
+        return lines
 
 
 @torch.no_grad()

@@ -118,6 +118,38 @@ def kept_indices(places: Sequence[Place]) -> dict[str, dict[int, Tensor]]:
     }
 
 
+def groups_left(model: nn.Module, places: Sequence[Place]) -> list[CoupledGroups]:
+    """The groups of each place that stayed, numbered anew, as they lie in the model now.
+
+    Args:
+        model: Once it was cut.
+        places: What each place was left with.
+
+    Returns:
+        One entry for each place whose tensors have the sizes that the plan says.
+    """
+    stayed = kept_indices(places)
+    found = []
+    for place in places:
+        # Behind the last group stands what is in none, as -1 is in a tensor's index.
+        number = torch.full((place.groups.size + 1,), -1)
+        number[:-1][place.kept] = torch.arange(place.after)
+        members = []
+        for member in place.groups.members:
+            indices = stayed.get(member.name, {}).get(member.dim, slice(None))
+            members.append(dataclasses.replace(member, group_of=number[member.group_of[indices]]))
+        if all(_has_size(model, member) for member in members):
+            groups = place.groups
+            found.append(CoupledGroups(groups.name, groups.kind, place.after, tuple(members)))
+    return found
+
+
+def _has_size(model: nn.Module, member: Member) -> bool:
+    # A table of position biases is cut to the heads of all layers that share it.
+    tensor = tensor_at(*find(model, member.name))
+    return tensor.shape[member.dim : member.dim + 1] == member.group_of.shape
+
+
 def _groups_left(model: nn.Module, groups: CoupledGroups, member: Member) -> Tensor:
     """For each group, whether something is left of it in one tensor."""
     module, key = find(model, member.name)

@@ -13,7 +13,12 @@ from torch.nn.utils import prune
 from platon_prune.example_inputs import guessed_inputs, moved_to
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.find import find_groups
-from platon_prune.groups.noted import forget_groups_, noted_groups, noted_inputs
+from platon_prune.groups.noted import (
+    forget_groups_,
+    note_left_,
+    noted_groups,
+    noted_inputs,
+)
 from platon_prune.masks.masked import pruned_tensors, refuse_other_masks
 from platon_prune.masks.targets import bare
 from platon_prune.shrinking import head_bias
@@ -21,7 +26,7 @@ from platon_prune.shrinking.config_sizes import adopt_
 from platon_prune.shrinking.cut_out import cut_out_, plan_cut
 from platon_prune.shrinking.optimizer_states import check_states, cut_states_
 from platon_prune.shrinking.proof import CannotRun, failures
-from platon_prune.shrinking.removable import Place, find_places
+from platon_prune.shrinking.removable import Place, find_places, groups_left
 from platon_prune.shrinking.resize import Kept, find, named_parameter
 from platon_prune.shrinking.uniform import config_as_left, with_same_counts
 from platon_prune.tables import table
@@ -68,9 +73,10 @@ class ShrinkReport:
 def shrink(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
+    example_inputs: Any = None,
     *,
     uniform: bool = False,
-    example_inputs: Any = None,
+    time_limit: float = 120.0,
 ) -> ShrinkReport:
     """Remove from a model the heads, neurons and channels of which nothing is left.
 
@@ -87,14 +93,15 @@ def shrink(
         model: Changed in place.
         optimizer: What it remembers of the parameters is cut alike, so that training goes on as it
             would have without shrinking. An optimizer that is not given here can't be used further.
-        uniform: Whether every layer gets the same counts, the largest that any layer needs and the
-            config can tell, so that ``save_pretrained`` and ``from_pretrained`` do for the result.
-            What can't go then stays, as zeros; all of it, with a warning, if the config can tell
-            no smaller counts. Otherwise every layer gets the counts it needs.
         example_inputs: What the model can be called with: the result is verified on it, and the
             groups of a model that was not pruned by ``global_structured`` are found by it. By
             default those of set-up, or for text and image models of transformers some that are made
             from the config.
+        uniform: Whether every layer gets the same counts, the largest that any layer needs and the
+            config can tell, so that ``save_pretrained`` and ``from_pretrained`` do for the result.
+            What can't go then stays, as zeros; all of it, with a warning, if the config can tell
+            no smaller counts. Otherwise every layer gets the counts it needs.
+        time_limit: Seconds that tracing a model of unknown layers may take.
 
     Returns:
         The counts before and after, place by place.
@@ -103,11 +110,12 @@ def shrink(
         ValueError: If there is nothing to remove, a tensor carries a mask of another method, or
             the optimizer's state can't be cut. The model is as it was then.
         TypeError: If ``model`` is not a module.
+        TimeoutError: If tracing took longer than ``time_limit``.
     """
     _check_model(model)
     model = bare(model)
     before = _num_parameters(model)
-    places = find_places(model, _groups_of(model, example_inputs))
+    places = find_places(model, _groups_of(model, example_inputs, time_limit))
     places = head_bias.without_unknown(model, places)
     inputs = _inputs_of(model, example_inputs)
     places = _verified(model, places, inputs, example_inputs is not None)
@@ -139,6 +147,7 @@ def shrink(
     if config is not None:
         adopt_(model, config)
     forget_groups_(model)  # they count what is no longer there
+    note_left_(model, groups_left(model, places))
     rows = tuple(_row(place) for place in places)
     return ShrinkReport(rows, before, _num_parameters(model), in_config)
 
@@ -185,9 +194,9 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
-def _groups_of(model: nn.Module, example_inputs: Any) -> Sequence[CoupledGroups]:
+def _groups_of(model: nn.Module, example_inputs: Any, time_limit: float) -> Sequence[CoupledGroups]:
     # Those of the run first: a traced model needs no example inputs again.
-    groups = noted_groups(model) or find_groups(model, example_inputs)
+    groups = noted_groups(model) or find_groups(model, example_inputs, time_limit=time_limit)
     if not groups:
         raise ValueError(
             f"model must have coupled groups, such as heads or neurons, got a "

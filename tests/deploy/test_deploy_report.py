@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import platform
+import re
 import sys
 import tempfile
 
@@ -313,3 +314,51 @@ def test_the_largest_difference_over_all_outputs_counts():
     outputs = {"a": [torch.zeros(2), torch.tensor([1.0, 5.0])]}
     expected = {"a": [torch.zeros(2), torch.tensor([1.5, 3.0])]}
     assert measure._difference(outputs, expected) == 2.0
+
+
+def noisy(name, median, spread):
+    times = {"8 tokens": Times(median, median - spread, median + spread, spread)}
+    return FormRow(name, None, 100, 80, times, 1000, 0.0)
+
+
+def test_a_difference_within_the_spread_of_the_times_is_no_advice_but_a_busy_machine():
+    report = report_of(noisy("dense", 10.0, 4.0), noisy("CSR", 7.0, 1.0))
+    first = report.recommendation[0]
+    assert first.startswith("Machine busy, figures not comparable: at 8 tokens")
+    assert "spread over 4 ms" in first and "dense and CSR differ by 3 ms" in first
+    assert not any(sentence.startswith("Use") for sentence in report.recommendation)
+
+
+def test_a_spread_below_the_difference_or_too_small_to_matter_leaves_the_advice():
+    clear = report_of(noisy("dense", 10.0, 2.0), noisy("CSR", 5.0, 1.0))
+    assert clear.recommendation[0].startswith("Use CSR: 2.00 times")
+    # A tenth of dense is what would be worthwhile: half of that is enough to say that none is.
+    alike = report_of(noisy("dense", 10.0, 0.5), noisy("CSR", 9.9, 0.5))
+    assert alike.recommendation[0].startswith("Use dense")
+
+
+def test_the_spread_is_that_of_the_middle_half():
+    # Of 0 to 100, from 25 to 75; one slow call moves it little.
+    assert Times.of([*map(float, range(101))]).spread == 50
+    assert Times.of([10.0] * 99 + [500.0]).spread == 0
+    assert Times.of([3.0, 5.0]).spread == 2 and Times.of([3.0]).spread == 0
+
+
+def test_the_json_has_no_more_digits_than_were_measured():
+    third = report_of(noisy("dense", 10 / 3, 0.1), noisy("CSR", 0.7 + 0.1, 0.0))
+    text = json.dumps(third.to_json())
+    assert "3.33333" in text and max(map(len, re.findall(r"\d+\.\d+", text))) <= 8
+
+
+def test_many_sizes_fit_100_columns():
+    sizes = tuple(f"1 x {2**i} tokens" for i in range(3, 9))
+    rows = [
+        FormRow(n, None, 100, 80, dict.fromkeys(sizes, TEN), 1000, 0.0) for n in ("dense", "CSR")
+    ]
+    shown = str(report_of(*rows, sizes=sizes))
+    assert max(map(len, shown.splitlines())) <= 100 and "9 to 12" in shown
+
+
+def test_a_notebook_shows_the_advice_and_both_tables():
+    shown = report_of(row("dense", 10.0), row("CSR", 5.0))._repr_html_()
+    assert "Use CSR" in shown and shown.count("<table>") == 2

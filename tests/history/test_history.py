@@ -283,3 +283,11 @@ def test_other_granularities_record_what_they_did_too(granularity, tmp_path):
         pruned = sum(int((~mask).sum()) for mask in scheduler.masks(choice.step).values())
         total = sum(mask.numel() for mask in scheduler.masks().values())
         assert choice.sparsity == pytest.approx(pruned / total)
+
+
+def test_it_says_where_it_is_in_a_line_and_shows_its_table_in_a_notebook():
+    history = _run(SCORES).history
+    expected = "<History of 4 choices, the last at step 4: amount 50.00%, sparsity 50.00%>"
+    assert repr(history) == expected
+    assert history._repr_html_().count("<tr>") == 1 + 4
+    assert repr(_run(SCORES, steps=0).history) == "<History of no choice>"

@@ -267,6 +267,32 @@ def test_floors_hold_whatever_the_scores():
     assert [row.kept for row in platon_prune.structure(model)][:2] == [2, 4]  # 3.1 rounded up
 
 
+@pytest.mark.parametrize(
+    ("max_amount", "kept"),
+    [
+        (0.69, [2, 4, 2, 4]),
+        ({"layer.0": 0.69}, [2, 4, 1, 1]),
+        ({"layer.0": 0.69, "attention": 0.26}, [3, 4, 3, 1]),
+    ],
+)
+def test_max_amount_limits_a_place_as_it_limits_a_tensor(max_amount, kept):
+    # Of 4 heads and 10 neurons at most floor(0.69 * size) go, 2 and 6; of heads floor(0.26 * 4).
+    scheduler = platon_prune.global_structured(
+        small_transformers.build("BERT"), amount=0.1, **SCHEDULE, max_amount=max_amount
+    )
+    assert list(scheduler.granularity.floors) == kept
+
+
+def test_a_max_amount_that_is_no_fraction_or_names_nothing_is_refused_before_anything():
+    model = small_transformers.build("BERT")
+    for max_amount, error in (
+        (1.5, "max_amount must be in"), ({"no.such": 0.5}, "'no.such' matches none"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=error):
+            platon_prune.global_structured(model, amount=0.1, **SCHEDULE, max_amount=max_amount)
+    assert not any("_orig" in name for name, _ in model.named_parameters())
+
+
 def test_an_amount_that_the_floors_leave_no_room_for_is_refused():
     model = _mlp()
     # One neuron each: 4 + 1 + 1 + 2 of 69 stay.

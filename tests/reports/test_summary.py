@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import platon_prune
+from platon_prune import Summary, TensorSummary
 
 
 def _pruned(masking: str = "step") -> nn.Module:
@@ -88,3 +89,42 @@ def test_values_that_can_not_be_read_say_what_to_do(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(_Quantised, "can_be_read", False)
     with pytest.raises(ValueError, match=r"0\.weight must have values.*before the model is quant"):
         platon_prune.summary(_quantised())
+
+
+# --- how it is shown ----------------------------------------------------------------------------
+
+
+def _rows() -> Summary:
+    half, most, none = (
+        TensorSummary(name, (2, 5), kept) for name, kept in zip("bca", (5, 1, 10), strict=True)
+    )
+    return Summary((half, most, none))
+
+
+def test_rows_are_sorted_by_what_was_lost_most_and_by_name() -> None:
+    found = _rows()
+    assert [row.name for row in found.sort("sparsity")] == ["c", "b", "a"]
+    assert [row.name for row in found.sort("kept")] == ["a", "b", "c"]
+    assert [row.name for row in found.sort("name")] == ["a", "b", "c"]
+    assert [row.name for row in found.sort("numel")] == ["b", "c", "a"]  # equal: as they were
+    assert [row.name for row in found] == ["b", "c", "a"]
+    with pytest.raises(ValueError, match="by must be one of name, sparsity, kept, numel; got 'x'"):
+        found.sort("x")  # type: ignore[arg-type]
+
+
+def test_its_repr_is_a_line_with_counts_and_sparsity() -> None:
+    expected = "Summary(3 tensors, 14 of 30 weights zero: 46.67%)"
+    assert repr(_rows()) == expected
+
+
+def test_a_notebook_shows_every_row_and_the_total_and_no_name_as_markup() -> None:
+    shown = Summary((TensorSummary("<b>", (4,), 1),))._repr_html_()
+    assert shown.count("<tr>") == 3 and "<b>" not in shown and "&lt;b&gt;" in shown
+    assert "75.00%" in shown
+
+
+def test_a_table_of_long_names_fits_100_columns_and_keeps_their_ends() -> None:
+    names = [f"{'a_very_long_name.' * 9}{i}.weight" for i in range(3)]
+    lines = str(Summary(tuple(TensorSummary(name, (768, 768), 5) for name in names))).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert all(f"{i}.weight " in line for i, line in enumerate(lines[1:4]))

@@ -47,6 +47,40 @@ def implementation(name: str, attention: str) -> dict[str, str]:
     return {} if name == "DeBERTa-v3" else {"attn_implementation": attention}
 
 
+# --- what is left is known ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", [lambda model: model, copy.deepcopy, lambda model: pickle.loads(
+    pickle.dumps(model))], ids=["itself", "copied", "pickled"])  # fmt: skip
+def test_the_structure_of_a_shrunk_model_is_what_the_report_says(
+    again: Callable[[nn.Module], nn.Module],
+) -> None:
+    for model, inputs in ((masked("BERT"), None), (_traced(), torch.ones(2, 3))):
+        report = platon_prune.shrink(model, None, inputs)
+        found = platon_prune.structure(again(model))
+        # One group stays though nothing is left of it, where all of a place would go.
+        expected = [
+            (row.name, row.kind, 0 if row.note == "one must stay" else row.after, row.after)
+            for row in report.places
+        ]
+        assert [(row.name, row.kind, row.kept, row.size) for row in found] == expected
+
+
+def test_the_structure_of_any_model_is_found_with_example_inputs() -> None:
+    (row,) = platon_prune.structure(_traced(), torch.ones(2, 3))
+    assert (row.kind, row.kept, row.size) == ("neurons", 3, 5)
+
+
+def _traced() -> nn.Module:
+    """Layers of no known names, with two neurons of five zero."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    with torch.no_grad():
+        for tensor in (model[0].weight, model[0].bias, model[2].weight.T):
+            tensor[[1, 3]] = 0
+    return model
+
+
 # --- outputs --------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from platon_prune.commands._output import require_file
-from platon_prune.tables import table
+from platon_prune.tables import rounded, table
 from platon_prune.writing import write_text
 
 
@@ -30,7 +30,7 @@ def check_measuring_arguments(arguments: argparse.Namespace) -> None:
 def write_json(arguments: argparse.Namespace, figures: Any) -> None:
     """Write the figures, if it was asked for."""
     if arguments.json:
-        write_text(arguments.json, json.dumps(figures, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(rounded(figures), indent=2) + "\n")
 
 
 class Spread(NamedTuple):
