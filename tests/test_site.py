@@ -60,8 +60,8 @@ def test_every_public_name_is_on_the_page_of_the_api():
     shown = {line.rpartition(".")[2] for line in re.findall(r"^::: (\S+)$", page, re.MULTILINE)}
     public = {
         name
-        for name, value in vars(platon_prune).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
+        for name in platon_prune.__all__
+        if not name.startswith("_") and not inspect.ismodule(getattr(platon_prune, name))
     }
     assert public <= shown
 

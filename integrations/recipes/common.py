@@ -131,7 +131,8 @@ def run(
         write_json(results, folder / "results.json")
         if can_draw():
             log = trainer.state.log_history
-            save_report(title, table, history, log, metric, folder / "report.png")
+            # The choices are there however seldom the trainer logs.
+            save_report(title, table, choices or history, log, metric, folder / "report.png")
         _print_results(metrics, table, folder, trained=training.do_train)
     return results
 

@@ -11,6 +11,7 @@ from platon_prune import Summary
 from platon_prune.integrations.writing import replacing
 
 INK, BLUE, ORANGE = "#222222", "#0072B2", "#D55E00"
+WIDTH = 7.2  # inches: wider, and text is too small on a phone
 
 
 def can_draw() -> bool:
@@ -31,7 +32,8 @@ def save_report(
     Args:
         title: Shown on top.
         table: The layers.
-        history: Target and measured sparsity by step; empty for a dense run.
+        history: Target and measured sparsity by step, of the scheduler's choices or of the log;
+            empty for a dense run.
         log: The trainer's log, which has the losses and the metrics by step.
         metric: Name of the metric in the log, such as ``eval_accuracy``.
         path: File to write.
@@ -40,16 +42,18 @@ def save_report(
     from matplotlib.figure import Figure
 
     # A row for each layer has to be legible, however many there are.
-    height = max(6.0, 1.5 + 0.2 * len(table))
-    figure = Figure(figsize=(13, height), layout="constrained", facecolor="white")
-    grid = figure.add_gridspec(3, 2, width_ratios=(1, 1.1))
-    below = figure.add_subplot(grid[2, 0])
+    layers = max(1.6, 0.7 + 0.17 * len(table))
+    # One below the other, since a phone is narrow.
+    size = (WIDTH, 3 * 1.8 + layers + 0.5)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    grid = figure.add_gridspec(4, 1, height_ratios=(1.8, 1.8, 1.8, layers))
+    below = figure.add_subplot(grid[2])
     _draw_sparsity(below, history)
     for row, name, colour in ((0, "loss", ORANGE), (1, metric, BLUE)):
-        axes = figure.add_subplot(grid[row, 0], sharex=below)
+        axes = figure.add_subplot(grid[row], sharex=below)
         _draw_curve(axes, name.replace("_", " "), log, name, colour)
     below.set_xlim(left=0)
-    _draw_layers(figure.add_subplot(grid[:, 1]), table)
+    _draw_layers(figure.add_subplot(grid[3]), table)
     figure.suptitle(title, fontweight="bold", color=INK)
     with replacing(path) as file:
         figure.savefig(file, dpi=120, format="png")
@@ -59,6 +63,9 @@ def _draw_curve(
     axes: Any, title: str, log: Sequence[dict[str, Any]], name: str, colour: str
 ) -> None:
     points = [(entry["step"], entry[name]) for entry in log if name in entry and "step" in entry]
+    if not points and name == "loss":
+        # A run shorter than the interval of the log has the mean of its steps only.
+        points = [(each["step"], each["train_loss"]) for each in log if "train_loss" in each]
     if points:
         axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3)
     else:

@@ -242,7 +242,11 @@ def _counting_processes() -> Any:
 
 
 def _table(choices: Sequence[ChoiceCost], model: CostModel) -> str:
-    lines = ["weights      processes  ms a process (range)        model  ratio  collectives  KiB"]
+    lines = [
+        "ratio: measured / model; 1 is as predicted, and above 1 slower than that",
+        "",
+        "weights      processes  ms a process (range)        model  ratio  collectives  KiB",
+    ]
     for c in choices:
         predicted = model.seconds(c.weights, c.processes)
         median, low, high = (value * 1e3 for value in c.seconds)

@@ -28,20 +28,23 @@ def save_picture(report: DeployReport, path: str | Path) -> None:
 
     # What could not be measured has no bar; the tables name it with its reason.
     rows = [row for row in report.rows if row.reason is None]
-    bars = len(rows) * len(report.sizes)
-    height = 2.4 + 0.22 * bars + 0.25 * len(rows)
-    figure = Figure(figsize=(12.5, height), layout="constrained", facecolor="white")
-    speed, file, memory = figure.subplots(1, 3, sharey=True, width_ratios=(2.2, 1, 1))
+    each = 0.7 + 0.3 * len(rows)
+    times = 1.4 + 0.22 * len(rows) * len(report.sizes)
+    # One below the other, since a phone is narrow.
+    size = (7.2, times + 2 * each + 0.6)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    speed, file, memory = figure.subplots(3, 1, height_ratios=(times, each, each))
     _draw_speed(speed, report, rows)
     _draw_bytes(file, rows, [row.file_bytes for row in rows], "file (MB)")
     _draw_bytes(memory, rows, [row.peak_bytes for row in rows], "peak memory beyond libraries (MB)")
-    speed.set_yticks(range(len(rows)), [row.name for row in rows])
-    speed.set_ylim(len(rows) - 0.4, -0.6)
+    for axes in (speed, file, memory):
+        axes.set_yticks(range(len(rows)), [row.name for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
     model, machine = report.model, report.machine
     figure.suptitle(
-        f"{model['class']}, {model['sparsity']:.0%} of the selected weights zero, on "
+        f"{model['class']}, {model['sparsity']:.0%} of the selected weights zero,\non "
         f"{machine['device']}, {machine['threads']} threads",
-        fontsize=13,
+        fontsize=11,
         fontweight="bold",
         color=INK,
     )

@@ -149,9 +149,21 @@ def _spread_heights(axes: Axes) -> bool:
     )
     low, high = max(0.0, low - 0.1 * (100 - low)), 100 - 0.8 * (100 - high)
     axes.set_ylim(low, high)
-    axes.set_yticks([tick for tick in _PERCENT_TICKS if low <= tick <= high])
+    axes.set_yticks(_percent_ticks(low, high))
     axes.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
     return True
+
+
+def _percent_ticks(low: float, high: float) -> list[float]:
+    """Percentages between two that are told apart on the scale that widens near 100."""
+    from matplotlib.ticker import MaxNLocator
+
+    usual = [float(tick) for tick in _PERCENT_TICKS if low <= tick <= high]
+    if len(usual) >= 2:
+        return usual
+    # Runs that are alike lie between two of the usual ones: an axis must have numbers even so.
+    found = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
+    return [tick for tick in found.tolist() if low <= tick <= high]
 
 
 def _spaced(densities: Sequence[float]) -> list[float]:

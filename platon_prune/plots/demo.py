@@ -58,10 +58,13 @@ def save_demo_report(
     from matplotlib.figure import Figure
 
     columns = len(comparisons)
-    figure = Figure(figsize=(3.5 * columns + 4.6, 5.8), layout="constrained", facecolor="white")
-    grid = figure.add_gridspec(
-        2, columns + 1, height_ratios=(2.3, 1), width_ratios=(*[3.5] * columns, 4.2)
-    )
+    # Where most is pruned, layers differ most.
+    sparsest = min(comparisons, key=lambda comparison: comparison.density)
+    layers = 0.8 + 0.2 * len(next(iter(sparsest.sparsities.values())))
+    # Layers below the curves, since a phone is narrow.
+    size = (max(6.4, 3.5 * columns + 0.4), 5.4 + layers)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    grid = figure.add_gridspec(3, columns, height_ratios=(3.2, 1.4, layers))
     first: tuple[Axes, Axes] | None = None
     for column, comparison in enumerate(comparisons):
         # One scale for all columns: they are there to be compared.
@@ -76,16 +79,14 @@ def save_demo_report(
         else:
             top.tick_params(labelleft=False)
             bottom.tick_params(labelleft=False)
-    # Where most is pruned, layers differ most.
-    sparsest = min(comparisons, key=lambda comparison: comparison.density)
-    _draw_layers(figure.add_subplot(grid[:, columns]), sparsest)
+    _draw_layers(figure.add_subplot(grid[2, :]), sparsest)
     assert first is not None
     # One legend for all columns: the runs have the same labels in each.
     handles, labels = first[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(
-        "A vision transformer for handwritten digits, pruned while it is fine-tuned",
-        fontsize=14,
+        "A vision transformer for handwritten digits,\npruned while it is fine-tuned",
+        fontsize=13,
         fontweight="bold",
         color=INK,
     )

@@ -121,6 +121,7 @@ class Recipe:
         has_amounts: Whether the cells differ in what is pruned.
         rivals: What may stand among the criteria beside those of the package: methods of others,
             which know no options.
+        subject: From the settings of the cells to what pictures are of, in a few words.
     """
 
     name: str
@@ -136,10 +137,15 @@ class Recipe:
     is_percent: bool = True
     has_amounts: bool = True
     rivals: tuple[str, ...] = ()
+    subject: Callable[[Mapping[str, Any]], str] | None = None
 
     def shown(self, value: float, sign: str = "") -> str:
         """A value of the metric: percentages with one decimal, others with four digits."""
         return f"{value:{sign}.1f}" if self.is_percent else f"{value:{sign}.4g}"
+
+    def about(self, cells: Sequence[Cell]) -> str:
+        """What a picture of these cells is of, in a few words."""
+        return self.subject(cells[0].settings) if self.subject and cells else self.name
 
     def given(self, settings: Mapping[str, Any]) -> Recipe:
         """The recipe with the defaults that its options have under these settings."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from platon_prune.plots import accuracy_against_density
-from platon_prune.plots._style import COLOURS, INK, plain, save
+from platon_prune.plots._style import COLOURS, INK, plain, save, title
 from platon_prune.studies.cells import DENSE, Recipe
 from platon_prune.studies.table import Row, is_changed, reference_of
 
@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 _PICTURE = re.compile(r"(accuracy(_\d+)?|options|values)\.png")
 
 
-def save_pictures(recipe: Recipe, rows: Sequence[Row], folder: Path) -> list[Path]:
+def save_pictures(recipe: Recipe, rows: Sequence[Row], folder: Path, subject: str) -> list[Path]:
     """Draw what the rows have, each row once, and take away the pictures of an earlier report.
 
     Rows with options go to ``options.png`` where there is one without them to compare with; all
     others to ``accuracy.png``, and to ``accuracy_2.png`` and on where they are too many for one;
     those of a study that does not vary the amount to ``values.png``.
+
+    Args:
+        recipe: What was run.
+        rows: What was measured.
+        folder: Where the pictures go.
+        subject: What they are of, for their titles.
 
     Returns:
         The files that were written.
@@ -33,16 +39,16 @@ def save_pictures(recipe: Recipe, rows: Sequence[Row], folder: Path) -> list[Pat
     assert recipe.metric is not None
     measured = [row for row in rows if row.sample(recipe.metric)]
     if not recipe.has_amounts:
-        _save_values(recipe, measured, folder / "values.png")
+        _save_values(recipe, measured, folder / "values.png", subject)
         return [folder / "values.png"]
     changed = [row for row in measured if is_changed(row, rows)]
     dense = next((row for row in measured if row.criterion == DENSE), None)
     paths = _save_accuracies(
-        recipe, [r for r in measured if r not in changed and r is not dense], dense, folder
+        recipe, [r for r in measured if r not in changed and r is not dense], dense, folder, subject
     )
     if changed:
         paths.append(folder / "options.png")
-        _save_options(recipe, changed, rows, paths[-1])
+        _save_options(recipe, changed, rows, paths[-1], subject)
     for path in folder.iterdir():
         if _PICTURE.fullmatch(path.name) and path not in paths:
             path.unlink()
@@ -50,7 +56,7 @@ def save_pictures(recipe: Recipe, rows: Sequence[Row], folder: Path) -> list[Pat
 
 
 def _save_accuracies(
-    recipe: Recipe, rows: Sequence[Row], dense: Row | None, folder: Path
+    recipe: Recipe, rows: Sequence[Row], dense: Row | None, folder: Path, subject: str
 ) -> list[Path]:
     assert recipe.metric is not None
     curves: dict[str, dict[float, list[float]]] = {}
@@ -66,13 +72,13 @@ def _save_accuracies(
             paths[-1],
             dense=dense.values(recipe.metric) if dense is not None else (),
             ylabel=recipe.title,
-            heading="Mean, lowest to highest, and every seed",
+            heading=f"{subject}: mean, range and every seed",
             by_distance_to_100=recipe.is_percent,
         )
     return paths
 
 
-def _save_values(recipe: Recipe, rows: Sequence[Row], path: Path) -> None:
+def _save_values(recipe: Recipe, rows: Sequence[Row], path: Path, subject: str) -> None:
     """Every row as a line of dots, with its mean."""
     from matplotlib.figure import Figure
 
@@ -85,10 +91,13 @@ def _save_values(recipe: Recipe, rows: Sequence[Row], path: Path) -> None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(recipe.title)
     plain(axes)
+    title(axes, f"{subject}: mean, range and every seed")
     save(figure, path)
 
 
-def _save_options(recipe: Recipe, rows: Sequence[Row], all_rows: Sequence[Row], path: Path) -> None:
+def _save_options(
+    recipe: Recipe, rows: Sequence[Row], all_rows: Sequence[Row], path: Path, subject: str
+) -> None:
     from matplotlib.figure import Figure
 
     assert recipe.metric is not None
@@ -96,12 +105,13 @@ def _save_options(recipe: Recipe, rows: Sequence[Row], all_rows: Sequence[Row], 
     alone = len({row.criterion for row in rows}) == 1
     names = [row.label.partition(", ")[2] if alone else row.label for row in rows]
     labels = list(dict.fromkeys(names))
-    size = (3.2 * len(amounts) + 2.6, 0.34 * len(labels) + 1.6)
+    # One below the other, since a phone is narrow.
+    size = (6.8, len(amounts) * (0.3 * len(labels) + 0.7) + 0.9)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     first: Axes | None = None
-    for column, amount in enumerate(amounts):
-        # One axis of options for all, so that rows can be followed across.
-        axes = figure.add_subplot(1, len(amounts), column + 1, sharey=first)
+    for number, amount in enumerate(amounts):
+        # One scale for all, so that differences can be compared.
+        axes = figure.add_subplot(len(amounts), 1, number + 1, sharex=first, sharey=first)
         first = first or axes
         axes.axvline(0, color=INK, linewidth=1, linestyle=":")
         for row, name in zip(rows, names, strict=True):
@@ -110,12 +120,12 @@ def _save_options(recipe: Recipe, rows: Sequence[Row], all_rows: Sequence[Row], 
                 values = list(row.differences(reference, recipe.metric).values())
                 _draw_differences(axes, labels.index(name), values)
         axes.set_title(f"density {100 * (1 - amount):.3g} %", loc="left")
-        axes.tick_params(labelleft=column == 0)
         plain(axes)
     assert first is not None
     first.set_yticks(range(len(labels)), labels)
     # Upside down: the first option on top, as in the table.
     first.set_ylim(len(labels) - 0.5, -0.5)
+    figure.suptitle(f"{subject}: what an option changes", fontweight="bold", color=INK)
     figure.supxlabel("difference of the same seed without the option (points)", fontsize=10)
     save(figure, path)
 

@@ -68,7 +68,13 @@ def study(
         return _metrics(train_fn(dict(given[cell.key][1])))
 
     recipe = Recipe(
-        _NAME, run, metric=None, title=_ALONE, is_percent=False, has_amounts="amount" in grid
+        _NAME,
+        run,
+        metric=None,
+        title=_ALONE,
+        is_percent=False,
+        has_amounts="amount" in grid,
+        subject=lambda settings: getattr(train_fn, "__name__", "study"),
     )
     folder, cells = Path(output_dir), [cell for cell, _ in given.values()]
     device = "cuda" if torch.cuda.is_available() else "cpu"

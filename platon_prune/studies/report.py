@@ -51,7 +51,7 @@ def report(recipe: Recipe, cells: Sequence[Cell], folder: Path) -> str:
     # NaN is no JSON, and other languages' parsers refuse it.
     text = json.dumps(content, indent=2, allow_nan=False)
     write_text(folder / "study.json", text + "\n")
-    paths = save_pictures(recipe, rows, folder)
+    paths = save_pictures(recipe, rows, folder, recipe.about(cells))
     names = ", ".join(["study.md", "study.json", *(path.name for path in paths)])
     return f"{page}\n{names} are in {folder}{_hint(rows)}"
 

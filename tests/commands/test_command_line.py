@@ -10,6 +10,7 @@ import pytest
 
 from platon_prune import cli
 from platon_prune.commands import _parser
+from platon_prune.commands.benchmarks.figures import Figure, Spread, print_table, ratio_table
 from platon_prune.commands.study import NAMES
 from platon_prune.criteria import CRITERIA
 
@@ -219,3 +220,20 @@ def test_a_figure_without_matplotlib_names_the_command(monkeypatch, tmp_path):
             draw(None, tmp_path / "x.png")
     with pytest.raises(ModuleNotFoundError, match="pip install matplotlib"):
         plots.accuracy_against_density({"a": {0.5: [1.0]}}, tmp_path / "x.png")
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def test_the_table_of_the_bench_fits_100_columns_and_says_which_ratio_is_good(capsys):
+    spread = Spread(1234.56, 1200.0, 1300.0)
+    figures = [
+        Figure("compat.Pruner, average over SQuAD's schedule", "ms", spread, spread),
+        Figure("no textbook", "MB", Spread(0.123456, 0.1, 0.2), None),
+    ]
+    print_table([10, 20], "cpu", figures, "BERT-base by plain")
+    print(ratio_table({"BERT-base": figures[:1], "small encoder": figures[:1]}))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    assert "1,235 (1,200-1,300)" in shown and "0.123 (0.100-0.200)" in shown
+    assert shown.replace("\n", " ").count("above 1 is good") == 2

@@ -341,3 +341,20 @@ def test_curves_of_another_kind_are_refused_with_what_they_must_be(tmp_path, cur
 def test_curves_that_cannot_be_drawn_are_refused(tmp_path, curves, message):
     with pytest.raises(ValueError, match=message):
         plots.accuracy_against_density(curves, tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize("values", [(96.2, 96.8), (12.1, 12.4), (0.5, 99.5), (99.96, 99.99)])
+def test_percentages_have_numbers_on_their_axis_however_alike_they_are(figures, values):
+    plots.accuracy_against_density({"a": {0.5: values}}, "x.png", by_distance_to_100=True)
+    axes = figures[0].axes[0]
+    low, high = axes.get_ylim()
+    shown = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    assert len(shown) >= 2 and low <= min(values) and max(values) <= high
+
+
+def test_figures_fit_a_phone(figures):
+    scheduler = _run()
+    for name in OF_RUNS:
+        getattr(plots, name)(scheduler, "x.png")
+    plots.accuracy_against_density({"a": {0.5: (1.0, 2.0)}}, "x.png")
+    assert max(figure.get_figwidth() for figure in figures) <= 7.5

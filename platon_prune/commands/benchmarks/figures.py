@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from platon_prune.commands._output import require_file
-from platon_prune.tables import rounded, table
+from platon_prune.tables import WIDTH, rounded, table
 from platon_prune.writing import write_text
 
 
@@ -84,16 +85,17 @@ def print_table(sizes: Sequence[int], device: str, figures: Sequence[Figure], wh
     where = f"{torch.get_num_threads()} threads"
     if torch.device(device).type == "cuda":
         where = torch.cuda.get_device_name(device)
-    print(
-        f"\n{device} ({where}), torch {torch.__version__}, {what}: {sum(sizes):,} weights in "
-        f"{len(sizes)} tensors, float32; median (lowest to highest)\n"
+    head = (
+        f"{device} ({where}), torch {torch.__version__}, {what}: {sum(sizes):,} weights in "
+        f"{len(sizes)} tensors, float32; median (lowest-highest); a ratio above 1 is good: "
+        "platon_prune takes less"
     )
-    print(f"{'':50}{'platon_prune':>27}{'textbook, or / what':>27}{'ratio':>8}")
+    lines = [("", "platon_prune", "textbook, or / what", "ratio")]
     for figure in figures:
         name = f"{figure.name} [{figure.unit}]" if figure.unit else figure.name
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2g}"
-        line = f"{name:50}{_cell(figure.ours):>27}{_cell(figure.textbook):>27}{ratio:>8}"
-        print(line.rstrip())
+        lines.append((name, _cell(figure.ours), _cell(figure.textbook), ratio))
+    print(f"\n{textwrap.fill(head, WIDTH)}\n\n{table(lines)}")
 
 
 def ratio_table(sizes: Mapping[str, Sequence[Figure]]) -> str:
@@ -102,11 +104,12 @@ def ratio_table(sizes: Mapping[str, Sequence[Figure]]) -> str:
     Args:
         sizes: Of each model the same figures.
     """
-    lines = [("textbook / platon_prune", *sizes)]
+    lines = [("times as fast", *sizes)]
     for figures in zip(*sizes.values(), strict=True):
         ratios = ("-" if each.ratio is None else f"{each.ratio:.2g}" for each in figures)
         lines.append((figures[0].name, *ratios))
-    return table(lines)
+    # Above the table, whose last lines are the numbers.
+    return f"textbook / platon_prune: above 1 is good, platon_prune is faster\n\n{table(lines)}"
 
 
 def _cell(spread: Spread | None) -> str:
@@ -114,8 +117,10 @@ def _cell(spread: Spread | None) -> str:
         return "-"
     median, low, high = map(_number, spread)
     # What is counted has no spread.
-    return median if low == high else f"{median} ({low} to {high})"
+    return median if low == high else f"{median} ({low}-{high})"
 
 
 def _number(value: float) -> str:
+    if 0 < value < 1:
+        return f"{value:.3f}"  # of a column that has to fit, more digits than were measured
     return f"{value:.3g}" if value < 10 else f"{value:,.0f}"

@@ -37,7 +37,7 @@ def choice_table(shapes: Sequence[tuple[int, int]], device: str, rounds: int, ti
     times = interleaved(list(named.values()), rounds, timed)
     spreads = dict(zip(named, map(Spread.of, times), strict=True))
     first = spreads["single weights"].median
-    lines = [("one choice", "ms (lowest to highest)", "ratio")]
+    lines = [("one choice", "ms (lowest to highest)", "times as long")]
     lines += [
         (name, f"{s.median:,.0f} ({s.low:,.0f} to {s.high:,.0f})", f"{s.median / first:.2f}")
         for name, s in spreads.items()

@@ -282,4 +282,5 @@ DIGITS = Recipe(
     extras=("sklearn", "transformers"),
     settings=settings,
     check=check,
+    subject=lambda settings: f"Handwritten digits, {settings['steps']} steps",
 )

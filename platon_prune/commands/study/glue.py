@@ -262,6 +262,14 @@ def _check_length(cell: Cell, chosen: Mapping[str, Any]) -> None:
         )
 
 
+def _subject(name: str, settings: Mapping[str, Any]) -> str:
+    """The task, or the recipe, and the model."""
+    values = _values(settings["flags"])
+    task = values.get("--task_name", name)
+    model = Path(values.get("--model_name_or_path", "")).name
+    return f"{task}, {model}" if model else task
+
+
 def _recipe(name: str, defaults: Sequence[str] = ()) -> Recipe:
     command = _COMMANDS[name]
     return Recipe(
@@ -276,6 +284,7 @@ def _recipe(name: str, defaults: Sequence[str] = ()) -> Recipe:
         defaults=_defaults,
         check=_check,
         is_percent=command.scale == 100 or name == "squad",
+        subject=lambda settings: _subject(name, settings),
     )
 
 

@@ -504,6 +504,27 @@ def test_a_figure_is_drawn_of_a_dense_run_too(tmp_path):
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_figure_of_a_short_run_shows_the_choices_and_the_loss_and_fits_a_phone(
+    tmp_path, monkeypatch
+):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **settings: drawn.append(self))
+    choices = [
+        {"step": 2, "amount": 0.4, "sparsity": 0.3},
+        {"step": 4, "amount": 0.5, "sparsity": 0.5},
+    ]
+    log = [{"step": 4, "train_loss": 1.25}]
+    table = report.measure(nn.Linear(2, 2), ["weight"])
+    figure.save_report("t", table, choices, log, "eval_accuracy", tmp_path / "report.png")
+    of = {axes.get_title(loc="left"): axes for axes in drawn[0].axes}
+    measured = of["sparsity (%)"].get_lines()[1]
+    assert list(measured.get_xdata()) == [2, 4] and list(measured.get_ydata()) == [30, 50]
+    assert list(of["loss"].get_lines()[0].get_ydata()) == [1.25]
+    assert drawn[0].get_figwidth() <= 7.5
+
+
 # --- the command line ---------------------------------------------------------------------------
 
 
