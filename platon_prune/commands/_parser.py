@@ -34,8 +34,9 @@ def as_typed(message: str, words: Sequence[str]) -> str:
     """A message with the names of flags in the spelling that its reader has typed them in."""
     for word in words:
         typed = word.partition("=")[0]
-        if typed.startswith("--") and "-" in typed[2:]:
-            message = message.replace(_underscored(typed), typed)
+        if typed.startswith("--") and len(typed) > 2:
+            for other in (_underscored(typed), f"--{typed[2:].replace('_', '-')}"):
+                message = message.replace(other, typed)
     return message
 
 

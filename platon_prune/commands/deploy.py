@@ -117,7 +117,7 @@ def _check(arguments: argparse.Namespace) -> None:
     import torch
 
     if arguments.bert_base == (arguments.model is not None):
-        raise ValueError("MODEL or --bert_base must be given, and not both: name a folder")
+        raise ValueError("MODEL or --bert-base must be given, and not both: name a folder")
     for name in ("threads", "rounds", "batch", "layers"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

@@ -163,7 +163,7 @@ def _percent_ticks(low: float, high: float) -> list[float]:
         return usual
     # Runs that are alike lie between two of the usual ones: an axis must have numbers even so.
     found = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
-    return [tick for tick in found.tolist() if low <= tick <= high]
+    return [float(tick) for tick in found if low <= tick <= high]
 
 
 def _spaced(densities: Sequence[float]) -> list[float]:
