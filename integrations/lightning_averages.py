@@ -10,16 +10,11 @@ import contextlib
 from collections.abc import Iterator, Mapping
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from platon_prune import PlatonScheduler, PruningWarning, apply_masks
-from platon_prune.integrations.needs import told
-
-try:
-    from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
-except ModuleNotFoundError as missing:
-    raise told(missing, "PlatonLightningCallback", "lightning") from missing
 
 # EMAWeightAveraging is one of the former, which came with Lightning 2.6.
 _AVERAGING = tuple(

@@ -8,6 +8,14 @@ import torch
 from torch.nn.utils import prune
 
 from platon_prune import PlatonScheduler, PruningWarning, apply_masks
+from platon_prune.integrations.needs import told
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.utilities import rank_zero_info
+except ModuleNotFoundError as missing:
+    raise told(missing, "PlatonLightningCallback", "lightning") from missing
+
 from platon_prune.integrations.granularities import check_granularity, put_masks_on
 from platon_prune.integrations.lightning_averages import (
     come_after_averages,
@@ -15,14 +23,7 @@ from platon_prune.integrations.lightning_averages import (
     num_training_steps,
     restore_zeros,
 )
-from platon_prune.integrations.needs import told
 from platon_prune.integrations.run_lengths import fit_schedule, shown
-
-try:
-    from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.utilities import rank_zero_info
-except ModuleNotFoundError as missing:
-    raise told(missing, "PlatonLightningCallback", "lightning") from missing
 
 
 class PlatonLightningCallback(Callback):
