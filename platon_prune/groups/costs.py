@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from platon_prune.example_inputs import call_model
 from platon_prune.groups.coupled import CoupledGroups, Member
+from platon_prune.masks.default_selection import is_named
+from platon_prune.spellings import EXPERTS
 
 Budget = Literal["parameters", "macs"]
 BUDGETS: tuple[Budget, ...] = ("parameters", "macs")
@@ -41,8 +43,8 @@ def mac_prices(model: nn.Module, groups: Sequence[CoupledGroups], inputs: Any) -
     """Multiply-adds of one forward over example inputs.
 
     An entry of a linear layer counts once per row it is applied to, one of a convolution once per
-    position; biases and norms count nothing. A head also counts its two products of queries, keys
-    and values.
+    position, one of an expert once per row of the mean expert; biases, tables and norms count
+    nothing. A head also counts its two products of queries, keys and values.
 
     Args:
         model: Left as it is.
@@ -63,8 +65,9 @@ def mac_prices(model: nn.Module, groups: Sequence[CoupledGroups], inputs: Any) -
     of_entry = {}
     for name in names:
         holder, _, tensor_name = name.rpartition(".")
-        is_weight = tensor_name == "weight" and uses[holder].multiplies
-        of_entry[name] = uses[holder].rows if is_weight else 0
+        use = uses[holder]
+        is_weight = use.multiplies if tensor_name == "weight" else tensor_name in use.matrices
+        of_entry[name] = use.rows if is_weight else 0
     return Prices(of_entry, tuple(_products(place, uses) for place in groups))
 
 
@@ -73,6 +76,7 @@ class _Use:
     rows: int = 0  # how often each entry of the weight is used
     length: int = 0  # tokens of one example
     multiplies: bool = False
+    matrices: frozenset[str] = frozenset()  # of a module that is no layer, and holds its own
 
 
 def _products(place: CoupledGroups, uses: Mapping[str, _Use]) -> int:
@@ -91,7 +95,10 @@ def _measured(model: nn.Module, names: set[str], inputs: Any) -> dict[str, _Use]
     uses = {name: _Use() for name in names}
     modules = {name: module for name, module in model.named_modules() if name in names}
     modes = [(module, module.training) for module in model.modules()]
-    hooks = [module.register_forward_hook(_counter(uses[name])) for name, module in modules.items()]
+    hooks = [
+        module.register_forward_hook(_counter(uses[name]), with_kwargs=True)
+        for name, module in modules.items()
+    ]
     try:
         model.eval()  # no batch norm may learn from the example
         call_model(model, inputs)
@@ -104,7 +111,11 @@ def _measured(model: nn.Module, names: set[str], inputs: Any) -> dict[str, _Use]
 
 
 def _counter(use: _Use) -> Any:
-    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def count(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor):
+            _count_own(use, module, [*inputs, *named.values()])
+            return
         if isinstance(module, nn.modules.conv._ConvTransposeNd):
             use.rows += inputs[0].numel() // module.in_channels
         elif isinstance(module, nn.modules.conv._ConvNd):
@@ -113,10 +124,26 @@ def _counter(use: _Use) -> Any:
             # Added up: a layer may be called several times in one forward, as ALBERT's are.
             use.rows += math.prod(output.shape[:-1])
             use.length = output.shape[-2] if output.ndim > 1 else 1
-        weight = getattr(module, "weight", None)
-        use.multiplies = isinstance(weight, Tensor) and weight.ndim > 1
+        use.multiplies = weight.ndim > 1
 
     return count
+
+
+def _count_own(use: _Use, module: nn.Module, given: Sequence[Any]) -> None:
+    """Count the rows of a module that holds several matrices: XLNet's attention, experts."""
+    tensors = [value for value in given if isinstance(value, Tensor)]
+    own = {key.removesuffix("_orig"): p for key, p in module._parameters.items() if p is not None}
+    # A scale for each head may have three dimensions, too, two of them of one entry.
+    matrices = {key: p for key, p in own.items() if p.ndim == 3 and min(p.shape) > 1}
+    if not tensors or not matrices:
+        return
+    rows = math.prod(tensors[0].shape[:-1])
+    if is_named(module, "", EXPERTS) and len(tensors) > 1:
+        # The second argument says which experts each row goes to: all of them share the rows.
+        rows = max(1, tensors[1].numel() // next(iter(matrices.values())).shape[0])
+    use.rows += rows
+    use.length = tensors[0].shape[0] if tensors[0].ndim > 2 else 1
+    use.matrices = frozenset(matrices)
 
 
 def indices_per_group(member: Member, size: int) -> Tensor:

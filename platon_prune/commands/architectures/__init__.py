@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: If a name is none of the table's.
     """
-    import transformers
+    from transformers.utils import logging
 
     from platon_prune.commands.architectures.rows import markdown, row_of
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     require_file("--output", arguments.output)
     # Each model tells things of its kernels and tokens that are not about pruning.
-    transformers.logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     names = arguments.names or list(TINY)
     text = markdown([row_of(name, TINY[name]) for name in names])
     print(text)

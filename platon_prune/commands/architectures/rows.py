@@ -23,8 +23,10 @@ from platon_prune.shrinking.proof import Proof, prove
 from platon_prune.shrinking.resize import named_parameter
 from platon_prune.shrinking.twin import difference, outputs_of
 
-HEADER = ("architecture", "single weights", "2:4", "heads", "neurons", "channels")
-HEADER += ("`from_pretrained` tells", "what stays whole, and why")
+HEADER = (
+    *("architecture", "single weights", "2:4", "heads", "neurons", "channels"),
+    *("`from_pretrained` tells", "what stays whole, and why"),
+)
 YES, PART, NO, NONE = "yes", "in part", "no", "–"
 # A module with less than this share of the weights of all layers is not worth a word (routers).
 _WORTH_NAMING = 0.1
@@ -66,7 +68,9 @@ def row_of(name: str, tiny: Tiny) -> Row:
             name,
             _single_weights(model),
             _whether(lambda: platon_prune.semi_structured(copy.deepcopy(model), total_steps=40)),
-            *(cells[kind] for kind in KINDS),
+            cells["heads"],
+            cells["neurons"],
+            cells["channels"],
             _loads(model, proof.groups),
             _notes(model, found, proof),
         )
@@ -108,7 +112,8 @@ def _single_weights(model: nn.Module) -> str:
 
 def _cell(kind: str, found: Found, proof: Proof) -> str:
     able = sum(place.kind == kind and place.size > 1 for place in proof.groups)
-    places = sum(place.kind == kind for place in (*found.groups, *found.missed))
+    places = sum(place.kind == kind for place in found.groups)
+    places += sum(place.kind == kind for place in found.missed)
     return NONE if not places else NO if not able else YES if able == places else PART
 
 
