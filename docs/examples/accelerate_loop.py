@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from torch import nn
 
 import platon_prune
+from platon_prune.integrations.accelerate_steps import num_optimizer_steps
 
 torch.manual_seed(0)
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)  # cpu=True only for the example
@@ -16,9 +17,8 @@ data = torch.utils.data.TensorDataset(inputs, inputs[:, :4].argmax(1))
 loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
 
 num_epochs = 4
-# The loader first: its length is then that of one process, and the schedule counts its steps.
-loader = accelerator.prepare(loader)
-num_steps = num_epochs * len(loader) // accelerator.gradient_accumulation_steps
+loader = accelerator.prepare(loader)  # first, so that the steps are those of one process
+num_steps = num_optimizer_steps(accelerator, loader, num_epochs)
 scheduler = platon_prune.global_unstructured(
     model, amount=0.8, total_steps=num_steps, warmup_steps=0.1, cooldown_steps=0.4, window=5
 )
@@ -36,6 +36,7 @@ for epoch in range(num_epochs):
             optimizer.zero_grad()
     accelerator.save_state(f"epoch-{epoch}")
 
+assert scheduler.last_step == num_steps
 model = platon_prune.remove(accelerator.unwrap_model(model))
 if accelerator.is_main_process:
     print(platon_prune.summary(model))

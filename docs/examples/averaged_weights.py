@@ -30,7 +30,7 @@ for _ in range(num_steps):
 
 # A weight that was pruned a while ago still has an average: the masks take it away. Do so whenever
 # you evaluate or save the average.
-platon_prune.apply_masks(averaged)
+platon_prune.apply_masks(averaged, scheduler)  # the EMA of timm or ema-pytorch, too
 ema = platon_prune.remove(averaged.module)
 print(platon_prune.summary(ema))
 print(f"accuracy of the average: {(ema(inputs).argmax(1) == labels).float().mean():.2f}")
