@@ -18,7 +18,7 @@ from platon_prune import PlatonScheduler, PruningWarning
 from platon_prune.integrations.needs import told
 
 try:
-    from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
     from transformers.trainer_utils import rotate_checkpoints
 except ModuleNotFoundError as missing:
@@ -34,6 +34,7 @@ from platon_prune.integrations.hf_checkpoints import (
 )
 from platon_prune.integrations.hf_limits import refuse_flattened, refuse_unsupported
 from platon_prune.integrations.hf_models import bare, is_distributed, is_sharded, of_first
+from platon_prune.integrations.hf_progress import card_section, show_sparsity
 from platon_prune.integrations.hf_seals import break_seal, newest_if_true, seal
 from platon_prune.integrations.run_lengths import fit_schedule, shown
 from platon_prune.integrations.writing import write_text
@@ -231,7 +232,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         logs.update(named)
         if state.log_history:
             state.log_history[-1].update(named)
-        self._show(measured["sparsity"])
+        show_sparsity(self._trainer, measured["sparsity"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -363,21 +364,6 @@ class PlatonCallback(TrainerCallback, ExportableState):
             if saved:
                 saved[0].load_into(self.scheduler, self._model)
 
-    # --- what needs the trainer itself ------------------------------------------------------
-
-    def _model_card_section(self, trainer: Trainer) -> str:
-        # One process alone writes a card, so it can't measure a sharded model.
-        pruning = self._described if self._is_sharded() else self.description()
-        rows = "".join(f"| {name} | {value} |\n" for name, value in pruning.items())
-        return f"\n## Pruning\n\n| | |\n|---|---|\n{rows}"
-
-    def _show(self, sparsity: float) -> None:
-        """Put the sparsity beside the progress bar."""
-        for callback in self._trainer.callback_handler.callbacks if self._trainer else ():
-            bar = getattr(callback, "training_bar", None)
-            if isinstance(callback, ProgressCallback) and bar is not None:
-                bar.set_postfix(sparsity=f"{sparsity:.1%}")
-
 
 def _follow(trainer: Trainer) -> None:
     """Tell its callback where the trainer resumes from, and add to the model card it writes."""
@@ -398,7 +384,10 @@ def _follow(trainer: Trainer) -> None:
         create_model_card(*args, **kwargs)
         card = Path(trainer.args.output_dir or ".", "README.md")
         if card.is_file() and trainer.is_world_process_zero():
-            write_text(card, card.read_text() + callback()._model_card_section(trainer))
+            own = callback()
+            # One process alone writes a card, so it can't measure a sharded model.
+            pruning = own._described if own._is_sharded() else own.description()
+            write_text(card, card.read_text() + card_section(pruning))
 
     trainer.train = followed_train  # type: ignore[method-assign]
     trainer.create_model_card = extended_model_card  # type: ignore[method-assign]

@@ -284,8 +284,7 @@ class SelectedTensors(Sequence[TrackedTensor]):
             chosen = self.granularity.choose_in_line_(line, amount)
             return chosen.threshold, changes_of(names, chosen.counts.tolist(), tells)
         # Only where values come back: a byte an entry, until the weights have been read.
-        puts_back = self.granularity.puts_back
-        masks = [tensor.mask.clone() for tensor in scored] if puts_back else []
+        masks = [tensor.mask.clone() for tensor in scored] if self.granularity.puts_back else []
         # Packed, an eighth of the masks, since all of them are kept until the choice is made.
         bits = bits_before(scored) if tells else None
         threshold = self.granularity.choose_(scored, amount, self.processes)
