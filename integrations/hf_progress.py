@@ -1,4 +1,4 @@
-"""What a trainer of transformers shows of pruning: a section of its model card, its progress bar."""
+"""What transformers' trainer shows of pruning: a section of its model card, its progress bar."""
 
 from __future__ import annotations
 
