@@ -57,8 +57,11 @@ def refuse_frozen(candidates: Sequence[Candidate]) -> None:
 
 
 def _is_frozen(module: nn.Module, key: str) -> bool:
-    # Not by get(): what a scripted module keeps its parameters in has none.
-    weight = module._parameters[key] if key in module._parameters else None  # noqa: SIM401
+    if key not in module._parameters:
+        return False
+    # Not by get(), which what a scripted module keeps its parameters in does not have.
+    weight = module._parameters[key]
     # Of another class it is quantised or wrapped, which is worse than frozen.
-    is_plain = type(weight) is nn.Parameter and weight.is_floating_point()
-    return is_plain and not weight.requires_grad  # type: ignore[union-attr]
+    if weight is None or type(weight) is not nn.Parameter:
+        return False
+    return weight.is_floating_point() and not weight.requires_grad
