@@ -190,6 +190,9 @@ class PlatonLightningCallback(Callback):
         is_alone = len(trainer.optimizers) == 1
         while is_alone and self.scheduler.last_step < trainer.global_step:
             self.scheduler.step(skipped=True)
+        if self.scheduler.last_step >= self.scheduler.schedule.total_steps:
+            # Where the trainer goes on, for statistics of batch norms, it knows that it does.
+            self.scheduler.allow_other_length()
         mask_averages(trainer, self.scheduler)
         # Counting zeros waits for the device, and only a choice changes how many there are.
         if self.scheduler.schedule.is_choosing_step(self.scheduler.last_step):
