@@ -117,10 +117,10 @@ class PruningArguments:
         "The largest fraction that a tensor may lose; the others lose more then. For limits by "
         "name, use the Python interface."
     )
-    pruning_normalizer: Literal["none", "mean", "cost"] = setting(
-        "How heads and neurons of different layers are compared, for structured: by their scores; "
-        "by each over the mean of its layer; or by each over what one of them costs.",
-        "mean",
+    pruning_normalizer: Literal["auto", "none", "mean", "cost"] = setting(
+        "How groups of different layers are compared, for structured: by their scores; by each "
+        "over the mean of its layer (auto: where there are channels); or over what one costs.",
+        "auto",
     )
     pruning_mask_history: bool = setting(
         f"Keep the masks of every choice, in {MASKS_FILE} of --output_dir.", False
@@ -146,7 +146,7 @@ class PruningArguments:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
 
     def _check_granularity(self) -> None:
-        if self.pruning_granularity != STRUCTURED and self.pruning_normalizer != "mean":
+        if self.pruning_granularity != STRUCTURED and self.pruning_normalizer != "auto":
             raise ValueError(
                 f"--pruning_normalizer {self.pruning_normalizer} must go with "
                 f"--pruning_granularity {STRUCTURED}, got {self.pruning_granularity}: leave one of "
@@ -204,7 +204,7 @@ class PruningArguments:
             settings["mask_history"] = Path(output_dir or ".", MASKS_FILE)
         if self.pruning_granularity != UNSTRUCTURED:
             settings["granularity"] = self.pruning_granularity
-        if self.pruning_normalizer != "mean":
+        if self.pruning_normalizer != "auto":
             settings["normalizer"] = self.pruning_normalizer
         if self.pruning_granularity == SEMI_STRUCTURED:
             settings |= {"n": self.pruning_n, "m": self.pruning_m}

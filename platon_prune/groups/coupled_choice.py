@@ -42,7 +42,8 @@ class Structured(Granularity):
         aggregate: How a group's score is made of those of all its entries: "mean", "sum", "max" or
             "l2", the root of the sum of squares.
         budget: What the prices are, for settings.
-        normalizer: How scores of different places are made comparable: "none", "mean" or "cost".
+        normalizer: How scores of different places are made comparable: "none", "mean" or "cost";
+            "auto" is "mean" where there are channels, and else "none".
 
     Attributes:
         total: What all groups together cost, in the unit of the budget.
@@ -66,6 +67,11 @@ class Structured(Granularity):
         self.floors = tuple(floors)
         self.aggregate = aggregate
         self.budget = budget
+        if normalizer == "auto":
+            # By measurement (docs/structured.md): stages of channels differ in scale by far more
+            # than the layers of a transformer do, whose heads and neurons are best compared raw.
+            has_channels = any(place.kind == "channels" for place in groups)
+            normalizer = "mean" if has_channels else "none"
         self.normalizer = normalizer
         self.num_groups = sum(place.size for place in groups)
         self._num_entries = sum(shape.numel() for shape in shapes.values())

@@ -18,8 +18,8 @@ from platon_prune.tensors.collectives import Processes
 
 Aggregate = Literal["mean", "sum", "max", "l2"]
 AGGREGATES: tuple[Aggregate, ...] = ("mean", "sum", "max", "l2")
-Normalizer = Literal["none", "mean", "cost"]
-NORMALIZERS: tuple[Normalizer, ...] = ("none", "mean", "cost")
+Normalizer = Literal["auto", "none", "mean", "cost"]
+NORMALIZERS: tuple[Normalizer, ...] = ("auto", "none", "mean", "cost")
 
 
 def group_scores(

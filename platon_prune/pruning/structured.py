@@ -52,7 +52,7 @@ def global_structured(
     max_amount: float | Mapping[str, float] | None = None,
     aggregate: Aggregate = "mean",
     budget: Budget = "parameters",
-    normalizer: Normalizer = "mean",
+    normalizer: Normalizer = "auto",
     min_heads: int = 1,
     min_neurons: float = 0.05,
     min_channels: float = 0.05,
@@ -103,10 +103,11 @@ def global_structured(
             "l2", the root of the sum of squares.
         budget: What the amount counts: "parameters", or "macs", multiply-adds of one forward over
             ``example_inputs``.
-        normalizer: How the scores of different places are made comparable: "mean", each divided by
-            the mean over its place, so that no place is emptied for its scale alone; "none"; or
+        normalizer: How the scores of different places are made comparable: "none"; "mean", each
+            divided by the mean over its place, so that no place is emptied for its scale alone;
             "cost", by what one group of the place costs of the budget: with ``aggregate="sum"``
-            and ``budget="macs"`` a score per multiply-add.
+            and ``budget="macs"`` a score per multiply-add; or "auto", which is "mean" for a model
+            with channels and "none" for one of heads and neurons.
         min_heads: Heads (with grouped queries, key-value heads) that each attention layer keeps.
         min_neurons: Share of its neurons that each feed-forward layer keeps, in [0, 1]; one at
             least.

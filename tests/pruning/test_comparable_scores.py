@@ -57,7 +57,7 @@ def test_no_place_is_emptied_for_its_scale_alone() -> None:
         8,
         1,
     ]  # of 16 neurons 7: all that the floor lets go of the small one
-    large, small = _kept()
+    large, small = _kept(normalizer="mean")
     assert large + small == 9 and small > 1
 
 
@@ -71,9 +71,20 @@ def test_a_state_tells_its_normalizer_only_where_there_is_one() -> None:
         platon_prune.remove(model)
 
 
+def test_places_are_compared_by_their_means_only_where_there_are_channels() -> None:
+    pieces = (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(32, 4))
+    channels = nn.Sequential(*pieces, nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 1, 8, 8)
+    neurons = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 3)
+    for (model, inputs), expected in ((channels, "mean"), (neurons, "none")):
+        scheduler = platon_prune.global_structured(model, inputs, amount=0.4, total_steps=20)
+        assert scheduler.granularity.normalizer == expected
+
+
 def test_an_unknown_normalizer_is_refused() -> None:
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
-    with pytest.raises(ValueError, match="normalizer must be one of none, mean, cost; got 'max'"):
+    with pytest.raises(
+        ValueError, match="normalizer must be one of auto, none, mean, cost; got 'max'"
+    ):
         platon_prune.global_structured(
             model, torch.randn(2, 3), amount=0.4, total_steps=20, normalizer="max"
         )
