@@ -91,7 +91,7 @@ def _can_be_cut_to(model: nn.Module, name: str, parameter: Tensor, shape: tuple[
         return False
     module, key = find(model, name)
     return all(
-        new == old or (0 < new < old and refusal(module, key, dim) is None)
+        new == old or (0 < new < old and refusal(module, key, dim, name) is None)
         for dim, (new, old) in enumerate(zip(shape, parameter.shape, strict=True))
     )
 

@@ -155,8 +155,16 @@ def _num_heads(parts: Sequence[Mapping[str, Any]], holder: str) -> int:
     sides = holder.split(".")
     below = [keys for side, keys in CONFIG_NUM_HEADS_BELOW.items() if side in sides]
     keys = [key for keys in (*below, CONFIG_NUM_HEADS) for key in keys]
-    counts = (part.get(key) for part in parts for key in keys)
+    counts = (_of_stage(part.get(key), sides) for part in parts for key in keys)
     return next((count for count in counts if type(count) is int and count > 0), 0)
+
+
+def _of_stage(value: Any, path: Sequence[str]) -> Any:
+    """An entry of a config, or of a list with one for each stage that of the first number."""
+    stage = next((int(part) for part in path if part.isdecimal()), 0)
+    if isinstance(value, list):
+        return value[stage] if stage < len(value) else None
+    return value
 
 
 def _parts_of(config: Mapping[str, Any], path: str) -> list[Mapping[str, Any]]:

@@ -192,7 +192,7 @@ def _refusal(
     modules = {id(find(model, member.name)[0]) for member in groups.members}
     for member in groups.members:
         module, key = find(model, member.name)
-        if reason := refusal(module, key, member.dim):
+        if reason := refusal(module, key, member.dim, member.name):
             return f"{member.name}: {reason}"
         parameter = module._parameters.get(key, module._parameters.get(f"{key}_orig"))
         others = owners.get(id(parameter), {})

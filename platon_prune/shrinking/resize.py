@@ -25,7 +25,6 @@ from platon_prune.spellings import (
     HIDDEN_SIZE,
     OF_HEADS,
     OWN_MATRICES,
-    RMS_NORM,
 )
 
 # What is kept of a tensor: for each dimension that is cut, the indices that stay; int64, sorted.
@@ -36,9 +35,9 @@ _TO_HIDDEN_SIZE = re.compile(rf"(?:reshape|view)\([^()]*\b(?:{'|'.join(HIDDEN_SI
 # Read once for each class, and forgotten with it.
 _FIXED_WIDTH: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 # Parameters of modules that are no layers, and along which dimension they may be cut.
-_HELD = {(key.rpartition(".")[2], dim) for key, dim in OF_HEADS.items()} | {
-    item for spelling in OWN_MATRICES for item in spelling.holds.items()
-}
+_HELD = {
+    (key.rpartition(".")[2], dim) for key, dim in OF_HEADS.items() if not key.endswith(".weight")
+} | {item for spelling in OWN_MATRICES for item in spelling.holds.items()}
 
 
 def find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -101,8 +100,15 @@ def _in_format_of(old: Tensor, new: Tensor) -> Tensor:
 # --- layers -------------------------------------------------------------------------------------
 
 
-def refusal(module: nn.Module, key: str, dim: int) -> str | None:
-    """Why a layer's tensor can't be cut along a dimension; None if it can."""
+def refusal(module: nn.Module, key: str, dim: int, name: str) -> str | None:
+    """Why a tensor of a layer can't be cut along a dimension; None if it can.
+
+    Args:
+        module: The layer.
+        key: What it calls the tensor.
+        dim: The dimension.
+        name: What the model calls the tensor.
+    """
     cls = type(module)
     if isinstance(module, (nn.modules.conv._ConvNd)):
         if module.groups > 1 and not (is_depthwise(module) and dim == 0):
@@ -115,7 +121,7 @@ def refusal(module: nn.Module, key: str, dim: int) -> str | None:
         or is_conv1d(module)
         or (key, dim) in _HELD
         or (is_named(module, "", EXPERTS) and dim > 0)
-        or RMS_NORM in cls.__name__
+        or is_over_heads(module, name)
     ):
         return f"how to cut a {cls.__name__} is not known"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):

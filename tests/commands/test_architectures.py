@@ -14,6 +14,8 @@ from platon_prune import cli
 from platon_prune.commands.architectures.configs import TINY
 from platon_prune.commands.architectures.rows import HEADER, markdown, row_of, tried
 from platon_prune.example_inputs import guessed_inputs
+from platon_prune.groups.layouts import layout_groups
+from platon_prune.groups.places import find_places
 from platon_prune.shrinking.twin import difference, outputs_of
 
 transformers = pytest.importorskip("transformers")
@@ -68,6 +70,23 @@ def test_what_can_be_cut_is_cut_and_computes_the_same(name, tmp_path):
     platon_prune.save(model, tmp_path / "shrunk")
     again = platon_prune.load(tmp_path / "shrunk")
     assert difference(outputs_of(again, inputs), outputs_of(model, inputs)) is None
+
+
+def content(places):
+    found = [
+        (place.kind, sorted((m.name, m.dim, m.group_of.tolist()) for m in place.members))
+        for place in places
+        if place.kind != "channels"
+    ]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_file_has_the_groups_of_its_model(name):
+    model = TINY[name].build()
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    in_file = find_places(shapes, model.config.to_dict())
+    assert content(in_file) == content(layout_groups(model))
 
 
 def test_the_command_prints_rows_of_the_page_and_writes_them(tmp_path, capsys):
