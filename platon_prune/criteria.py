@@ -223,8 +223,8 @@ class Movement(Criterion):
         return product.neg_()
 
     def update_averages_(self, mean: Tensor, averages: Sequence[Tensor]) -> None:
-        """Add the window's mean to the sum."""
-        averages[0].add_(mean)
+        """Add the window's mean to the sum, which stays finite."""
+        averages[0].add_(mean).nan_to_num_()
 
     def score(self, weight: Tensor, averages: Sequence[Tensor], out: Tensor) -> Tensor:
         """The sum itself; an overflow of both signs (NaN) counts as no movement."""

@@ -42,6 +42,9 @@ def sampled_bracket(tensors: Sequence[Scored], k: int, processes: Processes) -> 
     if not share:
         return -math.inf, math.inf
     samples = [to_ints(sample) for sample in _samples(tensors, share, processes.rank)]
+    num_sampled = sum(sample.numel() for sample in samples)
+    if processes.size == 1 and num_sampled <= ranking.FEW:
+        return _around(torch.cat([sample.cpu() for sample in samples]), k / total)
     # The lower end is sent with its sign turned, so that one maximum serves both ends.
     ends = [(-int(sample.min()), int(sample.max())) for sample in samples if sample.numel()]
     least, most = bounds(torch.float32)
@@ -56,10 +59,7 @@ def sampled_bracket(tensors: Sequence[Scored], k: int, processes: Processes) -> 
         return (-math.inf, math.inf) if low > high else (of_int(low, torch.float32),) * 2
     up_to, shift = histogram(iter(samples), low, high, processes)
     size = int(up_to[-1])
-    # The rank in the sample is nearly normal: so many standard deviations miss rarely enough.
-    fraction = k / total
-    margin = 1 + _BRACKET_SIGMAS * math.sqrt(size * fraction * (1 - fraction))
-    first, last = math.floor(fraction * size - margin), math.ceil(fraction * size + margin)
+    first, last = _ranks_around(k / total, size)
     bracket = [-math.inf, math.inf]
     # An end that the sample does not reach stays open: a wrong bracket costs another sweep.
     if first >= 0:
@@ -68,6 +68,24 @@ def sampled_bracket(tensors: Sequence[Scored], k: int, processes: Processes) -> 
         top = low + ((_digit(up_to, last) + 1) << shift) - 1
         bracket[1] = of_int(min(top, high), torch.float32)
     return bracket[0], bracket[1]
+
+
+def _ranks_around(fraction: float, size: int) -> tuple[int, int]:
+    """Ranks in a sample of so many, from 0, that a fraction of all values almost surely lies in."""
+    # The rank in the sample is nearly normal: so many standard deviations miss rarely enough.
+    margin = 1 + _BRACKET_SIGMAS * math.sqrt(size * fraction * (1 - fraction))
+    return math.floor(fraction * size - margin), math.ceil(fraction * size + margin)
+
+
+def _around(sample: Tensor, fraction: float) -> tuple[float, float]:
+    """The same from a sample that this process has all of, without a histogram."""
+    size = sample.numel()
+    first, last = _ranks_around(fraction, size)
+    low, high = (
+        of_int(int(sample.kthvalue(rank + 1).values), torch.float32) if 0 <= rank < size else None
+        for rank in (first, last)
+    )
+    return -math.inf if low is None else low, math.inf if high is None else high
 
 
 def _digit(up_to: Tensor, rank: int) -> int:

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from platon_prune.choice import limits
 from platon_prune.choice.limits import MaxAmount
+from platon_prune.choice.one_walk import Chosen
 from platon_prune.choice.scored import ScoredLine, ScoredTensor
-from platon_prune.choice.selection import Chosen, prune_smallest_, prune_smallest_of_line_
+from platon_prune.choice.selection import prune_smallest_, prune_smallest_of_line_
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.shards import Shard
 

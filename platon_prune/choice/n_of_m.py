@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from platon_prune.choice.granularity import Granularity
+from platon_prune.choice.one_walk import Chosen
 from platon_prune.choice.scored import ScoredLine, ScoredTensor
-from platon_prune.choice.selection import Chosen, prune_smallest_, require_same_replicas
+from platon_prune.choice.selection import prune_smallest_, require_same_replicas
 from platon_prune.tensors.bits import pack_bits
 from platon_prune.tensors.blocks import Scratch, digest
 from platon_prune.tensors.collectives import Processes

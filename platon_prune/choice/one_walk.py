@@ -21,7 +21,7 @@ from platon_prune.tensors.bits import pack_bits, unpack_bits_
 from platon_prune.tensors.blocks import Scratch
 from platon_prune.tensors.collectives import ALONE
 from platon_prune.tensors.ordering import tie_keys
-from platon_prune.tensors.ranking import kth_smallest, positions_of
+from platon_prune.tensors.ranking import Ranked, kth_of_few, kth_smallest, positions_of
 
 # An open entry takes some 20 bytes until it is decided, so in a large line few may be open.
 _MAX_OPEN_SHARE = 1 / 32
@@ -146,9 +146,7 @@ class _Walk:
         rank = count - (self._line.numel - num_open - int(counts[:, 0].sum()))
         if not 0 < rank <= num_open:
             return None
-        threshold, below, equal = kth_smallest(
-            lambda: iter((left.scores,)), rank, (self._low, self._high)
-        )
+        threshold, below, equal = self._rank(left.scores, rank)
         stay = left.scores > threshold if self._exact else left.scores >= threshold
         if self._exact and below + equal > rank:
             tied = positions_of(left.scores == threshold)
@@ -159,7 +157,13 @@ class _Walk:
         ends = torch.searchsorted(left.positions, self._line.line.segments.bounds)
         counts[:, 0] += _sums(stay, ends)
         counts[:, 1] += _sums(stay.logical_and_(left.kept), ends)
-        return Chosen(float(threshold), counts)
+        # Adding 0 makes -0 a +0.
+        return Chosen(float(threshold) + 0.0, counts)
+
+    def _rank(self, scores: Tensor, rank: int) -> Ranked:
+        if scores.numel() <= ranking.FEW:
+            return kth_of_few(scores, rank)
+        return kth_smallest(lambda: iter((scores,)), rank, (self._low, self._high))
 
     def _keep_(self, positions: Tensor) -> None:
         """Set the masks at positions of the line, which ascend."""

@@ -56,6 +56,7 @@ class Averages:
         self.line = line
         self.storage = storage
         self._scratch = scratch
+        self._largest = torch.finfo(storage.dtype).max
         # The window stays with the weight: every step adds to it.
         home = _CPU if storage.offload else line.device
         self.window = self._zeros(line.device)
@@ -88,8 +89,12 @@ class Averages:
             self.criterion.update_averages_(mean, averages)
             # Where the arithmetic was on a copy, the result is rounded and sent back.
             for block, updated in zip(kept, averages, strict=True):
-                if updated is not block:
-                    block.copy_(updated)
+                if updated is block:
+                    continue
+                if block.dtype != torch.float32 and repairs:
+                    # The largest float32 numbers would be rounded to infinity, and stay that.
+                    updated.clamp_(-self._largest, self._largest)
+                block.copy_(updated)
             window.zero_()  # here, where it is in the cache
 
     def restart_window_(self) -> None:

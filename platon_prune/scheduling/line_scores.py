@@ -30,14 +30,15 @@ def line_scores(
         scratch: Temporaries.
 
     Returns:
-        Takes a slab, or int64 positions, whose scores come in ascending order of these. What it
+        Takes a slab, or int64 positions, whose scores may come in ascending order of these. What it
         returns is float32 and valid until the next call.
     """
     pieces = line.cut(weights) if criterion.reads_weight else None
 
     def score(index: slice | Tensor) -> Tensor:
-        if isinstance(index, Tensor):
-            index = index.sort().values  # as `pick` wants them; a sample has no order
+        # As `pick` wants them, and as memory does where it is large; a sample has no order.
+        if isinstance(index, Tensor) and (pieces is not None or len(line.slabs) > 1):
+            index = index.sort().values
         size = index.stop - index.start if isinstance(index, slice) else index.numel()
         out = scratch.flat(size, torch.float32, line.device, "score")
         weight = out  # which a criterion that reads no weight does not look at

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from platon_prune.choice.granularity import Granularity
@@ -12,6 +11,7 @@ from platon_prune.criteria import Criterion
 from platon_prune.history.history import History
 from platon_prune.schedule import Schedule
 from platon_prune.scheduling.memory import Memory
+from platon_prune.scheduling.modes import in_plain_mode
 from platon_prune.scheduling.recording import Recording
 from platon_prune.scheduling.selected import SelectedTensors
 from platon_prune.scheduling.states import settings_of
@@ -45,6 +45,7 @@ class Readings:
         """Fraction of zeros among the selected weights that the schedule asks for in the end."""
         return self.granularity.sparsity_of(self.schedule.amount)
 
+    @in_plain_mode
     def sparsity(self) -> float:
         """Measured fraction of zeros, as evaluation uses the weights; collective if sharded.
 
@@ -61,7 +62,7 @@ class Readings:
         """
         return Memory.of([self._tensors.bytes()], self._tensors.num_weights)
 
-    @torch.no_grad()
+    @in_plain_mode
     def score(self, name: str) -> Tensor:
         """The scores of a tensor now.
 

@@ -19,6 +19,7 @@ from platon_prune.masks.targets import Target
 from platon_prune.schedule import Schedule
 from platon_prune.scheduling.averages import Storage
 from platon_prune.scheduling.gradients import Following, as_skipped
+from platon_prune.scheduling.modes import in_plain_mode
 from platon_prune.scheduling.notices import Notices
 from platon_prune.scheduling.outcomes import Counters, Outcome
 from platon_prune.scheduling.progress import Progress
@@ -108,7 +109,7 @@ class PlatonScheduler(Readings):
         """Raise a ValueError in all processes if they differ in a setting or the model."""
         self._tensors.require_agreement(self.settings)
 
-    @torch.no_grad()
+    @in_plain_mode
     def adopt_zeros(self) -> dict[str, int]:
         """Start from the zeros of the model as masks; before the first step, collective.
 
@@ -131,7 +132,7 @@ class PlatonScheduler(Readings):
 
     # --- one step ---------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @in_plain_mode
     def step(self, skipped: bool | Tensor = False) -> None:
         """Learn from the gradients of an optimizer step, and prune by the schedule; collective.
 
@@ -322,7 +323,7 @@ class PlatonScheduler(Readings):
             "tensors": {tensor.name: tensor.state_dict() for tensor in self._tensors},
         }
 
-    @torch.no_grad()
+    @in_plain_mode
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state. Load the model first, then the optimizer, then this.
 

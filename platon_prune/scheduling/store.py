@@ -168,6 +168,8 @@ class Store:
         for i, gradient in enumerate(gradients):
             if type(gradient) is not Tensor or gradient.layout is not _STRIDED:
                 gradients[i] = None if gradient is None else self._tensors[i].gradient
+        if len(self._shares) == 1:
+            gradients.beside = self._shares[0].operands
         return gradients
 
     def flag_non_finite_(self, gradients: Sequence[Tensor | None], flag: Tensor) -> None:

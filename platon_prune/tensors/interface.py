@@ -33,7 +33,12 @@ class FixedList(list[_Each]):
 
     A backend may look at them once and keep what it saw. Whoever made the list makes a new one
     when a tensor has moved: for operands that is rare, gradients are new at each step.
+
+    Attributes:
+        beside: Of gradients the list of their operands, place by place, where that is known.
     """
+
+    beside: FixedList[Operands] | None = None
 
     # By identity: what was seen of a list is forgotten with it.
     __eq__ = object.__eq__

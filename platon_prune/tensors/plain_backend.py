@@ -10,7 +10,8 @@ from torch import Tensor
 
 from platon_prune.criteria import Formula
 from platon_prune.tensors.blocks import Scratch, block_size, blocks, zero_pruned_
-from platon_prune.tensors.interface import BackendName, Operands
+from platon_prune.tensors.interface import BackendName, FixedList, Operands
+from platon_prune.tensors.together import Together
 
 NUM_DIGITS = 1 << 16
 # Added where nothing is to be added: x + -0 is x for every x, and -0 + 0 would be +0.
@@ -28,14 +29,18 @@ class PlainBackend:
 
     def __init__(self) -> None:
         self._local = _OfThread()
+        self._together = Together()
 
     def __reduce__(self) -> str:
         return "PLAIN"  # a copy of a scheduler goes on with the one that is there
 
     def flag_non_finite_(self, gradients: Sequence[Tensor | None], flag: Tensor) -> None:
         """See :meth:`Backend.flag_non_finite_`."""
+        rest = gradients
+        if isinstance(gradients, FixedList) and gradients.beside is not None:
+            rest = self._not_cleared(gradients, gradients.beside)
         # A NaN is both extremes. Unlike a sum, they can't overflow.
-        present = [each for each in gradients if each is not None and each.numel()]
+        present = [each for each in rest if each is not None and each.numel()]
         raise_flag_([extreme for each in present for extreme in torch.aminmax(each)], flag)
 
     def accumulate_(
@@ -51,8 +56,26 @@ class PlainBackend:
         if flag is not None:
             # On a CPU there is nothing to wait for, and a look spares one walk through the sample.
             is_skipped = bool(flag) if flag.device.type == "cpu" else guard_of(flag)
-        for operands, gradient in zip(tensors, gradients or [None] * len(tensors), strict=True):
-            self._accumulate(operands, gradient, formula, is_skipped, masking)
+        runs, numbers = self._together.plan(tensors)
+        added = gradients or [None] * len(tensors)
+        for run in runs:
+            adds = gradients is not None and bool(run.windows) and is_skipped is not True
+            if adds and not self._together.add(run, added, formula):
+                numbers = numbers + run.numbers
+            elif masking:
+                run.zero_pruned_()
+        for i in numbers:
+            self._accumulate(tensors[i], added[i], formula, is_skipped, masking)
+
+    def _not_cleared(
+        self, gradients: FixedList[Tensor | None], operands: FixedList[Operands]
+    ) -> list[Tensor | None]:
+        """The gradients that one sum over many does not tell to be finite."""
+        runs, numbers = self._together.plan(operands)
+        for run in runs:
+            if not self._together.all_finite(run, gradients):
+                numbers = numbers + run.numbers
+        return [gradients[i] for i in numbers]
 
     def _accumulate(
         self,

@@ -20,6 +20,8 @@ from platon_prune.tensors.ordering import bounds, of_int, shifted_right, to_int,
 
 # The values that a sweep may collect in a process; beyond it they are looked at again instead.
 MAX_CANDIDATES = 1 << 21
+# So few values are ranked by torch where one process has all of them: a histogram takes longer.
+FEW = 1 << 14
 # A histogram has 2^16 bins, 512 KiB to add up over processes.
 _DIGIT_BITS = 16
 
@@ -75,6 +77,9 @@ def kth_smallest(
         return Ranked(of_int(low, dtype), below, inside)
     # Where one process has too many candidates to keep, it walks its blocks again instead.
     values = sweep.candidates
+    if values is not None and processes.size == 1 and inside <= FEW:
+        found = kth_of_few(torch.cat([each.cpu() for each in values]), k - below)
+        return Ranked(of_int(int(found.value), dtype), below + found.below, found.equal)
     value, smaller, equal = _by_digits(
         (lambda: (to_ints(block) for block in blocks())) if values is None else values.__iter__,
         k - below,
@@ -84,6 +89,12 @@ def kth_smallest(
         exact,
     )
     return Ranked(of_int(value, dtype), below + smaller, equal)
+
+
+def kth_of_few(values: Tensor, k: int) -> Ranked:
+    """The k-th smallest of values that one process has all of, on the CPU."""
+    value = values.kthvalue(k).values
+    return Ranked(value.item(), int((values < value).sum()), int((values == value).sum()))
 
 
 class _Sweep(NamedTuple):
@@ -183,10 +194,13 @@ def _lanes_of(words: Tensor, starts: Tensor) -> Tensor:
         words: int64.
         starts: The position of the first byte of each, ascending.
     """
+    if words.numel() <= FEW:
+        at = words.view(torch.bool).nonzero().squeeze(1)
+        return starts[at >> 3] + (at & 7)
     # Times a word of ones, the highest byte is the sum of all.
     ends = ((words * 0x0101010101010101) >> 56).cumsum(0)
-    found = words.new_empty(int(ends[-1]) if ends.numel() else 0)
-    slots = torch.cat([ends.new_zeros(1), ends[:-1]]) if ends.numel() else ends
+    found = words.new_empty(int(ends[-1]))
+    slots = torch.cat([ends.new_zeros(1), ends[:-1]])
     while words.numel():
         # Nearly all words have one byte set: its place is the byte that this product moves up.
         lowest = words & -words

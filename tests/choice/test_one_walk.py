@@ -60,14 +60,16 @@ def test_a_choice_that_is_interrupted_leaves_the_masks_as_they_were(monkeypatch)
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(one_walk, "kth_smallest", interrupted)
+    monkeypatch.setattr(one_walk, "kth_of_few", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prune_in_one_walk_(_line(scores, mask, SIZES, 512), N // 2)
     assert torch.equal(mask, before)
 
 
+@pytest.mark.parametrize("few", [0, 1 << 14])
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 64, 1001])
 @pytest.mark.parametrize("density", [0.0, 0.01, 0.5, 1.0])
-def test_positions_of_flags_ascend_and_are_all(size, density):
+def test_positions_of_flags_ascend_and_are_all(size, density, few, monkeypatch):
+    monkeypatch.setattr(ranking, "FEW", few)
     flags = torch.rand(size, generator=torch.Generator().manual_seed(size)) < density
     assert positions_of(flags).tolist() == [i for i in range(size) if flags[i]]

@@ -167,6 +167,7 @@ def step_times(size: Size, device: str, repeats: int, timed: Clock) -> StepTimes
     to_copy: dict[str, list[float]] = {name: [] for name in NAMES}
     copies: list[float] = []
     for _ in range(repeats):
+        workload.renew()  # scores of zeros tie, which no other run begins with
         contest = Contest(workload, NAMES)
         for step in range(1, SHORT.total_steps):
             samples = contest.advance(timed)

@@ -112,6 +112,11 @@ class Workload:
         """The parameters, in the order of ``pairs`` while they are not pruned."""
         return [parameter for module in self.modules for parameter in module.parameters()]
 
+    def renew(self) -> None:
+        """Make the weights random again: a contest leaves most of them zero."""
+        for module in self.modules:
+            module.reset_parameters()
+
     @property
     def num_weights(self) -> int:
         """How many entries are selected."""
