@@ -104,6 +104,7 @@ def test_a_user_sees_the_public_names_only():
     assert modules == {"compat", "integrations", "plots"}
 
 
+@pytest.mark.case
 def test_a_star_import_brings_the_public_names_only():
     names: dict = {}
     exec("from platon_prune import *", names)

@@ -67,6 +67,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.case
 @pytest.mark.parametrize("kind", ELSEWHERE)
 def test_a_config_that_asks_for_code_or_weights_of_the_hub_is_refused(
     kind: str, folder: Path, asked: list
@@ -220,6 +221,7 @@ CASES = [(kind, command) for kind in JSON for command in COMMANDS]
 CASES.remove(("not a number", "inspect"))
 
 
+@pytest.mark.case
 @pytest.mark.parametrize(("kind", "command"), CASES)
 def test_a_config_of_another_kind_is_one_line_and_status_2(
     kind: str, command: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -244,6 +246,7 @@ INDICES = {
 }
 
 
+@pytest.mark.case
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("kind", INDICES)
 def test_an_index_of_another_kind_is_one_line_and_status_2(

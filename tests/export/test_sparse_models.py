@@ -246,6 +246,7 @@ def test_a_file_where_the_folder_belongs_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "model").read_text() == "mine"
 
 
+@pytest.mark.case
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.pt"])
 def test_the_name_of_a_file_is_refused_for_a_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=r"name of a folder for a Bert.*ModuleDict") as refused:

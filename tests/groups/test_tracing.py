@@ -15,6 +15,7 @@ from platon_prune.groups.find import find_groups
 from platon_prune.warning import PruningWarning
 
 
+@pytest.mark.case
 @pytest.mark.parametrize("cls", [nn.RNN, nn.LSTM, nn.GRU])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_layers_after_a_recurrent_one_are_found(cls: type[nn.RNNBase], bidirectional: bool) -> None:
@@ -24,6 +25,7 @@ def test_layers_after_a_recurrent_one_are_found(cls: type[nn.RNNBase], bidirecti
     assert [place.name for place in groups] == ["hidden"]
 
 
+@pytest.mark.case
 def test_a_model_that_is_all_recurrent_is_refused_by_name() -> None:
     class Tagger(nn.Module):
         def __init__(self) -> None:

@@ -56,6 +56,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.case
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_file_that_lies_is_refused_and_little_memory_taken(tmp_path, kind):
     path = _write(tmp_path / "masks", *HOSTILE[kind])
@@ -118,6 +119,7 @@ def _assert_right_or_refused(masks, run, steps, missing):
                 assert torch.equal(mask, run.masks[step][name]), (step, name)
 
 
+@pytest.mark.case
 @pytest.mark.parametrize("until", [12, 13, 14, 15, 20])
 def test_masks_that_could_not_be_written_are_refused_and_all_others_are_right(tmp_path, until):
     path = tmp_path / "masks"

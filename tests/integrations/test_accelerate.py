@@ -16,6 +16,7 @@ PRUNED = (12 * 16 + 16 * 2) * 3 // 4
 TWO = {(1, True): 27, (2, True): 3 * 5, (2, False): 27 // 2, (4, True): 3 * 3}
 
 
+@pytest.mark.case
 @pytest.mark.parametrize(("accumulated", "syncs"), TWO)
 def test_the_steps_of_each_of_two_processes_are_counted_and_the_amount_reached(accumulated, syncs):
     results = ranks.run(2, accelerate_jobs.count_and_train, accumulated, syncs)

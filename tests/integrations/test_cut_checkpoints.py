@@ -134,6 +134,7 @@ def test_one_that_is_named_is_refused(tmp_path):
 CALLED_WHILE_SAVING = ["_save_optimizer_and_scheduler", "_save_rng_state", "save_to_json", "seal"]
 
 
+@pytest.mark.case
 @pytest.mark.parametrize("where", CALLED_WHILE_SAVING)
 def test_a_complete_one_that_is_written_over_and_cut_off_is_passed_over(
     whole_run, folder, monkeypatch, where

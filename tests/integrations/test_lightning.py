@@ -234,6 +234,7 @@ def test_a_run_that_is_too_short_leads_to_the_trainers_own_settings(tmp_path):
         _trainer(tmp_path, callback, max_steps=3).fit(Classifier(), _loader())
 
 
+@pytest.mark.case
 def test_fast_dev_run_passes_with_a_note_and_prunes_nothing(tmp_path, monkeypatch):
     notes = []
     monkeypatch.setattr(lightning_callback, "rank_zero_info", notes.append)

@@ -87,6 +87,7 @@ def _in_order(order: str, average: Callback, *others: Callback) -> list[Callback
     return [*others, average, pruning] if order == "before" else [*others, pruning, average]
 
 
+@pytest.mark.case
 @pytest.mark.parametrize("kind", AVERAGES)
 def test_in_any_order_the_average_has_exactly_the_zeros_that_were_asked_for(tmp_path, kind):
     modules = {"before": Classifier(), "after": Classifier()}

@@ -212,6 +212,7 @@ class _Mixer(nn.Module):
         self.few = nn.Parameter(torch.randn(2, 2))
 
 
+@pytest.mark.case
 def test_large_matrices_that_a_module_keeps_itself_are_named() -> None:
     model = nn.Sequential(nn.Linear(6, 6), _Mixer())
     with pytest.warns(platon_prune.PruningWarning, match=r"not pruned: 1\.q \(.*1\.k \(a") as said:

@@ -29,6 +29,7 @@ def _fill(model: nn.Module) -> None:
         weight.view(-1)[gone] = 1.0
 
 
+@pytest.mark.case
 def test_weights_that_averaging_has_filled_in_are_counted_and_told() -> None:
     average = AveragedModel(_pruned())
     _fill(average.module)

@@ -57,6 +57,7 @@ def _caught(act):
 # --- shorter than the schedule --------------------------------------------------------------
 
 
+@pytest.mark.case
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("remove", REMOVALS)
 def test_masks_that_are_removed_before_the_final_amount_are_warned_about_once(door, remove):
@@ -211,6 +212,7 @@ def test_steps_beyond_the_total_are_warned_about_once():
     assert not _caught(lambda: platon_prune.remove(model))
 
 
+@pytest.mark.case
 def test_a_step_for_each_micro_batch_is_warned_about():
     model = _model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -345,6 +347,7 @@ def test_modules_that_are_wrapped_cast_or_copied_are_those_that_were_there():
 # --- settings and torch's own functions -----------------------------------------------------
 
 
+@pytest.mark.case
 @pytest.mark.parametrize(
     "settings", [dict(beta1=0), dict(beta1=0.0), dict(beta1=0.0, criterion="platon", beta2=0.5)]
 )
@@ -406,6 +409,7 @@ def test_a_model_with_masks_that_is_scripted_is_told_to_be_finalized():
 # --- what is printed ------------------------------------------------------------------------
 
 
+@pytest.mark.case
 def test_a_scheduler_shows_its_step_its_amount_and_the_sparsity_of_its_last_choice():
     model = _model()
     scheduler = DOORS["unstructured"](model)

@@ -67,6 +67,7 @@ def _outcome(run):
     return _numbers(run.scheduler.state_dict()), [weight.tolist() for weight in run.weights]
 
 
+@pytest.mark.case
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("moment", [0, 5])

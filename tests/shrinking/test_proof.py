@@ -38,6 +38,7 @@ def pruned(model: nn.Module, inputs: object, **settings: object) -> platon_prune
     return scheduler
 
 
+@pytest.mark.case
 @pytest.mark.parametrize("kind", BROKEN_BY_A_CUT)
 def test_what_a_cut_breaks_is_left_out_by_name_and_the_rest_is_cut(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
@@ -92,6 +93,7 @@ def test_nothing_left_is_an_error_at_set_up() -> None:
     assert not hasattr(model.inner, "weight_mask")
 
 
+@pytest.mark.case
 def test_heads_that_share_a_bias_in_an_unknown_way_are_left_out_at_set_up() -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 12}
@@ -102,6 +104,7 @@ def test_heads_that_share_a_bias_in_an_unknown_way_are_left_out_at_set_up() -> N
     assert {place.kind for place in scheduler.granularity.groups} == {"neurons"}
 
 
+@pytest.mark.case
 def test_heads_beside_a_list_of_them_in_the_config_are_cut() -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [2, 2, 4, 4]}

@@ -12,6 +12,7 @@ from platon_prune.groups.find import find_groups
 from platon_prune.warning import PruningWarning
 
 
+@pytest.mark.case
 def test_a_config_entry_that_counts_other_layers_too_tells_nothing(tmp_path: object) -> None:
     """MobileBERT's intermediate_size is also that of a layer that keeps all of its neurons."""
     sizes = {"hidden_size": 16, "intermediate_size": 12, "embedding_size": 8, "vocab_size": 16}

@@ -64,6 +64,7 @@ def test_the_line_of_another_encoding_is_found_however_far_down(tmp_path):
         read_text(path)
 
 
+@pytest.mark.case
 @pytest.mark.parametrize("ending", ["jsonl", "json"])
 def test_a_column_that_is_not_used_may_hold_anything(tmp_path, ending):
     metas = [1, {"x": [1]}, None, "text"]
@@ -82,6 +83,7 @@ def test_labels_of_mixed_types_are_read_as_text(tmp_path):
     assert class_numbers(FLAG, table["label"], CLASSES) == [1, 0]
 
 
+@pytest.mark.case
 def test_whole_labels_that_pandas_wrote_as_floats_are_read_alike_from_text_and_numbers():
     assert class_numbers(FLAG, ["1.0", "0.0"], CLASSES) == [1, 0]
     assert class_numbers(FLAG, [1.0, 0.0], CLASSES) == [1, 0]

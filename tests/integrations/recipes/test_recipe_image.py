@@ -234,6 +234,7 @@ def test_a_broken_image_is_named(tmp_path):
         pixels(str(tmp_path / "broken.png"))
 
 
+@pytest.mark.case
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
 def test_16_bits_of_grey_are_scaled_to_8(mode):
     values = np.linspace(0, 65535, 256).astype({"I": "int32", "I;16B": ">u2"}.get(mode, "uint16"))
@@ -249,6 +250,7 @@ def test_values_of_neither_8_nor_16_bits_are_refused(tmp_path):
         pixels(str(tmp_path / "deep.tif"))
 
 
+@pytest.mark.case
 def test_an_image_above_the_limit_of_pil_is_named(tmp_path, monkeypatch):
     Image.new("RGB", (60, 60)).save(tmp_path / "big.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
@@ -256,6 +258,7 @@ def test_an_image_above_the_limit_of_pil_is_named(tmp_path, monkeypatch):
         pixels(str(tmp_path / "big.png"))
 
 
+@pytest.mark.case
 def test_hidden_files_and_what_a_mac_leaves_behind_are_no_images(tmp_path):
     save_images(tmp_path, ("blue", "red"), count=1)
     for junk in ("blue/._0.png", "blue/.ipynb_checkpoints/0.png", "red/__MACOSX/0.png",

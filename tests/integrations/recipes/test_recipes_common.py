@@ -169,6 +169,7 @@ def test_settings_out_of_range_are_refused_by_name(flags, message):
         parse(*flags)
 
 
+@pytest.mark.case
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
