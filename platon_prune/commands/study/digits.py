@@ -188,12 +188,15 @@ def _set_up(
         pruning["max_amount"] = 1 - chosen["floor"] * (1 - cell.amount)
     elif chosen["max_amount"] is not None:
         pruning["max_amount"] = chosen["max_amount"]
+    parts: list[Any] = [model]
     if chosen["scope"] == "layer":
-        tensors = [[(module, name)] for _, module, name in selected]
-        return [platon_prune.global_unstructured(tensor, **pruning) for tensor in tensors]
-    if chosen["biases"]:
+        parts = [[(module, name)] for _, module, name in selected]
+    elif chosen["biases"]:
         pruning["include"] = [name for name, _, _ in selected]
-    return [platon_prune.global_unstructured(model, **pruning)]
+    schedulers = [platon_prune.global_unstructured(part, **pruning) for part in parts]
+    for scheduler in schedulers if frozen else ():
+        scheduler.allow_other_length()
+    return schedulers
 
 
 def _select(model: nn.Module, *, biases: bool) -> list[tuple[str, nn.Module, str]]:

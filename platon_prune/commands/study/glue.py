@@ -240,7 +240,7 @@ def _check(cell: Cell) -> None:
     for name, (fits, wanted) in _RANGES.items():
         if name in usable and not fits(usable[name]):
             raise ValueError(f"{name} must be {wanted}, got {usable[name]}")
-    make_criterion(cell.criterion, usable.get("beta1", 0.0), usable.get("beta2", 0.0))
+    make_criterion(cell.criterion, usable.get("beta1", 0.85), usable.get("beta2", 0.95))
     CubicSchedule(cell.amount, total_steps=1, window=usable.get("window", 1))
     if usable.keys() == OPTIONS.keys():  # else a preset decides
         _check_length(cell, chosen)
