@@ -53,16 +53,18 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def require_folder(flag: str, folder: str | os.PathLike[str]) -> None:
-    """Raise a ValueError unless files can be written into a folder, which is made if need be.
+    """Raise a ValueError unless files can be written into a folder; none is made.
 
     Args:
         flag: Which names the folder.
-        folder: A path.
+        folder: A path, that need not be there yet.
     """
+    there = Path(folder).absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
         # Permissions alone do not tell: of a read-only disk, or who may do anything.
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         reason = error.strerror or "no file can be made there"
