@@ -119,7 +119,7 @@ def test_a_hook_of_the_users_own_is_the_users_line():
 def test_what_is_warned_about_at_set_up_points_at_the_door():
     with points_at("platon_prune.global_unstructured(  # here", "looks like|such as"):
         platon_prune.global_unstructured(  # here
-            nn.Linear(100, 100), amount=50, total_steps=20, warmup_steps=0, cooldown_steps=0
+            nn.Linear(50, 50), amount=50, total_steps=20, warmup_steps=0, cooldown_steps=0
         )
     with points_at("platon_prune.semi_structured(  # here", "left out of 2:4"):
         platon_prune.semi_structured(  # here
@@ -146,7 +146,7 @@ def test_a_warning_of_n_of_m_pruning_that_is_an_error_leaves_the_model_as_it_was
 
 def test_what_is_printed_shows_the_line_of_the_user_and_none_of_the_library():
     with pytest.warns(PruningWarning) as caught:
-        platon_prune.global_unstructured(nn.Linear(100, 100), amount=50, total_steps=20)  # mine
+        platon_prune.global_unstructured(nn.Linear(50, 50), amount=50, total_steps=20)  # mine
     each = caught[0]
     printed = warnings.formatwarning(each.message, each.category, each.filename, each.lineno)
     head, line = printed.splitlines()
@@ -159,7 +159,7 @@ def test_a_line_that_runs_again_is_warned_about_once():
         warnings.simplefilter("default")
         for _ in range(3):
             platon_prune.global_unstructured(
-                nn.Linear(100, 100), amount=50, total_steps=20, warmup_steps=0, cooldown_steps=0
+                nn.Linear(50, 50), amount=50, total_steps=20, warmup_steps=0, cooldown_steps=0
             )
     assert len(caught) == 1
 

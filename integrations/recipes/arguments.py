@@ -114,8 +114,8 @@ class PruningArguments:
     )
     pruning_exclude: list[str] | None = setting("Parts of parameter names that are left alone.")
     pruning_max_amount: float | None = setting(
-        "The largest fraction that a tensor may lose; the others lose more then. For limits by "
-        "name, use the Python interface."
+        "The largest fraction that a tensor may lose, or for structured a layer of its groups; the "
+        "others lose more then. For limits by name, use the Python interface."
     )
     pruning_normalizer: Literal["auto", "none", "mean", "cost"] = setting(
         "How groups of different layers are compared, for structured: by their scores; by each "
@@ -144,6 +144,11 @@ class PruningArguments:
         for name in ("pruning_beta1", "pruning_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.pruning_beta1 == 0 and self.criterion == "platon" and not self.is_dense:
+            raise ValueError(
+                "--pruning_beta1 must be above 0 for --criterion platon, got 0, which makes all of "
+                "its scores 0: give one such as 0.85, or --criterion sensitivity"
+            )
 
     def _check_granularity(self) -> None:
         if self.pruning_granularity != STRUCTURED and self.pruning_normalizer != "auto":
@@ -162,14 +167,22 @@ class PruningArguments:
                 f"--amount must be a fraction in [0, 1{']' if most == 1 else ')'} for "
                 f"--pruning_granularity {what}, got {self.amount}"
             )
-        for flag, is_given in (
-            ("--pruning_max_amount", self.pruning_max_amount is not None),
-            (f"--pruning_initial_amount {ZEROS}", self.pruning_initial_amount == ZEROS),
+        for flag, is_given, others in (
+            (
+                "--pruning_max_amount",
+                self.pruning_max_amount is not None and what == SEMI_STRUCTURED,
+                f"{UNSTRUCTURED} or {STRUCTURED}",
+            ),
+            (
+                f"--pruning_initial_amount {ZEROS}",
+                self.pruning_initial_amount == ZEROS,
+                UNSTRUCTURED,
+            ),
         ):
             if is_given:
                 raise ValueError(
-                    f"{flag} must go with --pruning_granularity {UNSTRUCTURED}, got {what}: leave "
-                    "one of them out"
+                    f"{flag} must go with --pruning_granularity {others}, got {what}: leave one "
+                    "of them out"
                 )
 
     @property

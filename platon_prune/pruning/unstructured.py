@@ -59,7 +59,8 @@ def global_unstructured(
     Args:
         model: A module, or an iterable of (module, tensor name) as torch's prune takes them.
         amount: What is pruned in the end: a fraction in [0, 1), or a count of entries (a whole
-            number; one that looks like a percentage is warned about).
+            number). A count from 2 to 99 looks like a percentage: it is refused below 1 % of
+            the entries, where a fraction says the same, and warned about from there on.
         total_steps: Length of the run in optimizer steps, T.
         warmup_steps: Steps before pruning starts, t_i: a count, or a fraction of the run in [0, 1).
         cooldown_steps: Steps at the end with the final amount, t_f: a count, or a fraction of the
@@ -136,6 +137,7 @@ def global_unstructured(
         granularity.require_room(sizes, final)
         if not adopts_zeros:  # else it is the share of zeros, once they are counted
             first = fraction_of_weights("initial_amount", initial_amount, num_weights)
+        _refuse_percentages(num_weights, amount=amount, initial_amount=initial_amount)
         notes = _doubtful_counts(num_weights, amount=amount, initial_amount=initial_amount)
         return Plan(targets, granularity, final, first, adopts_zeros, notes)
 
@@ -197,14 +199,29 @@ def adopt_zeros(
     return put_on("adopt_zeros", model, process_group, make, include=include, exclude=exclude)
 
 
+def _counts(amounts: Mapping[str, float | int | str]) -> dict[str, int]:
+    return {name: int(count) for name, count in amounts.items() if isinstance(count, Integral)}
+
+
+def _refuse_percentages(num_weights: int, **amounts: float | int | str) -> None:
+    """Refuse counts that would leave the model dense where a percentage was surely meant."""
+    for argument, count in _counts(amounts).items():
+        if 2 <= count <= 99 and 100 * count < num_weights:
+            raise ValueError(
+                f"{argument} must be at least 1 % of the {num_weights} selected weights if it is a "
+                f"count from 2 to 99, got {count}, which is {100 * count / num_weights:.2g} %: for "
+                f"{count} % give {count / 100:g}, and for {count} weights the fraction "
+                f"{count / num_weights:.6g}"
+            )
+
+
 def _doubtful_counts(num_weights: int, **amounts: float | int | str) -> list[str]:
     """Counts, by their argument, that would make sense as percentages, or prune next to nothing."""
-    counts = {name: int(count) for name, count in amounts.items() if isinstance(count, Integral)}
     return [
         f"{argument}={count} prunes {count} of the {num_weights} selected weights "
         f"({100 * count / num_weights:.2g} %), as a whole number is a count: if a share was meant, "
         f"give {argument} as a fraction below 1, such as {min(count, 99) / 100:g}"
-        for argument, count in counts.items()
+        for argument, count in _counts(amounts).items()
         # Of a hundred weights a count and a percentage are the same.
         if (2 <= count <= 99 and count < num_weights and num_weights != 100)
         or (count in (1, 100) and count < num_weights / 100)

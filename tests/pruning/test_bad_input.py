@@ -83,25 +83,58 @@ def test_settings_that_mean_nothing_are_refused(settings, error, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(amount=90), r"amount=90 prunes 90 of the 10000 .* \(0.9 %\).* such as 0.9$"),
         (
-            dict(amount=1),
-            r"amount=1 prunes 1 of the 10000 selected weights \(0.01 %\), .* such as 0.01$",
+            dict(amount=90),
+            r"amount must be at least 1 % of the 10000 .* from 2 to 99, got 90, which is 0.9 %: "
+            r"for 90 % give 0.9, and for 90 weights the fraction 0.009$",
         ),
+        (dict(amount=2), r"got 2, which is 0.02 %: for 2 % give 0.02, .* the fraction 0.0002$"),
         (
             dict(amount=0.5, initial_amount=20),
-            r"initial_amount=20 prunes 20 .* initial_amount as a fraction below 1, such as 0.2$",
+            r"initial_amount must be .* got 20, .* for 20 % give 0.2, .* the fraction 0.002$",
+        ),
+    ],
+)
+def test_a_count_that_would_be_a_percentage_is_refused_below_one_percent(settings, message):
+    _refused(nn.Linear(100, 100), ValueError, message, **settings)
+
+
+def test_the_fraction_that_a_refusal_names_prunes_that_count():
+    torch.manual_seed(0)
+    model = nn.Linear(13, 1001)  # 90 of 13013 is no short decimal
+    with pytest.raises(ValueError, match="for 90 weights the fraction") as caught:
+        platon_prune.global_unstructured(model, amount=90, total_steps=20)
+    fraction = float(str(caught.value).rpartition(" ")[2])
+    scheduler = platon_prune.global_unstructured(
+        model, amount=fraction, total_steps=20, criterion="magnitude"
+    )
+    for _ in range(20):
+        scheduler.step()
+    assert int((~scheduler.masks()["weight"]).sum()) == 90
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(amount=90), r"amount=90 prunes 90 of the 9000 .* \(1 %\).* such as 0.9$"),
+        (
+            dict(amount=1),
+            r"amount=1 prunes 1 of the 9000 selected weights \(0.011 %\), .* such as 0.01$",
+        ),
+        (
+            dict(amount=0.5, initial_amount=95),
+            r"initial_amount=95 prunes 95 .* initial_amount as a fraction below 1, such as 0.95$",
         ),
     ],
 )
 def test_a_count_that_looks_like_a_percentage_is_warned_about(settings, message):
-    model = nn.Linear(100, 100)
+    model = nn.Linear(90, 100)
     with pytest.warns(platon_prune.PruningWarning, match=message) as caught:
         platon_prune.global_unstructured(
             model, **dict(warmup_steps=0, cooldown_steps=0) | GOOD | settings
         )
     assert caught[0].filename == __file__
-    model = nn.Linear(100, 100)
+    model = nn.Linear(90, 100)
     with pytest.raises(platon_prune.PruningWarning):
         platon_prune.global_unstructured(
             model, **dict(warmup_steps=0, cooldown_steps=0) | GOOD | settings
