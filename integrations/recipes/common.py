@@ -12,6 +12,7 @@ from torch import nn
 from transformers import set_seed
 
 from platon_prune.integrations.hf_trainer import PlatonCallback
+from platon_prune.integrations.recipes.authors_warmup import WarmupHint
 from platon_prune.integrations.recipes.distillation import RecipeTrainer
 from platon_prune.integrations.recipes.figure import can_draw, save_report
 from platon_prune.integrations.recipes.loading import load as load
@@ -105,6 +106,7 @@ def run(
     callback = None
     if training.do_train:
         if not pruning.is_dense:
+            trainer.add_callback(WarmupHint(arguments))
             callback = PlatonCallback(**pruning.callback(training.output_dir)).install(trainer)
         if trainer.is_world_process_zero():
             remember(arguments.deciding, Path(training.output_dir or "."))

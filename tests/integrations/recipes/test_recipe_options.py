@@ -8,6 +8,7 @@ import pytest
 from recipe_models import results, run, save_bert, save_sst2
 
 from platon_prune import PruningWarning
+from platon_prune.integrations.recipes.authors_warmup import misread_warmup
 from platon_prune.integrations.recipes.glue_data import GlueArguments
 from platon_prune.integrations.recipes.parsing import parse_arguments
 from platon_prune.integrations.recipes.presets import GLUE_PRESETS
@@ -58,3 +59,67 @@ def test_a_limit_for_each_layer_of_heads_and_neurons_holds(bert, sst2, tmp_path)
     # Half of each place may go, and half of all weights must: so it is half of each.
     sparsities = {layer["name"]: layer["sparsity"] for layer in found["layers"]}
     assert sparsities and set(sparsities.values()) == {0.5}
+
+
+# --- their warm-up ------------------------------------------------------------------------------
+
+
+# Steps of their runs: examples of the task's training data / batch * epochs.
+@pytest.mark.parametrize(
+    ("task", "steps", "total"),
+    [
+        ("mnli", 5400, 98_176), ("rte", 200, 3_120), ("qqp", 5400, 113_710), ("QNLI", 2000, 32_740),
+        ("SST-2", 1000, 12_630), ("sts-b", 500, 5_400), ("mrpc", 300, 4_590), ("cola", 500, 4_020),
+    ],
+)  # fmt: skip
+def test_warm_up_steps_with_the_authors_value_for_a_task_are_told_to_be_the_learning_rates(
+    task, steps, total
+):
+    told = misread_warmup(parse("--task_name", task, "--warmup_steps", steps), total)
+    assert told.startswith(f"--warmup_steps {steps} is the warm-up of the learning rate alone")
+    assert "begins after 0.1 of the run" in told
+    assert f"give --pruning_warmup_steps {steps} " in told
+    # The answer ends it, whichever value is meant.
+    for warmup in (steps, 0.1):
+        more = ("--warmup_steps", steps, "--pruning_warmup_steps", warmup)
+        assert misread_warmup(parse("--task_name", task, *more), total) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "total"),
+    [
+        ((), 12_630),
+        (("--warmup_steps", 600), 12_630),  # 5 %, and no value of theirs
+        (("--warmup_steps", 0.08), 12_630),
+        (("--warmup_steps", 0.5), 12_630),  # as a share it is surely the learning rate's
+        (("--warmup_steps", 5400), 98_176),  # of another task
+        (("--warmup_steps", 1000), 100_000),  # theirs, but a hundredth of this run
+        (("--preset", "sst2-10"), 12_630),
+        (("--preset", "sst2-10", "--warmup_steps", 1000), 12_630),  # as the preset has it
+        (("--preset", "sst2-10", "--warmup_steps", 700), 12_630),
+    ],
+)
+def test_ordinary_warm_up_steps_are_not_warned_about(flags, total):
+    assert misread_warmup(parse("--task_name", "sst2", *flags), total) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "total", "begins"),
+    [
+        (("--warmup_steps", 300), 1000, "0.1 of the run"),
+        (("--preset", "sst2-10", "--warmup_steps", 2000), 12_630, "1000 steps"),
+    ],
+)
+def test_warm_up_steps_that_another_part_of_a_run_must_be_meant_by_are_warned_about(
+    flags, total, begins
+):
+    told = misread_warmup(parse("--task_name", "sst2", *flags), total)
+    assert f"while pruning begins after {begins}:" in told
+
+
+def test_a_run_warns_of_them_once_unless_it_is_dense(bert, sst2, tmp_path):
+    flags = ("--task_name", "sst2", *sst2, "--warmup_steps", 2, "--criterion", "random")
+    with pytest.warns(PruningWarning, match="--warmup_steps 2 is the warm-up") as caught:
+        assert run("glue", *short(bert, tmp_path / "a", *flags)) == 0
+    assert len(caught) == 1
+    assert run("glue", *short(bert, tmp_path / "b", *flags, "--amount", 0)) == 0
