@@ -12,6 +12,7 @@ from pages import PAGES, ROOT, blocks_of, name_of, pages_with, spans_of
 from platon_prune import cli
 from platon_prune.cli import COMMANDS, RECIPES
 from platon_prune.integrations.recipes import arguments, clm, glue, image, parsing, squad, text
+from platon_prune.integrations.recipes.authors_flags import AUTHORS_FLAGS
 
 DATA = {
     "text": text.TextArguments,
@@ -28,6 +29,7 @@ FOREIGN = {
     "--recipe": "SparseML",
     "--distill_teacher": "SparseML",
     "--distill_temperature": "SparseML",
+    **{f"--{flag}": "the authors' programs" for flag in AUTHORS_FLAGS},
 }
 
 

@@ -40,6 +40,15 @@ class ModelArguments:
     ignore_mismatched_sizes: bool = setting(
         "Give the model a new head if its own has another number of labels.", False
     )
+    dropout: float | None = setting(
+        "Share of values that each dropout of the model drops while it trains, in [0, 1), instead "
+        "of what its config says."
+    )
+
+    def __post_init__(self) -> None:
+        # Written so that NaN is refused too.
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout must be in [0, 1), got {self.dropout}")
 
     def loading(self) -> dict[str, Any]:
         """Arguments for ``from_pretrained``."""

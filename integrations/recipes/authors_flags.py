@@ -15,6 +15,8 @@ AUTHORS_FLAGS = {
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "evaluate_during_training": "eval_strategy",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "dropout",
     "predict_file": "validation_file",
     "threads": "preprocessing_num_workers",
     "no_cuda": "use_cpu",

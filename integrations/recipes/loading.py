@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ _NOT_LOADED = (
     OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RecursionError,
     StrictDataclassError,
 )  # fmt: skip
+# Of the whole of a value, not of layers (layerdrop) or paths (drop_path_rate).
+_DROPOUT = re.compile(r"(^|_)(dropout|pdrop)(_|$)")
 
 
 def load(what: str, from_pretrained: Callable[..., Any], name: str, **settings: Any) -> Any:
@@ -90,6 +93,8 @@ def load_model(arguments: Arguments[Any], auto_class: Any, **config_settings: An
     # Before the config is overwritten: its own order of labels is that of the trained head.
     _check_label_order(arguments, config.label2id, config_settings.get("label2id"))
     config.update(config_settings)
+    if model.dropout is not None:
+        set_dropout(config, model.dropout)
     return load(
         _MODEL,
         auto_class.from_pretrained,
@@ -98,6 +103,32 @@ def load_model(arguments: Arguments[Any], auto_class: Any, **config_settings: An
         ignore_mismatched_sizes=model.ignore_mismatched_sizes,
         **model.loading(),
     )
+
+
+def set_dropout(config: PreTrainedConfig, share: float) -> None:
+    """Set every dropout that a config knows, by whatever name (dropout, attn_pdrop, ...).
+
+    Args:
+        config: Changed in place.
+        share: Of the values that are dropped, in [0, 1).
+
+    Raises:
+        ValueError: If the config has none.
+    """
+    found = [
+        (part, name)
+        for part in _parts(config)
+        for name, value in vars(part).items()
+        # None stands for another dropout of the same config, as BERT's classifier_dropout does.
+        if _DROPOUT.search(name) and (value is None or type(value) in (int, float))
+    ]
+    if not found:
+        raise ValueError(
+            f"--dropout must go with a model that has a dropout, got {share} for "
+            f"{config.model_type}, whose config has none: leave it out"
+        )
+    for part, name in found:
+        setattr(part, name, share)
 
 
 def _refuse_code(what: str, config: PreTrainedConfig) -> None:

@@ -31,7 +31,7 @@ from platon_prune.integrations.recipes.squad.data import (
     training_questions,
 )
 from platon_prune.integrations.recipes.squad.metrics import squad_v1_scores, squad_v2_scores
-from platon_prune.integrations.recipes.squad.windows import make_windows
+from platon_prune.integrations.recipes.squad.windows import cut_questions, make_windows
 
 DESCRIPTION = (
     "Fine-tune a model for question answering on SQuAD v1.1 or v2.0, or on data in their form, "
@@ -73,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_settings_that_hide_logits(arguments)
     questions = _read_questions(arguments)
     tokenizer = load_tokenizer(arguments)
+    most = arguments.data.max_query_length
+    if most is not None:
+        questions = {
+            split: cut_questions(rows, tokenizer, most) for split, rows in questions.items()
+        }
     model = load_model(arguments, AutoModelForQuestionAnswering)
     check_sizes(questions, tokenizer, model, arguments.data)
     teacher = load_teacher(arguments, AutoModelForQuestionAnswering, model)

@@ -29,6 +29,9 @@ class SquadArguments:
     max_seq_length: int = setting(
         "Most tokens that the model reads at once: question, context and special tokens.", 384
     )
+    max_query_length: int | None = setting(
+        "Most tokens of a question, of which the first are kept; a question is not cut without it."
+    )
     doc_stride: int = setting(
         "Tokens that a window over a long context shares with the one before it.", 128
     )
@@ -58,7 +61,8 @@ class SquadArguments:
                 "--null_score_diff_threshold needs --version_2_with_negative, got "
                 f"{self.null_score_diff_threshold} without it: leave one out or give both"
             )
-        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
+        samples = ("max_train_samples", "max_eval_samples", "max_predict_samples")
+        for name in (*samples, "max_query_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")

@@ -15,6 +15,47 @@ from platon_prune.integrations.recipes.squad.data import answer_span
 NO_TEXT = -1
 
 
+def require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that does not know where in the text its tokens are.
+
+    Raises:
+        ValueError: If it is a slow one.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"the tokenizer must be a fast one, which knows the characters of each token, got "
+            f"{type(tokenizer).__name__}: give a model with a tokenizer.json, or convert it"
+        )
+
+
+def cut_questions(
+    questions: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_query_length: int
+) -> datasets.Dataset:
+    """Keep of each question the text of its first tokens.
+
+    Args:
+        questions: With a column question.
+        tokenizer: A fast one.
+        max_query_length: Most tokens of a question, without special tokens; at least 1.
+
+    Returns:
+        The same rows; shorter questions are as they were.
+
+    Raises:
+        ValueError: If the tokenizer is a slow one.
+    """
+    require_fast(tokenizer)
+    asked = [question.strip() for question in questions["question"]]
+    tokens = tokenizer(asked, add_special_tokens=False, return_offsets_mapping=True)
+    cut = [
+        # The text is cut, not the tokens: so windows are made and checked in one way only.
+        text[: offsets[max_query_length - 1][1]] if len(offsets) > max_query_length else text
+        for text, offsets in zip(asked, tokens["offset_mapping"], strict=True)
+    ]
+    feature = questions.features["question"]
+    return questions.remove_columns("question").add_column("question", cut, feature=feature)
+
+
 def check_lengths(
     questions: datasets.Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -26,11 +67,7 @@ def check_lengths(
     Raises:
         ValueError: A slow tokenizer, or too little room beside the longest question.
     """
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"the tokenizer must be a fast one, which knows the characters of each token, got "
-            f"{type(tokenizer).__name__}: give a model with a tokenizer.json, or convert it"
-        )
+    require_fast(tokenizer)
     if doc_stride < 0:
         raise ValueError(f"doc_stride must be 0 or more, got {doc_stride}")
     asked = [question.strip() for question in questions["question"]]
@@ -41,8 +78,8 @@ def check_lengths(
         raise ValueError(
             f"doc_stride must be less than max_seq_length minus the longest question and the "
             f"special tokens, {max_seq_length} - {longest} - {special} = {room}, got {doc_stride} "
-            f"(question {questions[lengths.index(longest)]['id']}): raise --max_seq_length or "
-            "lower --doc_stride"
+            f"(question {questions[lengths.index(longest)]['id']}): raise --max_seq_length, or "
+            "lower --doc_stride or --max_query_length"
         )
 
 

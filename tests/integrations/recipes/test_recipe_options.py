@@ -6,10 +6,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 from recipe_models import results, run, save_bert, save_sst2
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from platon_prune import PruningWarning
 from platon_prune.integrations.recipes.authors_warmup import misread_warmup
 from platon_prune.integrations.recipes.glue_data import GlueArguments
+from platon_prune.integrations.recipes.loading import load_model, set_dropout
 from platon_prune.integrations.recipes.parsing import parse_arguments
 from platon_prune.integrations.recipes.presets import GLUE_PRESETS
 
@@ -123,3 +126,51 @@ def test_a_run_warns_of_them_once_unless_it_is_dense(bert, sst2, tmp_path):
         assert run("glue", *short(bert, tmp_path / "a", *flags)) == 0
     assert len(caught) == 1
     assert run("glue", *short(bert, tmp_path / "b", *flags, "--amount", 0)) == 0
+
+
+# --- dropout ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("bert", ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"]),
+        ("distilbert", ["dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout"]),
+        ("gpt2", ["resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"]),
+        ("t5", ["dropout_rate", "classifier_dropout"]),
+    ],
+)
+def test_one_flag_sets_every_dropout_that_a_config_has_and_nothing_else(kind, names):
+    config = AutoConfig.for_model(kind)
+    before = dict(vars(config))
+    set_dropout(config, 0.25)
+    changed = {name for name, value in vars(config).items() if value != before[name]}
+    assert changed == set(names) and all(getattr(config, name) == 0.25 for name in names)
+
+
+def test_what_drops_layers_or_paths_is_no_dropout():
+    config = AutoConfig.for_model("opt", layerdrop=0.1)
+    set_dropout(config, 0.25)
+    assert (config.layerdrop, config.dropout) == (0.1, 0.25)
+    with pytest.raises(ValueError, match="--dropout must go with a model that has .* for convnext"):
+        set_dropout(AutoConfig.for_model("convnext"), 0.25)
+
+
+def test_a_model_is_trained_and_saved_with_the_dropout_that_was_given(bert):
+    arguments = parse("--model_name_or_path", bert, "--dropout", 0.25)
+    model = load_model(arguments, AutoModelForSequenceClassification)
+    shares = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+    assert shares == {0.25} and model.config.hidden_dropout_prob == 0.25
+
+
+@pytest.mark.parametrize("share", ["1", "-0.1", "nan"])
+def test_a_dropout_out_of_range_is_refused(share):
+    with pytest.raises(ValueError, match=r"^--dropout must be in \[0, 1\), got "):
+        parse("--dropout", share)
+
+
+@pytest.mark.parametrize("flag", ["--hidden_dropout_prob", "--attention-probs-dropout-prob"])
+def test_the_authors_flags_of_dropout_lead_to_it(flag, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse(flag, 0.1)
+    assert f"there is no {flag}: did you mean --dropout?" in capsys.readouterr().err

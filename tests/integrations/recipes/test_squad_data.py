@@ -22,6 +22,7 @@ from platon_prune.integrations.recipes.squad.data import (
 )
 from platon_prune.integrations.recipes.squad.windows import (
     check_lengths,
+    cut_questions,
     make_windows,
     null_position,
     token_span,
@@ -328,3 +329,27 @@ def test_a_data_set_by_name_has_the_same_columns(tmp_path):
     rows.remove_columns("context").to_json(other / "train.jsonl")
     with pytest.raises(ValueError, match="must have the columns id, question, context, answers"):
         load_squad(str(other), None, "train", cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_question_is_cut_to_its_first_tokens_and_no_shorter_one_is(kind):
+    tokenizer = TOKENIZERS[kind]()
+    asked = ["  How long is the river, and why? ", "How?", "Labe naïve"]
+    rows = datasets.concatenate_datasets([_rows(None, text=text) for text in asked])
+
+    def tokens(text):
+        return tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+
+    for most in (1, 3, 6, 100):
+        cut = cut_questions(rows, tokenizer, most)
+        assert [tokens(text) for text in cut["question"]] == [tokens(text)[:most] for text in asked]
+        assert cut.features == rows.features
+        assert cut["context"] == rows["context"] and cut["answers"] == rows["answers"]
+
+
+def test_questions_are_cut_by_a_fast_tokenizer_only():
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(ValueError, match="the tokenizer must be a fast one"):
+        cut_questions(_rows(None), Slow(), 5)
