@@ -21,7 +21,12 @@ class GlueArguments:
 
     _argument_group_name = "data"
 
-    task_name: str | None = setting(f"One of {', '.join(TASKS)} (required).")
+    task_name: str | None = setting(
+        f"One of {', '.join(TASKS)} (required); or several, which are run one after the other, "
+        "each in a folder of its own below --output_dir, with {task} in names of files and models "
+        "for theirs.",
+        nargs="+",
+    )
     train_file: str | None = setting(
         f"Local file to train on, {tables.FORMATS}; the data come from the Hub without."
     )
@@ -39,6 +44,11 @@ class GlueArguments:
     max_eval_samples: int | None = setting("Evaluate on this many examples only.")
     max_predict_samples: int | None = setting("Predict this many examples only.")
     preprocessing_num_workers: int | None = setting("Processes that tokenise.")
+
+    def __post_init__(self) -> None:
+        # The parser hands over a list; results.json has always had one task as its name.
+        if not isinstance(self.task_name, (str, type(None))):
+            self.task_name = " ".join(self.task_name)
 
     @property
     def files(self) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """What the authors' users look for in a recipe: their warm-up, dropout, lengths, several tasks."""
 
 import os
+import shutil
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -174,3 +176,62 @@ def test_the_authors_flags_of_dropout_lead_to_it(flag, capsys):
     with pytest.raises(SystemExit, match="2"):
         parse(flag, 0.1)
     assert f"there is no {flag}: did you mean --dropout?" in capsys.readouterr().err
+
+
+# --- several tasks ------------------------------------------------------------------------------
+
+
+def test_several_tasks_run_one_after_the_other_and_again_only_what_is_left(
+    bert, sst2, tmp_path, capsys
+):
+    train, validation = Path(sst2[1]).read_text(), Path(sst2[3]).read_text()
+    for task in ("sst2", "cola"):
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "train.tsv").write_text(train)
+        (tmp_path / task / "dev.tsv").write_text(validation)
+    files = ("--train_file", tmp_path / "{task}" / "train.tsv", "--validation_file",
+             tmp_path / "{task}" / "dev.tsv", "--do_eval", "--criterion", "random")  # fmt: skip
+    flags = short(bert, tmp_path / "runs", "--task_name", "sst2", "CoLA", "sst-2", *files)
+    assert run("glue", *flags) == 0
+    shown = capsys.readouterr().out
+    one, other = (results(tmp_path / "runs" / task) for task in ("sst2", "cola"))
+    assert one["settings"]["data"]["task_name"] == "sst2"
+    assert other["settings"]["data"]["train_file"] == str(tmp_path / "cola" / "train.tsv")
+    last = [line.split() for line in shown.splitlines()[-3:]]
+    assert last[0] == ["task", "measured", "sparsity", "steps"]
+    measured = f"{one['metrics']['eval_accuracy']:.4f}"
+    assert last[1] == ["sst2", "eval_accuracy", measured, "50.00%", "4"]
+    measured = f"{other['metrics']['eval_matthews_correlation']:.4f}"
+    assert last[2] == ["cola", "eval_matthews_correlation", measured, "50.00%", "4"]
+
+    written = (tmp_path / "runs" / "sst2" / "results.json").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "runs" / "cola")
+    assert run("glue", *flags) == 0
+    assert "sst2 is resumed: it has ended" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "sst2" / "results.json").stat().st_mtime_ns == written
+    assert results(tmp_path / "runs" / "cola")["sparsity"] == other["sparsity"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--train_file", "train.tsv"), "--train_file must have {task} in its name where"),
+        (("--train_file", "{task}.tsv"), "'{task}.tsv', of which sst2.tsv is missing: add it, or"),
+        (("--resume_from_checkpoint", "true"), "--resume_from_checkpoint must go with one task"),
+        (("--task_name", "sst2", "imdb"), "--task_name must be one of mnli"),
+    ],
+)
+def test_what_several_tasks_cannot_share_is_said_before_the_first_run(
+    bert, tmp_path, capsys, more, message
+):
+    flags = short(bert, tmp_path / "runs", "--task_name", "sst2", "cola", *more)
+    assert run("glue", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_of_settings_may_list_several_tasks(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("task_name: [rte, mrpc]\n")
+    assert parse(path).data.task_name == "rte mrpc"
+    assert parse(path, "--task_name", "cola").data.task_name == "cola"
