@@ -37,6 +37,7 @@ from platon_prune.integrations.hf_models import bare, is_distributed, is_sharded
 from platon_prune.integrations.hf_progress import card_section, show_sparsity
 from platon_prune.integrations.hf_seals import break_seal, newest_if_true, seal
 from platon_prune.integrations.run_lengths import fit_schedule, shown
+from platon_prune.integrations.shortfall import shortfall
 from platon_prune.integrations.writing import write_text
 
 logger = logging.getLogger(__name__)
@@ -244,10 +245,8 @@ class PlatonCallback(TrainerCallback, ExportableState):
         sparsity, target = self.scheduler.sparsity(), self.scheduler.target_sparsity
         slack = max(0.01, self.scheduler.granularity.tolerance)
         if self.scheduler.last_step < self.scheduler.schedule.ramp_end or sparsity < target - slack:
-            PruningWarning.warn(
-                f"the model is {sparsity:.1%} sparse, less than the {target:.1%} asked "
-                "for: training ended, or the best model was saved, before the schedule did"
-            )
+            why = "training ended, or the best model was saved, before the schedule did"
+            PruningWarning.warn(shortfall(sparsity, target, why))
         self._describe()
         self.scheduler.allow_other_length()  # said above
         if self.finalize:

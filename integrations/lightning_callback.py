@@ -24,6 +24,7 @@ from platon_prune.integrations.lightning_averages import (
     restore_zeros,
 )
 from platon_prune.integrations.run_lengths import fit_schedule, shown
+from platon_prune.integrations.shortfall import shortfall
 
 
 class PlatonLightningCallback(Callback):
@@ -212,10 +213,9 @@ class PlatonLightningCallback(Callback):
         assert self.scheduler is not None
         schedule = self.scheduler.schedule
         if self.scheduler.last_step < schedule.ramp_end and not _is_tried_out(trainer):
+            sparsity, target = self.scheduler.sparsity(), self.scheduler.target_sparsity
             PruningWarning.warn(
-                f"the model is {self.scheduler.sparsity():.1%} sparse, less than the "
-                f"{self.scheduler.target_sparsity:.1%} asked for: training ended before the "
-                "schedule did"
+                shortfall(sparsity, target, "training ended before the schedule did")
             )
         # Where masks stay, they say themselves what is zero.
         self._last_masks = self.scheduler.masks() if self.finalize else {}
