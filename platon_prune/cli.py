@@ -7,12 +7,15 @@ import importlib
 import os
 import select
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from platon_prune.commands._parser import CommandParser, as_typed
 from platon_prune.extras import how_to_install
 from platon_prune.version import __version__
+from platon_prune.warning import PruningWarning
 
 # Each is a module of platon_prune.commands with HELP, add_arguments(parser) and run(arguments).
 # What they import at their top is no torch and no extra: --help and wrong flags answer at once.
@@ -104,7 +107,8 @@ def _run(flags: Sequence[str], extra: str, command: Callable[[], int]) -> int:
     """Run a command; what its user can mend is said in one line."""
     name = flags[0]
     try:
-        return command()
+        with _warnings_in_words(name):
+            return command()
     except ModuleNotFoundError as error:
         print(
             f"platon-prune {name} needs {error.name}, which is not installed: "
@@ -118,6 +122,24 @@ def _run(flags: Sequence[str], extra: str, command: Callable[[], int]) -> int:
         said = getattr(error, "strerror", None) or error  # without the number of a system's error
         print(f"platon-prune {name}: {as_typed(str(said), flags)}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _warnings_in_words(name: str) -> Iterator[None]:
+    """Print the library's warnings as a line of the command, without a place in its code."""
+    ordinary = warnings.formatwarning
+
+    def line_of(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+        if issubclass(category, PruningWarning):
+            return f"platon-prune {name}: warning: {message}\n"
+        return ordinary(message, category, *where, **more)
+
+    # Only how they look: filters, and what a caller records, stay as they are.
+    warnings.formatwarning = line_of
+    try:
+        yield
+    finally:
+        warnings.formatwarning = ordinary
 
 
 def _leave_closed_pipe() -> bool:

@@ -189,7 +189,8 @@ def _print_settings(arguments: Arguments[Any]) -> None:
         elif name in arguments.from_preset:
             source = f"preset {pruning.preset}"
         if source != "default" or (value is not None and name not in quiet):
-            say(arguments, f"{name:<{width}}  {value}  ({source})")
+            typed = getattr(value, "value", value)  # of a choice the word, not the name of its enum
+            say(arguments, f"{name:<{width}}  {typed}  ({source})")
     _print_unused(arguments)
 
 

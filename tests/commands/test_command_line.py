@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from platon_prune.commands import _parser
 from platon_prune.commands.benchmarks.figures import Figure, Spread, print_table, ratio_table
 from platon_prune.commands.study import NAMES
 from platon_prune.criteria import CRITERIA
+from platon_prune.warning import PruningWarning
 
 
 def shown_by(capsys, *words):
@@ -239,3 +241,18 @@ def test_the_table_of_the_bench_fits_100_columns_and_says_which_ratio_is_good(ca
     assert max(map(len, shown.splitlines())) <= 100
     assert "1,235 (1,200-1,300)" in shown and "0.123 (0.100-0.200)" in shown
     assert shown.replace("\n", " ").count("above 1 is good") == 2
+
+
+def test_a_warning_of_the_library_is_a_line_of_the_command(capsys, monkeypatch):
+    def warns(name, arguments):
+        for category in PruningWarning, UserWarning:
+            print(warnings.formatwarning("nearly empty", category, "file.py", 8, ""), end="")
+        return 0
+
+    monkeypatch.setattr(cli, "_run_command", warns)
+    ordinary = warnings.formatwarning
+    assert cli.main(["inspect", "nothing"]) == 0
+    assert capsys.readouterr().out == (
+        "platon-prune inspect: warning: nearly empty\nfile.py:8: UserWarning: nearly empty\n"
+    )
+    assert warnings.formatwarning is ordinary
