@@ -56,6 +56,15 @@ def longest_input(tokenizer: Any, model: Any) -> int | None:
     return min(limits, default=None)
 
 
+def fit_length(arguments: Any, tokenizer: Any, model: Any) -> None:
+    """Lower a ``--max_seq_length`` that nobody gave to what the model can read."""
+    longest = longest_input(tokenizer, model)
+    # Zero and less are left to check_length, whose message says what is wrong.
+    if "max_seq_length" in arguments.given or not longest or longest < 1:
+        return
+    arguments.data.max_seq_length = min(arguments.data.max_seq_length, longest)
+
+
 def check_length(max_seq_length: int, tokenizer: Any, model: Any) -> None:
     """Compare ``--max_seq_length`` with what the model can read.
 

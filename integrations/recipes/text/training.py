@@ -26,7 +26,11 @@ from platon_prune.integrations.recipes.common import (
 from platon_prune.integrations.recipes.distillation import RecipeTrainer
 from platon_prune.integrations.recipes.glue_tasks import Task
 from platon_prune.integrations.recipes.parsing import Arguments
-from platon_prune.integrations.recipes.tokenizer_checks import check_length, prepare_padding
+from platon_prune.integrations.recipes.tokenizer_checks import (
+    check_length,
+    fit_length,
+    prepare_padding,
+)
 from platon_prune.integrations.writing import write_text
 
 
@@ -59,6 +63,7 @@ def fine_tune(
     # The classes go into the config before the head is made, and so into the saved model.
     model = load_model(arguments, AutoModelForSequenceClassification, **_config_of(task))
     prepare_padding(tokenizer, model)
+    fit_length(arguments, tokenizer, model)
     check_length(arguments.data.max_seq_length, tokenizer, model)
     teacher = load_teacher(arguments, AutoModelForSequenceClassification, model)
     splits = tokenise(splits, task, tokenizer, arguments)
