@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def markdown(
         "",
         *(f"- Machine: {_sentence(kind)}." for kind in distinct(finished, "machine")),
         *(f"- Versions: {_sentence(found)}." for found in distinct(finished, "versions")),
-        *(f"- Settings: {_sentence(found)}." for found in distinct(finished, "settings")),
+        *(f"- Settings: {_sentence(found)}." for found in distinct(finished, "settings") if found),
         f"- Measured: {' to '.join(dict.fromkeys(dates_of(finished)))}.",
     ]
     return "\n".join(lines) + "\n"
@@ -167,28 +168,35 @@ def _table(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
         score = row.sample(recipe.metric)
         other = reference_of(row, rows)
         differences = {} if other is None else row.differences(other, recipe.metric)
+        change = Sample.of(list(differences.values())) if differences else None
         lines.append(
             [
                 *[f"{100 * (1 - row.amount):.3g} %" for _ in density],
                 row.label,
-                _spread(recipe, score),
+                _spread(recipe, score, score),
                 f"{len(row.by_seed)} of {row.num_seeds}",
-                _spread(
-                    recipe, Sample.of(list(differences.values())) if differences else None, "+"
-                ),
+                _spread(recipe, change, score, "+"),
                 *(_mean(row.sample(name)) for name in columns),
             ]
         )
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _spread(recipe: Recipe, sample: Sample | None, sign: str = "") -> str:
-    if sample is None:
+def _spread(recipe: Recipe, sample: Sample | None, like: Sample | None, sign: str = "") -> str:
+    if sample is None or like is None:
         return ""
-    mean, low, high = (recipe.shown(v, sign) for v in (sample.mean, sample.low, sample.high))
+    # To the digits of the metric itself: what is smaller comes from rounding, as 2e-08.
+    largest = max(abs(like.low), abs(like.high))
+    digits = 3 - math.floor(math.log10(largest)) if 0 < largest < math.inf else 0
+    rounded = (_rounded(value, digits) for value in (sample.mean, sample.low, sample.high))
+    mean, low, high = (recipe.shown(value, sign) for value in rounded)
     if sample.deviation is None:
         return mean
-    return f"{mean} ± {recipe.shown(sample.deviation)} ({low} to {high})"
+    return f"{mean} ± {recipe.shown(_rounded(sample.deviation, digits))} ({low} to {high})"
+
+
+def _rounded(value: float, digits: int) -> float:
+    return round(value, digits) + 0.0  # a negative zero becomes an ordinary one
 
 
 def _mean(sample: Sample | None) -> str:

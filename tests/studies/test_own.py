@@ -107,3 +107,14 @@ def test_what_can_not_be_used_is_refused(tmp_path, grid, seeds, returned, error,
     with pytest.raises(error, match=message):
         platon_prune.study(lambda cell: returned, grid, seeds=seeds, output_dir=tmp_path / "s")
     assert not (tmp_path / "s" / "results.jsonl").exists()
+
+
+def test_a_difference_that_is_only_rounding_reads_as_nothing(tmp_path):
+    def level(cell):
+        return 0.982 + (1e-9 if cell["criterion"] == "magnitude" else 0)
+
+    grid = {"criterion": ["platon", "magnitude"], "amount": [0.9]}
+    platon_prune.study(level, grid, seeds=(0, 1), output_dir=tmp_path)
+    page = (tmp_path / "study.md").read_text()
+    assert "e-" not in page.split("cells are finished")[0]
+    assert "- Settings" not in page  # a function has none
