@@ -49,7 +49,13 @@ print(platon_prune.shrink(model, optimizer))
 model.eval()
 batch = torch.export.Dim("batch")
 torch.onnx.export(
-    model, (images[:2],), "small.onnx", dynamic_shapes=({0: batch},), dynamo=True, verbose=False
+    model,
+    (images[:2],),
+    "small.onnx",
+    dynamic_shapes=({0: batch},),
+    dynamo=True,
+    external_data=False,  # one file; otherwise the weights lie in small.onnx.data
+    verbose=False,
 )
 session = onnxruntime.InferenceSession("small.onnx")
 (outputs,) = session.run(None, {session.get_inputs()[0].name: images[:8].numpy()})

@@ -21,7 +21,7 @@ scheduler = platon_prune.global_unstructured(
     model,
     amount=0.8,
     # Optimizer steps, not batches: four batches make a step.
-    total_steps=num_epochs * len(loader) // accumulate,
+    total_steps=num_epochs * (len(loader) // accumulate),
     warmup_steps=10,
     cooldown_steps=30,
     window=5,  # short, as the run is

@@ -157,8 +157,8 @@ def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
     """
     if is_pruned(module, tensor_name):
         raise ValueError(
-            f"{name} must not be pruned already, got a tensor with a mask: finalize it with "
-            f'torch.nn.utils.prune.remove(module, "{tensor_name}") first, or exclude it'
+            f"{name} must not be pruned already, got a tensor with a mask: finalize the model "
+            "with platon_prune.remove(model) first, or exclude the tensor"
         )
     if parametrize.is_parametrized(module, tensor_name):
         raise ValueError(

@@ -189,9 +189,10 @@ def _require_two_of_four(layer: Layer) -> None:
     start = pattern.first[pattern.dim]
     index: list[int | slice] = list(pattern.first)
     index[pattern.dim] = slice(start, start + _M)
+    entries = [float(f"{entry:.3g}") for entry in weight[tuple(index)].tolist()]
     raise ValueError(
         f"{layer.name}.weight must have at most 2 entries that are not zero in every 4 along its "
-        f"inputs, got {weight[tuple(index)].tolist()} in the group that begins at "
+        f"inputs, got {entries} in the group that begins at "
         f"{list(pattern.first)} ({pattern.num_broken} of {pattern.num_groups} groups have more): "
         "prune it with platon_prune.semi_structured(model, n=2, m=4) to the end of its schedule, "
         "or leave it dense with exclude=[...]"
