@@ -71,8 +71,10 @@ def _main(flags: list[str]) -> int:
     if name in COMMANDS:
         arguments = parser_of(name).parse_args(flags[1:])
         return _run(flags, "all", lambda: _run_command(name, arguments))
-    # What it lets pass is a command behind a lone --.
-    return _main([_front_parser().parse_args(flags).command])
+    if name == "--":  # before a command, what some releases of Python take away and others refuse
+        return _main(flags[1:])
+    _front_parser().parse_args(flags)
+    raise AssertionError("a command that is none was let pass")
 
 
 def _front_parser() -> argparse.ArgumentParser:

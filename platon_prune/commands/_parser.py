@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 # As platon_prune.criteria.CRITERIA, which can't be had without torch.
 CRITERION_NAMES = (
@@ -15,9 +15,16 @@ CRITERION_NAMES = (
 class CommandParser(argparse.ArgumentParser):
     """Reads ``--output-dir`` as ``--output_dir``, the one spelling that flags are declared in."""
 
+    _typed: Sequence[str] = ()
+
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse's, of flags in either spelling."""
+        self._typed = args or ()
         return super().parse_known_args(None if args is None else underscored(args), namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, with flags as they were typed, and exit with status 2."""
+        super().error(as_typed(message, self._typed))
 
 
 def underscored(words: Sequence[str]) -> list[str]:

@@ -84,7 +84,7 @@ def apply_masks(model: C, scheduler: PlatonScheduler | None = None) -> C:
         ValueError: If no tensor of the model carries a mask of ours; with ``scheduler``, if a
             pruned tensor is not found, or it can't be told which of several copies is meant.
             Nothing is changed then.
-        TypeError: If ``model`` is none of these.
+        TypeError: If ``model`` is none of these, or ``scheduler`` no scheduler of ours.
 
     Example:
         >>> average = torch.optim.swa_utils.AveragedModel(model)
@@ -102,6 +102,12 @@ def apply_masks(model: C, scheduler: PlatonScheduler | None = None) -> C:
 
 
 def _masks_of(scheduler: PlatonScheduler) -> dict[str, Tensor]:
+    if not isinstance(scheduler, PlatonScheduler):
+        raise TypeError(
+            "scheduler must be the PlatonScheduler of the pruned model, got a "
+            f"{type(scheduler).__name__}: pass what global_unstructured or its like returned, or "
+            "callback.scheduler, behind the copy"
+        )
     try:
         return scheduler.masks()
     except ValueError as error:

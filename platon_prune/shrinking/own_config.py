@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import re
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,9 +36,45 @@ def counts_in_config(module: nn.Module) -> dict[str, int]:
 
 def set_in_own_config_(module: Any, counts: dict[str, int]) -> None:
     """Give a module a config of its own, with other numbers of heads than the model's."""
-    # Shallow: what is set on the model's config later, such as another kernel of attention, must
-    # be set on this one as well; what both refer to is the same.
-    config = copy.copy(module.config)
+    config = module.config
+    if hasattr(config, "_attn_implementation"):
+        module.config = _following(config, counts)
+        return
+    module.config = copy.copy(config)
     for name, count in counts.items():
-        setattr(config, name, count)
-    module.config = config
+        setattr(module.config, name, count)
+
+
+def _following(config: Any, counts: dict[str, int]) -> Any:
+    """A config of transformers with its own counts, and all else as another has it at any time."""
+    counts = {**getattr(config, "_own_counts", {}), **counts}  # it may be one already
+    config = getattr(config, "_followed", config)
+    cls: Any = type(config)
+    own: Any = object.__new__(_class_with(cls, frozenset(counts)))
+    # The very dict: the mask is made by the model's config, so a kernel of attention that is set
+    # there later must be set here, or the one is not made for the other.
+    own.__dict__ = config.__dict__
+    object.__setattr__(own, "_followed", config)
+    object.__setattr__(own, "_own_counts", counts)
+    return own
+
+
+@functools.cache
+def _class_with(cls: Any, names: frozenset[str]) -> Any:
+    """A subclass of a config's class whose counts stand beside the dict that instances share."""
+    members = {
+        "__module__": cls.__module__,
+        "__slots__": ("_followed", "_own_counts"),
+        # A copy of the model has a copy of the config, which this one must follow there.
+        "__reduce__": lambda self: (_following, (self._followed, self._own_counts)),
+    }
+    own = type(cls.__name__, (cls,), members)
+    other_names = getattr(cls, "attribute_map", {})
+    for name in names:
+        # Under the name that reading it ends at.
+        setattr(own, other_names.get(name, name), property(_reader(name)))
+    return own
+
+
+def _reader(name: str) -> Callable[[Any], int]:
+    return lambda self: self._own_counts[name]

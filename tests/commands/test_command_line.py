@@ -103,6 +103,17 @@ def test_an_error_repeats_a_flag_as_it_was_typed(capsys, tmp_path):
         assert f"{flag} must be" in refused(capsys, "study", flag, file / "below")
 
 
+def test_a_wrong_flag_is_repeated_as_it_was_typed(capsys):
+    for words, said in ((["--not-one=3"], "--not-one=3"), (["--output-dir"], "--output-dir: ex")):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["demo", *words])
+        assert said in capsys.readouterr().err
+
+
+def test_a_command_may_stand_behind_a_lone_double_dash(capsys):
+    assert shown_by(capsys, "--", "demo", "--help") == shown_by(capsys, "demo", "--help")
+
+
 # --- places that can't be written to ------------------------------------------------------------
 
 

@@ -231,6 +231,14 @@ def test_an_object_without_a_model_is_refused() -> None:
         platon_prune.apply_masks([])
 
 
+def test_a_scheduler_of_learning_rates_or_the_model_in_its_place_is_refused() -> None:
+    model = _net()
+    scheduler = _scheduler(model)
+    for other in (model, torch.optim.lr_scheduler.LRScheduler):
+        with pytest.raises(TypeError, match="must be the PlatonScheduler.*behind the copy"):
+            platon_prune.apply_masks(scheduler, other)
+
+
 def test_after_the_end_masks_that_were_recorded_are_applied_and_others_asked_for(tmp_path) -> None:
     model, recorded = _net(), _net()
     average = copy.deepcopy(model)

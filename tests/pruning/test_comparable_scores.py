@@ -71,6 +71,18 @@ def test_a_state_tells_its_normalizer_only_where_there_is_one() -> None:
         platon_prune.remove(model)
 
 
+def test_a_state_from_before_normalizers_is_refused_with_what_it_was_made_with() -> None:
+    made = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
+    before, now = (
+        platon_prune.global_structured(
+            model, torch.randn(2, 3), amount=0.4, total_steps=20, normalizer=normalizer
+        )
+        for model, normalizer in zip(made, ("none", "mean"), strict=True)
+    )
+    with pytest.raises(ValueError, match="normalizer is 'mean' here and 'none' in the state"):
+        now.load_state_dict(before.state_dict())
+
+
 def test_places_are_compared_by_their_means_only_where_there_are_channels() -> None:
     pieces = (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(32, 4))
     channels = nn.Sequential(*pieces, nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 1, 8, 8)
