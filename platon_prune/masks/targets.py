@@ -20,6 +20,7 @@ from platon_prune.masks.default_selection import (
     is_pruned,
     passed_over,
 )
+from platon_prune.masks.masked import method_of
 from platon_prune.masks.unfit import refuse_flat_gradients, refuse_frozen, refuse_wrapped_models
 from platon_prune.name_patterns import NamePatterns
 from platon_prune.tensors.backends import is_fake
@@ -156,9 +157,11 @@ def check_prunable(module: nn.Module, tensor_name: str, name: str) -> None:
         name: What to call it in the message.
     """
     if is_pruned(module, tensor_name):
+        is_ours = method_of(module, tensor_name) is not None
+        torchs = f'torch.nn.utils.prune.remove(module, "{tensor_name}")'
         raise ValueError(
-            f"{name} must not be pruned already, got a tensor with a mask: finalize the model "
-            "with platon_prune.remove(model) first, or exclude the tensor"
+            f"{name} must not be pruned already, got a tensor with a mask: finalize it with "
+            f"{'platon_prune.remove(model)' if is_ours else torchs} first, or exclude the tensor"
         )
     if parametrize.is_parametrized(module, tensor_name):
         raise ValueError(

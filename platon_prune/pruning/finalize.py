@@ -56,9 +56,8 @@ def remove(model: M) -> M:
 def _num_filled(module: nn.Module, name: str) -> int:
     """How many pruned entries have a value where none may have: in "window" they train."""
     weight = local_of(weight_of(module, name).detach())
-    method = method_of(module, name)
     # A copy is nobody's run: what is written into one is meant.
-    is_run = method is not None and method.before_removal is not None
+    is_run = getattr(method_of(module, name), "before_removal", None) is not None
     if not is_run or form_of(module, name).masking == "window" or weight.is_meta:
         return 0
     kept = count_kept(weight, local_of(mask_of(module, name)))

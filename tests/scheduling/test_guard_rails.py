@@ -361,7 +361,7 @@ def test_other_scores_than_platons_have_a_meaning_without_memory():
         DOORS["unstructured"](_model(), beta1=0, criterion=criterion)
 
 
-@pytest.mark.parametrize(("amount", "share"), [(90, "0.9"), (2, "0.02"), (99, "0.99")])
+@pytest.mark.parametrize(("amount", "share"), [(90, "0.9"), (6, "0.06"), (99, "0.99")])
 def test_a_count_that_could_be_a_percentage_is_warned_about_in_small_models_too(amount, share):
     with pytest.warns(
         PruningWarning, match=rf"amount={amount} prunes {amount} of the 576 .*such as {share}$"
