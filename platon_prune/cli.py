@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import select
 import sys
@@ -108,6 +109,10 @@ def _run_recipe(name: str, flags: Sequence[str]) -> int:
 def _run(flags: Sequence[str], extra: str, command: Callable[[], int]) -> int:
     """Run a command; what its user can mend is said in one line."""
     name = flags[0]
+    # Where torchao is installed, transformers imports it: it tells of each kernel that does not fit
+    # the machine, before the first line of ours.
+    for logger in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         with _warnings_in_words(name):
             return command()
