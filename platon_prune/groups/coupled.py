@@ -6,7 +6,7 @@ the query, key and value matrices and its columns of the output matrix.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,3 +87,26 @@ class Missed:
 
     def __str__(self) -> str:
         return f"{self.name or 'the model'} ({self.kind}: {self.why})"
+
+
+def first_that_fits(
+    name: str, kind: str, looked: Iterable[CoupledGroups | str | None]
+) -> CoupledGroups | Missed | None:
+    """What a module has by the first spelling that fits it.
+
+    Args:
+        name: The module that holds the layers.
+        kind: "heads", "neurons" or "channels".
+        looked: By each spelling in turn the groups, why there are none, or None if layers are
+            missing; what comes after the first groups is not asked for.
+
+    Returns:
+        The groups; else the reason of the first spelling whose layers are there; None if none are.
+    """
+    missed = None
+    for found in looked:
+        if isinstance(found, CoupledGroups):
+            return found
+        if found is not None and missed is None:
+            missed = Missed(name, kind, found)
+    return missed

@@ -60,7 +60,7 @@ def _of_experts(layers: Layers, holder: str, layout: ExpertLayout) -> CoupledGro
             members.append(Member(child(holder, f"{key}_bias"), 1, group_of))
     if not members:
         return Missed(holder, "neurons", "what computes its neurons is not known")
-    known = {f"{member.name}".rpartition(".")[2] for member in members}
+    known = {member.name.rpartition(".")[2] for member in members}
     known |= {EXPERTS_WRITE, f"{EXPERTS_WRITE}_bias"}
     if unknown := [key for key in own if key not in known]:
         return Missed(holder, "neurons", f"what {unknown[0]} does is not known")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from platon_prune.groups.coupled import CoupledGroups, Member, Missed
+from platon_prune.groups.coupled import CoupledGroups, Member, Missed, first_that_fits
 from platon_prune.groups.layers import Layers, Linear, child
 from platon_prune.groups.own_matrices import own_groups
 from platon_prune.groups.spelled_heads import heads_of
@@ -37,15 +37,14 @@ def looked_at(layers: Layers) -> Iterator[CoupledGroups | Missed]:
 
 def _neurons(layers: Layers, holder: str) -> CoupledGroups | Missed | None:
     """Neurons of the first spelling that fits; why there are none if layers are there."""
-    missed = None
-    for spelling in FEED_FORWARD:
-        found = _linears(layers, holder, spelling)
-        if found is not None:
-            groups = _groups(layers, holder, spelling, *found)
-            if isinstance(groups, CoupledGroups):
-                return groups
-            missed = missed or Missed(holder, "neurons", groups)
-    return missed
+    return first_that_fits(
+        holder, "neurons", (_look(layers, holder, spelling) for spelling in FEED_FORWARD)
+    )
+
+
+def _look(layers: Layers, holder: str, spelling: FeedForward) -> CoupledGroups | str | None:
+    found = _linears(layers, holder, spelling)
+    return None if found is None else _groups(layers, holder, spelling, *found)
 
 
 def _linears(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from platon_prune.groups.coupled import CoupledGroups, Member, Missed
+from platon_prune.groups.coupled import CoupledGroups, Member, Missed, first_that_fits
 from platon_prune.groups.layers import Layers, Linear, Shape, child, evenly, outputs_of
 from platon_prune.spellings import (
     ATTENTION,
@@ -30,15 +30,14 @@ def heads_of(layers: Layers, holder: str) -> CoupledGroups | Missed | None:
     Returns:
         Why there are none if layers are there but none of the spellings fits; None if none are.
     """
-    missed = None
-    for spelling in ATTENTION:
-        found = _linears(layers, holder, spelling)
-        if found is not None:
-            groups = _groups(layers, holder, spelling, *found)
-            if isinstance(groups, CoupledGroups):
-                return groups
-            missed = missed or Missed(holder, "heads", groups)
-    return missed
+    return first_that_fits(
+        holder, "heads", (_look(layers, holder, spelling) for spelling in ATTENTION)
+    )
+
+
+def _look(layers: Layers, holder: str, spelling: Attention) -> CoupledGroups | str | None:
+    found = _linears(layers, holder, spelling)
+    return None if found is None else _groups(layers, holder, spelling, *found)
 
 
 def _linears(layers: Layers, holder: str, spelling: Attention) -> tuple[Reads, Linear] | None:

@@ -134,13 +134,13 @@ def _run(cell: Cell, place: Workspace) -> dict[str, float]:
     digits = _digits.load_digits(training, place.device)
     dense = dense_of(training, digits, place.folder)
     if cell.criterion == DENSE:
-        longer = _digits.fine_tune_dense(dense, digits, training, _nothing)
+        longer = _digits.fine_tune_dense(dense, digits, training, _digits.unwatched)
         return {"accuracy": longer.accuracy, "dense_accuracy": dense.accuracy, "sparsity": 0.0}
     run = _digits.Run(cell.label, copy.deepcopy(dense.model), cell.amount)
     selected = _select(run.model, biases=chosen["biases"])
     scheduler = Together(_set_up(run.model, selected, cell, training, chosen))
     loss = _teaching(dense.model, digits, chosen["distillation"])
-    _digits.fine_tune_with(scheduler, run, digits, training, _nothing, loss)
+    _digits.fine_tune_with(scheduler, run, digits, training, _digits.unwatched, loss)
     kept = [int(torch.count_nonzero(getattr(module, name))) for _, module, name in selected]
     numel = sum(getattr(module, name).numel() for _, module, name in selected)
     return {
@@ -257,7 +257,7 @@ def dense_of(
         model = make(training).to(digits.train_images.device)
         model.load_state_dict(saved["model"])
         return _digits.Run("dense", model, accuracies={training.steps: saved["accuracy"]})
-    dense = _digits.train_dense(digits, training, _nothing, make)
+    dense = _digits.train_dense(digits, training, _digits.unwatched, make)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         torch.save({"model": dense.model.state_dict(), "accuracy": dense.accuracy}, file)
@@ -266,10 +266,6 @@ def dense_of(
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def _nothing() -> None:
-    """Called at each step; the study reports cells, not steps."""
 
 
 DIGITS = Recipe(

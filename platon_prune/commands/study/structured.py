@@ -102,7 +102,7 @@ def _run(cell: Cell, place: Workspace) -> dict[str, float]:
     digits = _digits.load_digits(training, place.device)
     dense = dense_of(training, digits, place.folder, network.make, network.kind)
     if cell.criterion == DENSE:
-        finished = _digits.fine_tune_dense(dense, digits, training, _nothing)
+        finished = _digits.fine_tune_dense(dense, digits, training, _digits.unwatched)
     elif cell.criterion in rivals.RIVALS:
         finished = _of_rival(cell, network, dense, digits, training)
     else:
@@ -138,9 +138,11 @@ def _of_ours(
         # Its one choice is made, so the small model is trained, as a rival's is.
         platon_prune.remove(run.model)
         platon_prune.shrink(run.model)
-        _digits.train(run, digits, training, training.fine_tuning_learning_rate, None, _nothing)
+        _digits.train(
+            run, digits, training, training.fine_tuning_learning_rate, None, _digits.unwatched
+        )
         return run
-    _digits.fine_tune_with(scheduler, run, digits, training, _nothing)
+    _digits.fine_tune_with(scheduler, run, digits, training, _digits.unwatched)
     platon_prune.shrink(run.model)
     run.accuracies[training.steps] = _digits.accuracy(run.model, digits)
     return run
@@ -170,7 +172,7 @@ def _of_rival(
     )
     run = _digits.Run(cell.label, model, cell.amount)
     rate = training.fine_tuning_learning_rate
-    _digits.train(run, digits, training, rate, None, _nothing)
+    _digits.train(run, digits, training, rate, None, _digits.unwatched)
     return run
 
 
@@ -242,10 +244,6 @@ def check(cell: Cell) -> None:
     schedule = shape.lasting(total, learn or training.warmup_steps, training.cooldown_steps)
     if make_criterion(cell.criterion, chosen["beta1"], chosen["beta2"]).windowed:
         schedule.require_scores()
-
-
-def _nothing() -> None:
-    """Called at each step; the study reports cells, not steps."""
 
 
 def _recipe(name: str) -> Recipe:
