@@ -142,6 +142,7 @@ class _Walk:
         """Decide what is inside the bracket; None if the threshold is not there."""
         counts = torch.stack([each.totals() for each in (self._now, self._stayed, self._before)], 1)
         left = _Open(*(torch.cat(each) for each in zip(*self._open, strict=True)))
+        self._open.clear()  # they would be held twice while they are ranked
         num_open = left.positions.numel()
         rank = count - (self._line.numel - num_open - int(counts[:, 0].sum()))
         if not 0 < rank <= num_open:

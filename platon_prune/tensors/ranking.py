@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from platon_prune.tensors.blocks import Scratch
+from platon_prune.tensors.blocks import Scratch, block_size
 from platon_prune.tensors.collectives import ALONE, Processes
 from platon_prune.tensors.ordering import bounds, of_int, shifted_right, to_int, to_ints
 
@@ -167,9 +167,11 @@ def histogram(
     num_bins = ((high - low) >> shift) + 1
     counts = torch.zeros(num_bins, dtype=torch.int64)
     for block in values:
-        inside = block[(block >= low) & (block <= high)]
-        binned = torch.bincount(shifted_right(inside - low, shift), minlength=num_bins)
-        counts = counts.to(binned.device) + binned
+        # In pieces: some temporaries of eight bytes an entry are made of each.
+        for piece in block.split(block_size(block.device) // 4):  # type: ignore[no-untyped-call]
+            inside = piece[(piece >= low) & (piece <= high)]
+            binned = torch.bincount(shifted_right(inside - low, shift), minlength=num_bins)
+            counts = counts.to(binned.device) + binned
     return processes.sum(counts).cumsum(0), shift
 
 

@@ -50,7 +50,8 @@ class SegmentCounts:
     def __init__(self, segments: Segments) -> None:
         self._segments = segments
         device = segments.device
-        self._rows = torch.zeros(segments.num_rows + 1, dtype=torch.int64, device=device)
+        # A row has 128 flags at most, so a byte holds their number.
+        self._rows = torch.zeros(segments.num_rows + 1, dtype=torch.uint8, device=device)
         self._cut = torch.zeros(segments.before.shape, dtype=torch.bool, device=device)
 
     def add(self, number: int, start: int, flags: Tensor) -> None:
@@ -72,6 +73,6 @@ class SegmentCounts:
     def totals(self) -> Tensor:
         """How many flags each tensor has: int64."""
         # What lies before an end: the full rows, and of the row that it cuts the flags before it.
-        up_to = self._rows.cumsum(0)[self._segments.row]
+        up_to = self._rows.cumsum(0, dtype=torch.int64)[self._segments.row]
         up_to += self._cut.logical_and_(self._segments.before).sum(1)
         return up_to.diff()
