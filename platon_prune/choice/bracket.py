@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from platon_prune.choice.scored import Scored
 from platon_prune.tensors import ranking
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.ordering import bounds, of_int, to_ints
@@ -27,6 +27,29 @@ _TINY_ALONE = 1 << 13
 _BRACKET_SIGMAS = 4.0
 
 
+class Sampled(Protocol):
+    """Scores that a sample is taken from: see `scored.Scored`, which is more than that."""
+
+    @property
+    def whole_numel(self) -> int:
+        """Number of scores that all processes hold together."""
+
+    @property
+    def owned(self) -> slice:
+        """The slice that this process counts."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are."""
+
+    @property
+    def offset(self) -> int:
+        """Global position of the first."""
+
+    def score(self, index: Tensor) -> Tensor:
+        """Scores at positions, in any order; valid until the next call."""
+
+
 def sample_size(total: int, num_processes: int = 2) -> float:
     """The number of scores, of ``total``, that all processes together sample for a bracket."""
     tiny = _TINY if num_processes > 1 else _TINY_ALONE
@@ -35,7 +58,9 @@ def sample_size(total: int, num_processes: int = 2) -> float:
     return min(SAMPLE_SIZE, total * _SAMPLE_SHARE, max(_ENOUGH, total * _ENOUGH_SHARE))
 
 
-def sampled_bracket(tensors: Sequence[Scored], k: int, processes: Processes) -> tuple[float, float]:
+def sampled_bracket(
+    tensors: Sequence[Sampled], k: int, processes: Processes
+) -> tuple[float, float]:
     """Values that the k-th smallest score almost surely lies between, from a random sample."""
     total = sum(tensor.whole_numel for tensor in tensors)
     share = sample_size(total, processes.size) / total
@@ -92,7 +117,7 @@ def _digit(up_to: Tensor, rank: int) -> int:
     return int(torch.searchsorted(up_to, rank + 1))
 
 
-def _samples(tensors: Sequence[Scored], share: float, rank: int) -> Iterator[Tensor]:
+def _samples(tensors: Sequence[Sampled], share: float, rank: int) -> Iterator[Tensor]:
     """A random sample, of this share, of what this process counts of each tensor."""
     # Rounded over all of them, and not alike in each process: no tensor is too small for it.
     so_far = rank * 0.618 % 1

@@ -7,7 +7,7 @@ bracket have missed, the masks are put back, and another way of choosing is take
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -118,7 +118,7 @@ class _Walk:
     def sort_out_(self) -> bool:
         """Decide all entries outside the bracket; False if too many are inside."""
         line, num_open = self._line, 0
-        limit = min(ranking.MAX_CANDIDATES, max(_ALWAYS_OPEN, int(line.numel * _MAX_OPEN_SHARE)))
+        limit = most_open(line.numel)
         for number, slab in enumerate(line.line.slabs):
             scores = line.score(slab)
             above, inside = line.new_mask(slab), line.flags(slab, "inside")
@@ -147,7 +147,7 @@ class _Walk:
         rank = count - (self._line.numel - num_open - int(counts[:, 0].sum()))
         if not 0 < rank <= num_open:
             return None
-        threshold, below, equal = self._rank(left.scores, rank)
+        threshold, below, equal = rank_open(left.scores, rank, (self._low, self._high))
         stay = left.scores > threshold if self._exact else left.scores >= threshold
         if self._exact and below + equal > rank:
             tied = positions_of(left.scores == threshold)
@@ -156,15 +156,10 @@ class _Walk:
         self._keep_(left.positions[positions_of(stay)])
         # Positions ascend, so that the open entries of each tensor lie side by side.
         ends = torch.searchsorted(left.positions, self._line.line.segments.bounds)
-        counts[:, 0] += _sums(stay, ends)
-        counts[:, 1] += _sums(stay.logical_and_(left.kept), ends)
+        counts[:, 0] += sums_between(stay, ends)
+        counts[:, 1] += sums_between(stay.logical_and_(left.kept), ends)
         # Adding 0 makes -0 a +0.
         return Chosen(float(threshold) + 0.0, counts)
-
-    def _rank(self, scores: Tensor, rank: int) -> Ranked:
-        if scores.numel() <= ranking.FEW:
-            return kth_of_few(scores, rank)
-        return kth_smallest(lambda: iter((scores,)), rank, (self._low, self._high))
 
     def _keep_(self, positions: Tensor) -> None:
         """Set the masks at positions of the line, which ascend."""
@@ -180,10 +175,27 @@ class _Walk:
 
     def put_back_(self) -> None:
         """Make the masks what they were."""
-        for slab, bits in zip(self._line.line.slabs, self._packed, strict=False):
-            mask = self._line.new_mask(slab)
-            unpack_bits_(mask, bits)
-            scatter_(mask, self._line.masks_in(slab))
+        put_back_(self._line, self._packed)
+
+
+def most_open(numel: int) -> int:
+    """How many entries of so many may be left open by a walk."""
+    return min(ranking.MAX_CANDIDATES, max(_ALWAYS_OPEN, int(numel * _MAX_OPEN_SHARE)))
+
+
+def rank_open(scores: Tensor, rank: int, bracket: tuple[float, float]) -> Ranked:
+    """The score of a rank among those of the open entries, which lie in the bracket."""
+    if scores.numel() <= ranking.FEW:
+        return kth_of_few(scores, rank)
+    return kth_smallest(lambda: iter((scores,)), rank, bracket)
+
+
+def put_back_(line: ScoredLine, packed: Sequence[Tensor]) -> None:
+    """Write masks that were packed slab by slab, of the first slabs or of all."""
+    for slab, bits in zip(line.line.slabs, packed, strict=False):
+        mask = line.new_mask(slab)
+        unpack_bits_(mask, bits)
+        scatter_(mask, line.masks_in(slab))
 
 
 def compare(
@@ -197,8 +209,8 @@ def compare(
     out.copy_(operation(scores, value, out=scratch.like(scores, scores.dtype, "compared")))
 
 
-def _sums(flags: Tensor, ends: Tensor) -> Tensor:
-    """How many flags are set between each end and the next."""
-    up_to = torch.zeros(flags.numel() + 1, dtype=torch.int64)
-    torch.cumsum(flags, 0, out=up_to[1:])
+def sums_between(values: Tensor, ends: Tensor) -> Tensor:
+    """The sums of flags or integers between each end and the next: int64."""
+    up_to = torch.zeros(values.numel() + 1, dtype=torch.int64)
+    torch.cumsum(values, 0, out=up_to[1:])
     return up_to[ends].diff()

@@ -83,11 +83,17 @@ class Layout:
         size, words = self._words(mask)
         word = scratch.like(flags[0], words.dtype, role="word")
         digit = scratch.like(flags[0], words.dtype, role="digit")
+        pair = scratch.like(flags[0], flags.dtype, role="pair")
         for i in range(words.shape[1]):
-            first, *others = _significant_first(flags[i * size : (i + 1) * size])
-            word.copy_(first)
-            for lane in others:
-                word.mul_(256).add_(digit.copy_(lane))
+            lanes = _significant_first(flags[i * size : (i + 1) * size])
+            if size == 1:
+                word.copy_(lanes[0])
+            else:
+                word.copy_(torch.add(lanes[1], lanes[0], alpha=256, out=pair))
+            if size == 4:
+                # Two bytes at a time: a float32 holds three bytes exactly, but not four.
+                digit.copy_(torch.add(lanes[3], lanes[2], alpha=256, out=pair))
+                word.mul_(1 << 16).add_(digit)
             words[:, i].copy_(word.view(-1, self.inner))
 
     def fill_(self, mask: Tensor, groups: Tensor, scratch: Scratch) -> None:
@@ -119,14 +125,32 @@ def sorted_lanes(lanes: Tensor, scratch: Scratch) -> Sequence[Tensor]:
     """The entries of each group in ascending order: as many tensors, each one-dimensional."""
     if len(lanes) > _LARGEST_NETWORK:
         return list(lanes.sort(dim=0).values)
-    # On a copy: the lanes are compared with the order that comes out.
-    ordered = list(scratch.like(lanes, lanes.dtype, role="ordered").copy_(lanes))
-    spare = scratch.like(ordered[0], lanes.dtype, role="spare")
+    ordered = list(lanes)
+    # The lanes stay as they are: they are compared with the order that comes out.
+    room = scratch.like(lanes, lanes.dtype, role="ordered")
+    spare = [*room, scratch.like(lanes[0], lanes.dtype, role="spare")]
+    in_lanes = set(range(len(lanes)))  # those that have not been compared yet
     for i, j in _network(len(lanes)):
-        lower = torch.minimum(ordered[i], ordered[j], out=spare)
-        torch.maximum(ordered[i], ordered[j], out=ordered[j])
-        ordered[i], spare = lower, ordered[i]
+        lower = torch.minimum(ordered[i], ordered[j], out=spare.pop())
+        higher = torch.maximum(
+            ordered[i], ordered[j], out=spare.pop() if j in in_lanes else ordered[j]
+        )
+        if i not in in_lanes:
+            spare.append(ordered[i])
+        in_lanes -= {i, j}
+        ordered[i], ordered[j] = lower, higher
     return ordered
+
+
+def sum_of(smallest: Sequence[Tensor], out: Tensor) -> Tensor:
+    """The sum of lanes, from the first to the last; infinities of both signs give the negative."""
+    # In a fixed order: another one rounds otherwise, and the masks would differ between machines.
+    out.copy_(smallest[0])
+    for lane in smallest[1:]:
+        out.add_(lane)
+    if len(smallest) > 1:
+        out.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    return out
 
 
 @lru_cache
