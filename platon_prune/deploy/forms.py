@@ -5,99 +5,24 @@ A form that can't be built raises an error; its first line is what the report sa
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import prune
 
-from platon_prune.deploy.inputs import Example
-from platon_prune.example_inputs import call_model
+from platon_prune.deploy.form import Form, Source, UnavailableError, call_of, of_torch
 from platon_prune.export.files import save
 from platon_prune.masks.method import PlatonUnstructured
-from platon_prune.masks.targets import find_tensors
 from platon_prune.runtimes.onnx_file import onnx_runner, write_onnx
 from platon_prune.runtimes.openvino_file import openvino_runner, write_openvino
 from platon_prune.runtimes.semi_structured_inference import to_semi_structured
 from platon_prune.runtimes.sparse_inference import to_sparse_inference
 from platon_prune.shrinking.shrink import shrink
-
-
-class UnavailableError(RuntimeError):
-    """A form that this model or this machine does not have, with the reason."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What all forms are built from.
-
-    Args:
-        model: As it was given, in evaluation mode.
-        dense: The same without masks; the same object if it carries none.
-        examples: Inputs of each size.
-        folder: Where files may be written.
-        num_threads: Of every runtime.
-    """
-
-    model: nn.Module
-    dense: nn.Module
-    examples: list[Example]
-    folder: Path
-    num_threads: int
-
-    @property
-    def largest(self) -> Any:
-        """The inputs of the last size."""
-        return self.examples[-1].inputs
-
-    def require_cpu(self) -> None:
-        """Raise an error unless the model is on the CPU."""
-        # A runtime for the CPU beside a model on a GPU would compare machines, not forms.
-        device = next(self.dense.parameters()).device.type
-        if device != "cpu":
-            raise UnavailableError(f"it is measured on the CPU, and the model is on {device}")
-
-
-@dataclass(frozen=True)
-class Form:
-    """One form, ready to run.
-
-    Args:
-        prepare: Takes inputs and gives a function without arguments that runs them.
-        kind: "torch", "onnx" or "openvino".
-        files: The files that it is loaded from.
-        model: The module, of kind "torch".
-        names: Of the inputs, of the other kinds.
-        note: What else there is to know.
-    """
-
-    prepare: Callable[[Any], Callable[[], Any]]
-    kind: str
-    files: tuple[Path, ...] = ()
-    model: nn.Module | None = None
-    names: tuple[str, ...] = ()
-    note: str = ""
-
-    @property
-    def file_bytes(self) -> int:
-        """Of all its files."""
-        return sum(path.stat().st_size for path in self.files)
-
-    @property
-    def num_weights(self) -> int | None:
-        """Entries of the matrices that pruning selects."""
-        if self.model is None:
-            return None
-        tensors: Iterator[Tensor] = (
-            getattr(module, name) for _, module, name in find_tensors(self.model)
-        )
-        return sum(tensor.numel() for tensor in tensors)
 
 
 def finalized(model: nn.Module) -> nn.Module:
@@ -130,14 +55,14 @@ def _methods(model: nn.Module) -> list[tuple[nn.Module, Any]]:
 
 def dense(source: Source) -> Form:
     """The ordinary model."""
-    return _of_torch(source, source.dense, "dense")
+    return of_torch(source, source.dense, "dense")
 
 
 def masked(source: Source) -> Form:
     """The model as it is while it is being pruned."""
     if source.model is source.dense:
         raise UnavailableError("the model carries no masks")
-    return _of_torch(source, source.model, "masked")
+    return of_torch(source, source.model, "masked")
 
 
 def csr(source: Source) -> Form:
@@ -153,7 +78,7 @@ def csr(source: Source) -> Form:
     path = source.folder / "csr.sparse"
     save(nn.ModuleDict({"model": source.dense}), path)
     note = f"{report.num_sparse} of {len(report)} linear layers are CSR; the file is the sparse one"
-    return Form(_call_of(model), "torch", (path,), model, note=note)
+    return Form(call_of(model), "torch", (path,), model, note=note)
 
 
 def shrunk(source: Source) -> Form:
@@ -161,12 +86,12 @@ def shrunk(source: Source) -> Form:
     model = copy.deepcopy(source.model)
     # From the masked model, since masks tell which groups were pruned as a whole.
     shrink(model, example_inputs=source.largest)
-    return _of_torch(source, model, "shrunk")
+    return of_torch(source, model, "shrunk")
 
 
 def semi_structured(source: Source) -> Form:
     """Weights of two in four as torch's semi-structured tensors."""
-    return _of_torch(source, to_semi_structured(copy.deepcopy(source.dense)), "2of4")
+    return of_torch(source, to_semi_structured(copy.deepcopy(source.dense)), "2of4")
 
 
 def onnx(source: Source) -> Form:
@@ -204,44 +129,6 @@ FORMS: Mapping[str, Callable[[Source], Form]] = {
 
 
 # --- parts --------------------------------------------------------------------------------------
-
-
-def _of_torch(source: Source, model: nn.Module, name: str) -> Form:
-    return Form(_call_of(model), "torch", dense_files(model, source.folder / name), model)
-
-
-def _call_of(model: nn.Module) -> Callable[[Any], Callable[[], Any]]:
-    return lambda inputs: lambda: call_model(model, inputs)
-
-
-def dense_files(model: nn.Module, folder: Path) -> tuple[Path, ...]:
-    """The files with weights that a model is usually saved to."""
-    if hasattr(model, "save_pretrained"):
-        try:
-            with _without_progress_bars():
-                model.save_pretrained(folder)  # type: ignore[operator]
-            return tuple(folder.glob("*.safetensors"))
-        # Of types that safetensors does not know; the other form says the same of their size.
-        except Exception:
-            pass
-    folder.mkdir(exist_ok=True)
-    path = folder / "state.pt"
-    torch.save(model.state_dict(), path)
-    return (path,)
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    bars: Any = logging
-    enabled = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            bars.enable_progress_bar()
 
 
 def _onnx_file(source: Source) -> tuple[Path, bool]:

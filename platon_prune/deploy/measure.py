@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,26 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from platon_prune.deploy.forms import FORMS, Form, Source, dense_files, finalized
+from platon_prune.deploy.facts import machine_facts, model_facts, versions
+from platon_prune.deploy.form import Form, Source, dense_files
+from platon_prune.deploy.forms import FORMS, finalized
 from platon_prune.deploy.inputs import Example, make_examples
+from platon_prune.deploy.memory import with_memory
 from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times
-from platon_prune.example_inputs import as_call
 from platon_prune.export.codec import require_zstd
 from platon_prune.export.files import save
 from platon_prune.export.sparse_file import SparseStateDict
 from platon_prune.masks.targets import find_tensors
-from platon_prune.reports.summary import summary
 from platon_prune.runtimes.onnx_file import (
-    named_inputs,
     one_line,
     tensors_in,
     without_caches,
 )
 from platon_prune.timing import Clock, clock, interleaved
-from platon_prune.version import __version__
 
 _FEWEST_ROUNDS, _MOST_ROUNDS = 5, 101
-_LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino")
 # Of the largest output: forms round differently, but they are the same model.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _COARSE_TOLERANCE = 3e-2
@@ -109,7 +101,7 @@ def deploy_report(
         times = _time(calls, examples, rounds, 1000 * limit, measuring, say)
         rows = [replace(row, times=times.get(row.name, {})) for row in rows]
         if memory:
-            rows = [_with_memory(row, built.get(row.name), source, say) for row in rows]
+            rows = [with_memory(row, built.get(row.name), source, say) for row in rows]
         files = _files(source, say)
         dtype = next((p.dtype for p in dense.parameters()), torch.float32)
         return DeployReport(
@@ -117,9 +109,9 @@ def deploy_report(
             files,
             tuple(example.label for example in examples),
             _TOLERANCE.get(dtype, _COARSE_TOLERANCE) * scale,
-            _model_facts(dense, dtype),
-            _machine_facts(device),
-            _versions(),
+            model_facts(dense, dtype),
+            machine_facts(device),
+            versions(),
         )
 
 
@@ -248,62 +240,7 @@ def _time(
     return times
 
 
-# --- memory and files ---------------------------------------------------------------------------
-
-
-def _with_memory(
-    row: FormRow, form: Form | None, source: Source, say: Callable[[str], object]
-) -> FormRow:
-    """The row with what a new process needs to load the form and run its largest inputs."""
-    if form is None:
-        return row
-    say(f"memory of {row.name}")
-    labels = [example.label for example in source.examples if example.label in row.times]
-    example = next(e for e in source.examples if e.label == labels[-1])
-    try:
-        return replace(row, peak_bytes=_peak_bytes(form, example, source))
-    # Of a class that another process can't import, or a system that does not tell.
-    except Exception as error:
-        note = f"memory not measured: {one_line(error)}"
-        return replace(row, note="; ".join(filter(None, [row.note, note])))
-
-
-def _peak_bytes(form: Form, example: Example, source: Source) -> int:
-    job: dict[str, Any] = {"kind": form.kind, "num_threads": source.num_threads, "modules": []}
-    if form.model is not None:
-        # Unpickling imports them anyway; named, they are loaded before memory is measured.
-        names = {type(module).__module__ for module in form.model.modules()}
-        if "__main__" in names:
-            raise ValueError("the model's class is in the script that runs, import it from a file")
-        job["modules"] = sorted(names)
-        job["path"], job["inputs"] = (str(source.folder / n) for n in ("form.pt", "inputs.pt"))
-        torch.save(form.model, job["path"])
-        torch.save([as_call(example.inputs)], job["inputs"])
-    else:
-        import numpy as np
-
-        job["path"], job["inputs"] = str(form.files[0]), str(source.folder / "inputs.npz")
-        np.savez(job["inputs"], **named_inputs(example.inputs, form.names))
-    return _run_job(job)
-
-
-def _run_job(job: dict[str, Any]) -> int:
-    program = Path(__file__).with_name("peak_memory.py")
-    # -P: the folder of the program is not searched for modules.
-    result = subprocess.run(
-        [sys.executable, "-P", str(program), json.dumps(job)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    if result.returncode:
-        *_, last = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
-        raise RuntimeError(last)
-    # The last line, since a library may print something before it.
-    found = json.loads(result.stdout.strip().splitlines()[-1])
-    if "bytes" not in found:
-        raise RuntimeError(found["reason"])
-    return int(found["bytes"])
+# --- files ---------------------------------------------------------------------------
 
 
 def _files(source: Source, say: Callable[[str], object]) -> tuple[FileSize, ...]:
@@ -327,44 +264,3 @@ def _files(source: Source, say: Callable[[str], object]) -> tuple[FileSize, ...]
         name = "sparse" if compression is None else f"sparse, {compression}"
         sizes.append(FileSize(name, path.stat().st_size, matrices))
     return tuple(sizes)
-
-
-# --- facts --------------------------------------------------------------------------------------
-
-
-def _model_facts(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
-    try:
-        sparsity = summary(model).total.sparsity
-    except ValueError:
-        sparsity = 0.0
-    return {
-        "class": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtype": str(dtype).removeprefix("torch."),
-        "sparsity": sparsity,
-    }
-
-
-def _machine_facts(device: str) -> dict[str, Any]:
-    """The kind of machine; nothing that names this one."""
-    processor = platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        processor = models[0].partition(":")[2].strip() if models else processor
-    is_cuda = torch.device(device).type == "cuda"
-    return {
-        "system": platform.system(),
-        "architecture": platform.machine(),
-        "processor": processor,
-        "device": torch.cuda.get_device_name(device) if is_cuda else f"CPU ({processor})",
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    versions = {"platon_prune": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
