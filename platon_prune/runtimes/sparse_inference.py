@@ -16,22 +16,20 @@ from torch.nn.utils import prune
 from platon_prune.runtimes.linear_layers import (
     Layer,
     count_holders,
-    count_tokens,
     find_layers,
     reason_to_skip,
     reason_to_stay_dense,
 )
+from platon_prune.runtimes.measuring import (
+    WORTHWHILE,
+    check_tokens,
+    shortest_times,
+    tokens_of,
+)
 from platon_prune.runtimes.sparse_linear import SparseLinear
 from platon_prune.tables import table
 from platon_prune.tensors.blocks import count_kept
-from platon_prune.timing import Clock, clock, interleaved
-
-DEFAULT_NUM_TOKENS = 128
-# A layer is converted if it then takes at most this share of its dense time: less may be noise.
-_WORTHWHILE = 0.9
-_FEWEST_ROUNDS, _MOST_ROUNDS = 31, 301
-# Small layers are timed for at least so long, lest one busy moment fill all of it.
-_SHORTEST_MS = 200.0
+from platon_prune.timing import Clock, clock
 
 
 @dataclass(frozen=True)
@@ -139,13 +137,10 @@ def to_sparse_inference(
     """
     _check_model(model)
     # All that can be refused, before the first layer is replaced.
-    _check_tokens(model, example_inputs, num_tokens)
+    check_tokens(model, example_inputs, num_tokens)
     layers = find_layers(model)
     _check_device(layers)
-    # Where nothing is known, every layer counts as seeing the same number of rows.
-    tokens = dict.fromkeys((layer.module for layer in layers), num_tokens or DEFAULT_NUM_TOKENS)
-    if example_inputs is not None:
-        tokens = count_tokens(model, example_inputs, layers)
+    tokens = tokens_of(model, example_inputs, num_tokens, layers)
     holders = count_holders(model)
     measure = _Measure(clock("cpu") if timed is None else timed)
     rows = []
@@ -177,23 +172,6 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _check_tokens(model: nn.Module, example_inputs: Any, num_tokens: int | None) -> None:
-    if num_tokens is not None:
-        if isinstance(num_tokens, bool) or not isinstance(num_tokens, int):
-            raise TypeError(f"num_tokens must be a whole number, got {num_tokens!r}")
-        if num_tokens < 1:
-            raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
-        if example_inputs is not None:
-            raise ValueError(
-                "num_tokens must be left out where example_inputs are given, got both: drop one"
-            )
-    if example_inputs is not None and model.training:
-        raise ValueError(
-            "model must be in evaluation mode to run example_inputs, got one in training mode: "
-            "call model.eval() first"
-        )
-
-
 def _check_device(layers: list[Layer]) -> None:
     devices = {parameter.device.type for layer in layers for parameter in layer.module.parameters()}
     if devices and "cpu" not in devices:
@@ -219,9 +197,9 @@ def _choose(layer: Layer, num_tokens: int, holders: Counter[int], measure: _Meas
         return replace(dense, reason=reason)
     dense_ms, sparse_ms = measure(layer, num_tokens, num_kept)
     timed = replace(dense, dense_ms=dense_ms, sparse_ms=sparse_ms)
-    if sparse_ms <= _WORTHWHILE * dense_ms:
+    if sparse_ms <= WORTHWHILE * dense_ms:
         return replace(timed, chosen="sparse", reason="faster")
-    return replace(timed, reason=f"where CSR does not save {1 - _WORTHWHILE:.0%} of the time")
+    return replace(timed, reason=f"where CSR does not save {1 - WORTHWHILE:.0%} of the time")
 
 
 class _Measure:
@@ -247,11 +225,7 @@ class _Measure:
         # A generator of its own: the user's random numbers stay what they were.
         inputs = torch.randn(num_tokens, layer.shape[1], generator=torch.Generator().manual_seed(0))
         functions = [partial(layer.module.forward, inputs), partial(sparse.forward, inputs)]
-        first = sum(self._timed(function) for function in functions)
-        rounds = min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, round(_SHORTEST_MS / max(first, 1e-3))))
-        # The shortest, as timeit advises: a busy machine only ever adds, and on one that was, two
-        # threads waited in more than three calls of four, so that every median said the same.
-        dense_ms, sparse_ms = map(min, interleaved(functions, rounds, self._timed))
+        dense_ms, sparse_ms = shortest_times(functions, self._timed)
         return dense_ms, sparse_ms
 
 

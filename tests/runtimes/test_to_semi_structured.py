@@ -9,6 +9,7 @@ from torch import nn
 
 import platon_prune
 from platon_prune.runtimes import semi_structured_inference
+from platon_prune.runtimes import two_of_four_kernels as kernels
 
 
 def _two_of_four(model):
@@ -28,6 +29,22 @@ def _mlp():
     return _two_of_four(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)))
 
 
+def with_kernels(monkeypatch, times=None, **kernels):
+    """As if this machine had these kernels; a call by one takes the time that stands in ``times``.
+
+    By default every kernel is faster than dense.
+    """
+    times = {"dense": 10.0} | (times or {})
+
+    def timed(run):
+        run()
+        return times.get(run.kernel, 1.0)
+
+    found = semi_structured_inference, "usable_kernels", lambda device, dtype: (kernels, "")
+    monkeypatch.setattr(*found)
+    monkeypatch.setattr(semi_structured_inference, "clock", lambda device: timed)
+
+
 @pytest.fixture
 def device_with_kernels(monkeypatch):
     """As if this machine had them; the sparse form keeps the values, so outputs must stay."""
@@ -38,8 +55,7 @@ def device_with_kernels(monkeypatch):
         converted.append(tuple(weight.shape))
         return weight.clone()
 
-    monkeypatch.setattr(semi_structured_inference, "try_conversion", lambda device, dtype: None)
-    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", convert)
+    with_kernels(monkeypatch, cuSPARSELt=convert)
     return converted
 
 
@@ -141,7 +157,7 @@ def test_shapes_that_the_kernels_refuse_stay_dense(monkeypatch, device_with_kern
             raise RuntimeError("Both dimensions must be a multiple of (16, 8)")
         return weight.clone()
 
-    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", convert)
+    with_kernels(monkeypatch, cuSPARSELt=convert)
     model = _mlp()
     platon_prune.to_semi_structured(model)
     first, second = model.semi_structured_report
@@ -163,7 +179,7 @@ def test_running_out_of_memory_changes_nothing(monkeypatch, device_with_kernels)
             raise torch.OutOfMemoryError("CUDA out of memory")
         return weight.clone()
 
-    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", convert)
+    with_kernels(monkeypatch, cuSPARSELt=convert)
     model = _mlp()
     with pytest.raises(torch.OutOfMemoryError):
         platon_prune.to_semi_structured(model)
@@ -173,6 +189,161 @@ def test_running_out_of_memory_changes_nothing(monkeypatch, device_with_kernels)
 def test_a_model_without_linear_layers_is_refused():
     with pytest.raises(ValueError, match="must have linear layers that can be 2:4, got none"):
         platon_prune.to_semi_structured(nn.Sequential(nn.Conv1d(4, 4, 1)))
+
+
+# --- what is chosen -----------------------------------------------------------------------------
+
+
+class ByCutlass(torch.Tensor):
+    pass
+
+
+class ByCusparselt(torch.Tensor):
+    pass
+
+
+def with_both(monkeypatch, times):
+    kernels = {
+        "cuSPARSELt": lambda weight: weight.clone().as_subclass(ByCusparselt),
+        "CUTLASS": lambda weight: weight.clone().as_subclass(ByCutlass),
+    }
+    with_kernels(monkeypatch, times, **kernels)
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen", "kind"),
+    [
+        (dict(cuSPARSELt=5.0, CUTLASS=4.0), "2:4", ByCutlass),
+        (dict(cuSPARSELt=4.0, CUTLASS=5.0), "2:4", ByCusparselt),
+        (dict(cuSPARSELt=9.0, CUTLASS=60.0), "2:4", ByCusparselt),
+        (dict(cuSPARSELt=9.1, CUTLASS=60.0), "dense", None),
+        (dict(cuSPARSELt=120.0, CUTLASS=60.0), "dense", None),
+    ],
+)
+def test_a_layer_gets_the_fastest_form_and_stays_dense_unless_a_tenth_is_saved(
+    monkeypatch, times, chosen, kind
+):
+    with_both(monkeypatch, times)
+    model, x = _mlp(), sample(3, 8)
+    before, expected = model[0].weight, model(x)
+    assert platon_prune.to_semi_structured(model, num_tokens=3) is model
+    assert [row.chosen for row in model.semi_structured_report] == [chosen] * 2
+    assert (model[0].weight is before) == (kind is None)
+    assert kind is None or isinstance(model[0].weight.data, kind)
+    torch.testing.assert_close(torch.Tensor(model(x)), expected)
+
+
+def test_the_report_has_both_times_of_each_layer_and_why_it_stayed_dense(monkeypatch):
+    with_both(monkeypatch, dict(cuSPARSELt=60.0, CUTLASS=120.0))
+    model = platon_prune.to_semi_structured(_mlp(), num_tokens=7)
+    (first, second), shown = model.semi_structured_report, str(model.semi_structured_report)
+    # Ten calls in a row took 10, 60 and 120 ms.
+    assert (first.name, first.num_tokens, first.dense_ms) == ("0", 7, 1.0)
+    assert first.kernel_ms == {"cuSPARSELt": 6.0, "CUTLASS": 12.0} == second.kernel_ms
+    assert first.reason == "where 2:4 does not save 10% of the time"
+    assert "left dense: 2 where 2:4 does not save 10% of the time" in shown
+    assert "cuSPARSELt ms" in shown and "6.000" in shown and "12.000" in shown
+
+
+def test_a_model_in_which_nothing_gained_can_be_tried_at_other_tokens(monkeypatch):
+    with_both(monkeypatch, dict(cuSPARSELt=60.0, CUTLASS=60.0))
+    model = platon_prune.to_semi_structured(_mlp(), num_tokens=128)
+    with_both(monkeypatch, dict(cuSPARSELt=6.0, CUTLASS=5.0))
+    platon_prune.to_semi_structured(model, num_tokens=8192)
+    assert [row.kernel for row in model.semi_structured_report] == ["CUTLASS"] * 2
+
+
+def test_layers_are_timed_for_the_tokens_that_they_see(device_with_kernels):
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.unused = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.head(self.body(x).mean(1))
+
+    seen = []
+
+    def timed(run):
+        seen.append(tuple(run.inputs.shape))
+        return 10.0 if run.kernel == "dense" else 1.0
+
+    model = _two_of_four(Pooled())
+    platon_prune.to_semi_structured(model, torch.randn(5, 3, 8), timed=timed)
+    assert set(seen) == {(15, 8), (5, 16)}
+    rows = {row.name: row for row in model.semi_structured_report}
+    assert (rows["body"].num_tokens, rows["head"].num_tokens) == (15, 5)
+    assert rows["unused"].chosen == "dense" and "do not reach" in rows["unused"].reason
+
+
+def test_without_word_of_tokens_128_count_as_in_to_sparse_inference(device_with_kernels):
+    model = platon_prune.to_semi_structured(_mlp())
+    assert [row.num_tokens for row in model.semi_structured_report] == [128, 128]
+
+
+def test_alike_layers_share_a_measurement_and_are_converted_by_its_winner_alone(monkeypatch):
+    made = []
+    kernels = {
+        name: lambda weight, name=name: (made.append(name), weight.clone())[1]
+        for name in ("cuSPARSELt", "CUTLASS")
+    }
+    with_kernels(monkeypatch, dict(cuSPARSELt=5.0, CUTLASS=4.0), **kernels)
+    model = _two_of_four(nn.Sequential(*[nn.Linear(8, 8) for _ in range(3)]))
+    weights = [layer.weight.detach().clone() for layer in model]
+    platon_prune.to_semi_structured(model)
+    assert made == ["cuSPARSELt", "CUTLASS", "CUTLASS", "CUTLASS"]
+    assert all(torch.equal(layer.weight, w) for layer, w in zip(model, weights, strict=True))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_layers_are_timed_as_they_will_be_run(monkeypatch, device_with_kernels, compiled):
+    made = []
+
+    def compiling(function, **settings):
+        made.append((function.__code__, settings))
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    model, x = _mlp(), sample(3, 8)
+    expected = model(x)
+    platon_prune.to_semi_structured(model, compiled=compiled)
+    # Dense and 2:4 of two shapes, each of code of its own: of one code torch compiles eight only.
+    assert len({id(code) for code, _ in made}) == (4 if compiled else 0)
+    assert ("timed as torch.compile" in str(model.semi_structured_report)) == compiled
+    torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        (dict(num_tokens=0), ValueError, "num_tokens must be at least 1"),
+        (dict(num_tokens=8.0), TypeError, "num_tokens must be a whole number"),
+        (dict(num_tokens=8, example_inputs=torch.ones(1, 8)), ValueError, "left out where"),
+    ],
+)
+def test_tokens_that_can_not_be_used_are_refused(device_with_kernels, settings, error, said):
+    with pytest.raises(error, match=said):
+        platon_prune.to_semi_structured(_mlp(), **settings)
+    assert device_with_kernels == []
+
+
+def test_kernels_that_do_not_work_are_left_out_and_wrong_results_are_none(monkeypatch):
+    def refuse(weight):
+        raise RuntimeError("not built with cuSPARSELt")
+
+    monkeypatch.setattr(kernels, "_reason_against", lambda device, dtype: None)
+    monkeypatch.setattr(kernels, "KERNELS", {"cuSPARSELt": refuse, "CUTLASS": torch.clone})
+    cpu = torch.device("cpu")
+    assert kernels.usable_kernels(cpu, torch.bfloat16) == ({"CUTLASS": torch.clone}, "")
+    monkeypatch.setattr(kernels, "KERNELS", {"cuSPARSELt": refuse, "CUTLASS": torch.zeros_like})
+    usable, missing = kernels.usable_kernels(cpu, torch.bfloat16)
+    assert usable == {} and "not built with cuSPARSELt" in missing and "wrong" in missing
+
+
+def test_weights_in_float32_have_no_kernels(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    usable, missing = kernels.usable_kernels(torch.device("cuda"), torch.float32)
+    assert usable == {} and "got float32 weights: call model.half() first" in missing
 
 
 # --- check_semi_structured ----------------------------------------------------------------------

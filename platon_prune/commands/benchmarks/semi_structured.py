@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -13,15 +14,21 @@ from platon_prune.choice.n_of_m import SemiStructured
 from platon_prune.choice.scored import Line, ScoredLine, ScoredTensor, ScoredTensors
 from platon_prune.commands.benchmarks.figures import Spread
 from platon_prune.criteria import Platon
-from platon_prune.runtimes.semi_structured_inference import try_conversion
+from platon_prune.runtimes.linear_layers import Layer
+from platon_prune.runtimes.semi_structured_times import LayerTimes, Measure
+from platon_prune.runtimes.two_of_four_kernels import usable_kernels
 from platon_prune.tables import table
 from platon_prune.tensors.blocks import Scratch
 from platon_prune.tensors.collectives import ALONE
 from platon_prune.timing import Clock, interleaved
 
 _PATTERNS = ((2, 4), (1, 4), (4, 8), (3, 6))
-_LAYERS = ((768, 768), (3072, 768), (768, 3072))  # outputs by inputs, of BERT-base
-_NUM_TOKENS = (128, 1024, 8192)
+# Outputs by inputs: of BERT-base, and of Llamas of 1, 8 and 70 B.
+LAYERS = (
+    (768, 768), (3072, 768), (768, 3072), (2048, 2048), (8192, 2048), (4096, 4096), (14336, 4096),
+    (8192, 8192), (28672, 8192),
+)  # fmt: skip
+NUM_TOKENS = (128, 1024, 8192)
 
 
 def choice_table(shapes: Sequence[tuple[int, int]], device: str, rounds: int, timed: Clock) -> str:
@@ -96,37 +103,37 @@ def _scored(shapes: Sequence[tuple[int, int]], device: str) -> ScoredTensors:
     return ScoredTensors(tensors, ScoredLine(line, score, line.cut(masks), named, signed=False))
 
 
-def kernel_table(device: str, rounds: int, timed: Clock) -> str:
-    """Times of BERT-base's linear layers, dense and 2:4, in float16; or what is missing for it.
+def kernel_table(device: str, timed: Clock, sizes: Sequence[tuple[int, int]] = LAYERS) -> str:
+    """Times of linear layers in float16, dense and 2:4 by each kernel; or what is missing for it.
+
+    They are measured as :func:`platon_prune.to_semi_structured` measures them, eager and compiled.
 
     Args:
         device: Where to run.
-        rounds: How often each is timed.
         timed: The clock.
+        sizes: Outputs by inputs of the layers.
     """
-    missing = try_conversion(torch.device(device), torch.float16)
+    dtype = torch.float16
+    kernels, missing = usable_kernels(torch.device(device), dtype)
     if missing:
         return f"2:4 against dense was not measured: it needs {missing}"
-    lines = [("layer", "tokens", "dense ms", "2:4 ms", "dense / 2:4")]
-    for outputs, inputs in _LAYERS:
-        weight = torch.randn(outputs, inputs, device=device, dtype=torch.float16)
-        weight.view(-1, 4)[:, 2:] = 0
-        sparse = torch.sparse.to_sparse_semi_structured(weight)
-        for num_tokens in _NUM_TOKENS:
-            x = torch.randn(num_tokens, inputs, device=device, dtype=torch.float16)
-            times = interleaved([_product(x, weight), _product(x, sparse)], rounds, timed)
-            dense, two_of_four = map(Spread.of, times)
-            lines.append(
-                (
-                    f"{outputs}x{inputs}",
-                    str(num_tokens),
-                    f"{dense.median:.3f}",
-                    f"{two_of_four.median:.3f}",
-                    f"{dense.median / two_of_four.median:.2f}",
-                )
-            )
+    lines = [("layer", "tokens", "run", "dense ms", *(f"{n} ms" for n in kernels), "dense / 2:4")]
+    for outputs, inputs in sizes:
+        layer = Layer("", nn.Linear(inputs, outputs, device=device, dtype=dtype))
+        with torch.no_grad():
+            layer.weight.view(-1, 4)[:, 2:] = 0
+            for num_tokens, compiled in itertools.product(NUM_TOKENS, (False, True)):
+                times = Measure(timed, compiled)(layer, num_tokens, kernels)
+                lines.append(_kernel_line(layer, num_tokens, compiled, times, list(kernels)))
     return table(lines)
 
 
-def _product(x: Tensor, weight: Tensor) -> Callable[[], object]:
-    return lambda: nn.functional.linear(x, weight)
+def _kernel_line(
+    layer: Layer, num_tokens: int, compiled: bool, times: LayerTimes, kernels: Sequence[str]
+) -> tuple[str, ...]:
+    found = [times.kernel_ms.get(name) for name in kernels]
+    taken = [each for each in found if each is not None]
+    ratio = f"{times.dense_ms / min(taken):.2f}" if times.dense_ms and taken else "-"
+    shown = ["-" if each is None else f"{each:.3f}" for each in (times.dense_ms, *found)]
+    how = "compiled" if compiled else "eager"
+    return ("x".join(map(str, layer.shape)), str(num_tokens), how, *shown, ratio)
