@@ -41,6 +41,16 @@ def moved_to(inputs: Any, device: torch.device | str) -> Any:
     )
 
 
+def as_dtype(inputs: Any, dtype: torch.dtype) -> Any:
+    """Example inputs with all of their floating-point tensors in a type."""
+    return pytree.tree_map(
+        lambda leaf: (
+            leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+        ),
+        dict(inputs) if hasattr(inputs, "keys") else inputs,
+    )
+
+
 def guessed_inputs(model: nn.Module) -> Any | None:
     """Small inputs for a text, image, sound or series model of transformers; None for any other.
 

@@ -35,6 +35,28 @@ def clock(device: str, processor_time: bool = False) -> Clock:
     return timed
 
 
+def event_clock(device: str) -> Clock:
+    """The same, on a CUDA device between two of its events, without the host's way there and back.
+
+    Args:
+        device: Where the work is done; elsewhere than on CUDA it is wall-clock time.
+    """
+    if torch.device(device).type != "cuda":
+        return clock(device)
+
+    def timed(function: Callable[[], object]) -> float:
+        # On the stream that the function works on: what it began earlier ends before the first.
+        stream = torch.cuda.current_stream(device)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record(stream)
+        function()
+        end.record(stream)
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+    return timed
+
+
 def interleaved(
     functions: Sequence[Callable[[], object]], rounds: int, timed: Clock
 ) -> list[list[float]]:

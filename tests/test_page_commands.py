@@ -26,6 +26,8 @@ PRESETS = {"glue": glue.GLUE_PRESETS, "squad": squad.SQUAD_PRESETS}
 FOREIGN = {
     "--nproc-per-node": "torchrun",
     "--fsdp_version": "accelerate launch",
+    "--fp16": "trtexec",
+    "--sparsity": "trtexec",
     "--recipe": "SparseML",
     "--distill_teacher": "SparseML",
     "--distill_temperature": "SparseML",
@@ -114,6 +116,14 @@ def check_torchrun(words):
         check_platon_prune(["glue", *rest[1:]])
 
 
+def check_trtexec(words):
+    """Flags that TensorRT documents; the sizes are those of one set of inputs."""
+    flags = dict(word.removeprefix("--").partition("=")[::2] for word in words)
+    shapes = [flags.pop(f"{end}Shapes") for end in ("min", "opt", "max")]
+    assert flags.keys() == {"onnx", "saveEngine", "fp16", "sparsity"}
+    assert len({re.sub(r"\d+", "", each) for each in shapes}) == 1
+
+
 def check_python(words):
     """A script of this repository, without flags, from its root."""
     (path,) = words
@@ -126,6 +136,7 @@ CHECKS = {
     "pip": check_pip,
     "python": check_python,
     "torchrun": check_torchrun,
+    "trtexec": check_trtexec,
 }
 
 

@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--forms",
         nargs="+",
         metavar="FORM",
-        help='only these beside dense, such as CSR shrunk 2:4 "ONNX Runtime" OpenVINO '
-        "(default: all)",
+        help='only these beside dense, such as CSR shrunk 2:4 "ONNX Runtime" OpenVINO, or on a GPU '
+        "float16 bfloat16 compiled (default: all of the device)",
     )
     parser.add_argument("--threads", type=int, help="of the CPU (default: what torch takes)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=int, help="times to take of each form (default: about ten seconds a size)"
     )
     parser.add_argument(
-        "--no_memory", action="store_true", help="start no processes to measure memory"
+        "--no_memory", action="store_true", help="measure no memory, and start no processes for it"
     )
     parser.add_argument(
         "--output_dir",
@@ -114,7 +114,6 @@ def measure(model: nn.Module, arguments: argparse.Namespace) -> DeployReport:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    import torch
 
     if arguments.bert_base == (arguments.model is not None):
         raise ValueError("MODEL or --bert-base must be given, and not both: name a folder")
@@ -122,13 +121,28 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("--device must be there, got cuda without a GPU: use --device cpu")
+    _check_device(arguments.device)
     if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
         raise ValueError(
             f"--output_dir must be a folder, got the file {arguments.output_dir}: give another path"
         )
     require_place("--output_dir", arguments.output_dir)
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device must be cpu, cuda or cuda:1, got {name}") from None
+    if device.type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device must be there, got {name} without a GPU: use --device cpu")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise ValueError(f"--device must be there, got {name} where the last is cuda:{count - 1}")
 
 
 def _write(report: DeployReport, folder: Path) -> None:

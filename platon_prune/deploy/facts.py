@@ -45,6 +45,7 @@ def machine_facts(device: str) -> dict[str, Any]:
         "processor": processor,
         "device": torch.cuda.get_device_name(device) if is_cuda else f"CPU ({processor})",
         "threads": torch.get_num_threads(),
+        **({"cuda": torch.version.cuda} if is_cuda else {}),
     }
 
 

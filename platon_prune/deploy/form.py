@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from platon_prune.deploy.inputs import Example
-from platon_prune.example_inputs import call_model
+from platon_prune.example_inputs import as_dtype, call_model
 from platon_prune.masks.targets import find_tensors
 
 
@@ -43,6 +44,16 @@ class Source:
         """The inputs of the last size."""
         return self.examples[-1].inputs
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights; float32 where there is none."""
+        found = (each.dtype for each in self.dense.parameters() if each.is_floating_point())
+        return next(found, torch.float32)
+
+    def in_dtype(self, dtype: torch.dtype) -> nn.Module:
+        """A copy of the dense model with weights of a type."""
+        return copy.deepcopy(self.dense).to(dtype)
+
     def require_cpu(self) -> None:
         """Raise an error unless the model is on the CPU."""
         # A runtime for the CPU beside a model on a GPU would compare machines, not forms.
@@ -57,11 +68,14 @@ class Form:
 
     Args:
         prepare: Takes inputs and gives a function without arguments that runs them.
-        kind: "torch", "onnx" or "openvino".
+        kind: "torch", "compiled" (by torch, when it is first called), "onnx" or "openvino".
         files: The files that it is loaded from.
-        model: The module, of kind "torch".
+        model: The module, of the kinds that torch runs.
         names: Of the inputs, of the other kinds.
         note: What else there is to know.
+        selected: The module whose matrices count, if not ``model``, whose weights may have another
+            form.
+        rounds: Whether its outputs are rounded to 16 bits.
     """
 
     prepare: Callable[[Any], Callable[[], Any]]
@@ -70,6 +84,8 @@ class Form:
     model: nn.Module | None = None
     names: tuple[str, ...] = ()
     note: str = ""
+    selected: nn.Module | None = None
+    rounds: bool = False
 
     @property
     def file_bytes(self) -> int:
@@ -79,10 +95,11 @@ class Form:
     @property
     def num_weights(self) -> int | None:
         """Entries of the matrices that pruning selects."""
-        if self.model is None:
+        selected = self.selected or self.model
+        if selected is None:
             return None
         tensors: Iterator[Tensor] = (
-            getattr(module, name) for _, module, name in find_tensors(self.model)
+            getattr(module, name) for _, module, name in find_tensors(selected)
         )
         return sum(tensor.numel() for tensor in tensors)
 
@@ -95,6 +112,17 @@ def of_torch(source: Source, model: nn.Module, name: str) -> Form:
 def call_of(model: nn.Module) -> Callable[[Any], Callable[[], Any]]:
     """What takes inputs and gives a function without arguments that runs a model on them."""
     return lambda inputs: lambda: call_model(model, inputs)
+
+
+def call_in(model: nn.Module, dtype: torch.dtype) -> Callable[[Any], Callable[[], Any]]:
+    """The same for a model in another type, to which images and the like are brought first."""
+
+    def prepare(inputs: Any) -> Callable[[], Any]:
+        # Once and for all calls: how inputs come is not what is measured.
+        cast = as_dtype(inputs, dtype)
+        return lambda: call_model(model, cast)
+
+    return prepare
 
 
 def dense_files(model: nn.Module, folder: Path) -> tuple[Path, ...]:

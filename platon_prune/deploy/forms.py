@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,23 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from platon_prune.deploy.form import Form, Source, UnavailableError, call_of, of_torch
+from platon_prune.deploy.form import (
+    Form,
+    Source,
+    UnavailableError,
+    call_in,
+    call_of,
+    dense_files,
+    of_torch,
+)
+from platon_prune.example_inputs import as_dtype
 from platon_prune.export.files import save
 from platon_prune.masks.method import PlatonUnstructured
 from platon_prune.runtimes.onnx_file import onnx_runner, write_onnx
 from platon_prune.runtimes.openvino_file import openvino_runner, write_openvino
 from platon_prune.runtimes.semi_structured_inference import to_semi_structured
 from platon_prune.runtimes.sparse_inference import to_sparse_inference
+from platon_prune.runtimes.two_of_four_kernels import DTYPES
 from platon_prune.shrinking.shrink import shrink
 
 
@@ -89,9 +100,40 @@ def shrunk(source: Source) -> Form:
     return of_torch(source, model, "shrunk")
 
 
+def half(source: Source, dtype: torch.dtype) -> Form:
+    """Weights and activations in 16 bits."""
+    name = name_of(dtype)
+    if source.dtype == dtype:
+        raise UnavailableError(f"the model is in {name} already, which is what dense measures")
+    model = source.in_dtype(dtype)
+    files = dense_files(model, source.folder / name)
+    return Form(call_in(model, dtype), "torch", files, model, rounds=True)
+
+
 def semi_structured(source: Source) -> Form:
-    """Weights of two in four as torch's semi-structured tensors."""
-    return of_torch(source, to_semi_structured(copy.deepcopy(source.dense)), "2of4")
+    """Linear layers in the form of torch's 2:4 kernels, where each was measured to be faster so."""
+    # The kernels take 16 bits alone.
+    dtype = source.dtype if source.dtype in DTYPES else torch.float16
+    model = to_semi_structured(source.in_dtype(dtype), as_dtype(source.largest, dtype))
+    report: Any = model.semi_structured_report
+    if not report.num_converted:
+        left = Counter(row.reason for row in report)
+        reasons = "; ".join(f"{count} {reason}" for reason, count in left.items())
+        raise UnavailableError(f"no linear layer is faster as 2:4 (left dense: {reasons})")
+    note = f"{report.num_converted} of {len(report)} linear layers are 2:4, the file is dense"
+    if dtype != source.dtype:
+        note += f"; in {name_of(dtype)}, with which it is to be compared"
+    # Only the dense weights can be saved.
+    files = dense_files(source.in_dtype(dtype), source.folder / "2of4")
+    call = call_in(model, dtype)
+    return Form(call, "torch", files, model, note=note, selected=source.dense, rounds=True)
+
+
+def compiled(source: Source) -> Form:
+    """The ordinary model through ``torch.compile``, for each size by itself."""
+    model = copy.deepcopy(source.dense)
+    run: Any = torch.compile(model, dynamic=False)
+    return Form(call_of(run), "compiled", dense_files(model, source.folder / "dense"), model)
 
 
 def onnx(source: Source) -> Form:
@@ -120,12 +162,22 @@ def openvino(source: Source) -> Form:
 FORMS: Mapping[str, Callable[[Source], Form]] = {
     "dense": dense,
     "masked": masked,
+    "float16": partial(half, dtype=torch.float16),
+    "bfloat16": partial(half, dtype=torch.bfloat16),
     "CSR": csr,
     "shrunk": shrunk,
     "2:4": semi_structured,
+    "compiled": compiled,
     "ONNX Runtime": onnx,
     "OpenVINO": openvino,
 }
+_ON_CPU = ("dense", "masked", "CSR", "shrunk", "2:4", "ONNX Runtime", "OpenVINO")
+_ON_GPU = ("dense", "masked", "float16", "bfloat16", "shrunk", "2:4", "compiled")
+
+
+def usual_forms(device: str) -> tuple[str, ...]:
+    """The names of the forms that are measured on a device unless others are named."""
+    return _ON_CPU if torch.device(device).type == "cpu" else _ON_GPU
 
 
 # --- parts --------------------------------------------------------------------------------------
@@ -152,3 +204,8 @@ def _with_data(path: Path) -> tuple[Path, ...]:
 
 def _sizes_note(takes_all: bool) -> str:
     return "" if takes_all else "torch can export this model for one size of inputs only"
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """What a type is called in tables."""
+    return str(dtype).removeprefix("torch.")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from platon_prune.deploy.facts import machine_facts, model_facts, versions
 from platon_prune.deploy.form import Form, Source, dense_files
-from platon_prune.deploy.forms import FORMS, finalized
+from platon_prune.deploy.forms import FORMS, finalized, usual_forms
 from platon_prune.deploy.inputs import Example, make_examples
 from platon_prune.deploy.memory import with_memory
 from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times
@@ -27,7 +27,7 @@ from platon_prune.runtimes.onnx_file import (
     tensors_in,
     without_caches,
 )
-from platon_prune.timing import Clock, clock, interleaved
+from platon_prune.timing import Clock, event_clock, interleaved
 
 _FEWEST_ROUNDS, _MOST_ROUNDS = 5, 101
 # Of the largest output: forms round differently, but they are the same model.
@@ -54,8 +54,10 @@ def deploy_report(
 
     The forms: the ordinary model ("dense"), the model with its masks ("masked"), linear layers as
     CSR ("CSR"), without the heads, neurons and channels that are masked ("shrunk"), torch's
-    semi-structured weights ("2:4"), "ONNX Runtime" and "OpenVINO". What this model or machine does
-    not have is listed with the reason. All forms are in memory at the same time.
+    semi-structured weights ("2:4"), "ONNX Runtime" and "OpenVINO"; for a model on a GPU "float16",
+    "bfloat16" and "compiled" (by ``torch.compile``) in place of CSR and the last two. What this
+    model or machine does not have is listed with the reason. All forms are in memory at the same
+    time.
 
     Args:
         model: With masks or without; it stays as it is.
@@ -64,12 +66,14 @@ def deploy_report(
             needs none: they are made from its config.
         num_tokens: Lengths of the sequence, each measured; (8, 32, 128) by default.
         batch_size: Sequences or images in a call, where inputs are made from the config.
-        forms: Names of the forms to measure, beside "dense"; all by default.
+        forms: Names of the forms to measure, beside "dense", on any device; those above by default.
         rounds: Times to take of each form and size; as many as fit in ``time_limit`` by default,
             from 5 to 101.
         time_limit: Seconds for each size, all forms together.
-        memory: Whether to start a process for each form to see how much memory it needs.
-        timed: How many milliseconds a function takes; wall-clock time by default.
+        memory: Whether to see how much memory each form needs: in a process of its own, or on a
+            GPU by the device's allocator.
+        timed: How many milliseconds a function takes; by default wall-clock time, on a GPU between
+            two events of it.
         progress: Called with a few words on what comes next.
         seconds: Another name of ``time_limit``, which it was called before.
 
@@ -83,7 +87,8 @@ def deploy_report(
     Example:
         >>> print(platon_prune.deploy_report(model, num_tokens=(16, 128)))
     """
-    wanted = _wanted(forms)
+    device = next((str(p.device) for p in model.parameters()), "cpu")
+    wanted = _wanted(forms, device)
     if rounds is not None and rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     argument, limit = ("time_limit", time_limit) if seconds is None else ("seconds", seconds)
@@ -96,14 +101,14 @@ def deploy_report(
         source = Source(model, dense, examples, Path(folder), torch.get_num_threads())
         built, rows = _build(source, wanted, say)
         calls, rows, scale = _check(built, rows, source, say)
-        device = next((str(p.device) for p in model.parameters()), "cpu")
-        measuring = timed or clock(device)
+        measuring = timed or event_clock(device)
         times = _time(calls, examples, rounds, 1000 * limit, measuring, say)
         rows = [replace(row, times=times.get(row.name, {})) for row in rows]
         if memory:
             rows = [with_memory(row, built.get(row.name), source, say) for row in rows]
         files = _files(source, say)
-        dtype = next((p.dtype for p in dense.parameters()), torch.float32)
+        rows = [_with_tolerance(row, built.get(row.name), scale) for row in rows]
+        dtype = source.dtype
         return DeployReport(
             tuple(rows),
             files,
@@ -115,9 +120,9 @@ def deploy_report(
         )
 
 
-def _wanted(forms: Sequence[str] | None) -> list[str]:
+def _wanted(forms: Sequence[str] | None, device: str) -> list[str]:
     if forms is None:
-        return list(FORMS)
+        return list(usual_forms(device))
     if isinstance(forms, str):
         raise TypeError(f"forms must be a list of names, got {forms!r}: put it in brackets")
     # Typed in a shell, where capitals are easily missed.
@@ -205,6 +210,13 @@ def _outputs(
         except Exception as error:
             problem = error
     return outputs, problem
+
+
+def _with_tolerance(row: FormRow, form: Form | None, scale: float) -> FormRow:
+    """The row of a form that rounds, which is the same model however far rounding takes it."""
+    if form is None or not form.rounds:
+        return row
+    return replace(row, tolerance=_COARSE_TOLERANCE * scale)
 
 
 def _difference(outputs: dict[str, list[Tensor]], expected: dict[str, list[Tensor]]) -> float:

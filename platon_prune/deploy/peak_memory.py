@@ -34,16 +34,12 @@ def _torch(job: dict[str, Any]) -> dict[str, Any]:
     # Each thread has buffers of its own, so their number is that of the timed runs.
     torch.set_num_threads(job["num_threads"])
     inputs = torch.load(job["inputs"], weights_only=True)
-    cuda = torch.cuda.is_available() and any(tensor.is_cuda for tensor in _tensors(inputs))
     before = _start()
     with torch.inference_mode():
         # Our own file, written a moment ago by the process that started this one.
         model = torch.load(job["path"], weights_only=False)
         for args, kwargs in inputs:
             model(*args, **kwargs)
-    # The allocator of torch counts exactly; the system would count CUDA's context too.
-    if cuda:
-        return {"bytes": torch.cuda.max_memory_allocated()}
     return _stop(before)
 
 
@@ -73,14 +69,6 @@ def _openvino(job: dict[str, Any]) -> dict[str, Any]:
     compiled = core.compile_model(job["path"], "CPU", settings)
     compiled(dict(np.load(job["inputs"])))
     return _stop(before)
-
-
-def _tensors(inputs: Any) -> list[Any]:
-    if isinstance(inputs, (tuple, list)):
-        return [tensor for entry in inputs for tensor in _tensors(entry)]
-    if isinstance(inputs, dict):
-        return _tensors(list(inputs.values()))
-    return [inputs] if hasattr(inputs, "is_cuda") else []
 
 
 def _start() -> int | None:

@@ -36,7 +36,8 @@ def save_picture(report: DeployReport, path: str | Path) -> None:
     speed, file, memory = figure.subplots(3, 1, height_ratios=(times, each, each))
     _draw_speed(speed, report, rows)
     _draw_bytes(file, rows, [row.file_bytes for row in rows], "file (MB)")
-    _draw_bytes(memory, rows, [row.peak_bytes for row in rows], "peak memory beyond libraries (MB)")
+    what = "of the device" if "cuda" in report.machine else "beyond libraries"
+    _draw_bytes(memory, rows, [row.peak_bytes for row in rows], f"peak memory {what} (MB)")
     for axes in (speed, file, memory):
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)

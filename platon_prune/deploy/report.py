@@ -14,9 +14,12 @@ from platon_prune.tables import WIDTH, html_table, rounded, table
 # Less may be noise, even between medians that take turns.
 WORTHWHILE = 1.1
 HOW = {
+    "float16": "call model.half()",
+    "bfloat16": "call model.bfloat16()",
+    "compiled": "call torch.compile(model)",
     "CSR": "load the model and call platon_prune.to_sparse_inference(model)",
     "shrunk": "call platon_prune.shrink(model), and save the result",
-    "2:4": "call platon_prune.to_semi_structured(model) on the device",
+    "2:4": "call model.half(), then platon_prune.to_semi_structured(model, inputs)",
     "ONNX Runtime": "platon-prune export MODEL --to onnx",
     "OpenVINO": "platon-prune export MODEL --to openvino",
 }
@@ -61,9 +64,11 @@ class FormRow:
         file_bytes: Of the file that it is loaded from.
         num_weights: Entries of the matrices that pruning selects; None for other runtimes.
         times: By the label of a size; a size that the form can't run is left out.
-        peak_bytes: The most memory that a process of its own needed for it; None if not measured.
+        peak_bytes: The most memory that a process of its own needed for it, or that of the GPU;
+            None if not measured.
         difference: The largest difference of an output from the dense model's.
         note: What else there is to know.
+        tolerance: The difference up to which it counts as the same model; None for the report's.
     """
 
     name: str
@@ -74,6 +79,7 @@ class FormRow:
     peak_bytes: int | None = None
     difference: float | None = None
     note: str = ""
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +202,8 @@ class DeployReport:
     # --- which one ------------------------------------------------------------------------------
 
     def _is_same(self, row: FormRow) -> bool:
-        return row.difference is not None and row.difference <= self.tolerance
+        tolerance = self.tolerance if row.tolerance is None else row.tolerance
+        return row.difference is not None and row.difference <= tolerance
 
     def _fastest(self, size: str, but: Sequence[str] = ()) -> str:
         """The fastest form at a size; dense if no other one is clearly faster."""

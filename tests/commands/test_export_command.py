@@ -25,6 +25,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     model = tiny_transformers.bert()
     model.bert.encoder.layer[0].intermediate.dense.weight.data[:, 1:] = 0
+    model.bert.encoder.layer[0].output.dense.weight.data.unflatten(1, (-1, 4))[..., 1:3] = 0
     model.save_pretrained(path)
     (path / "tokenizer.json").write_text("{}")
     return path
@@ -173,6 +174,44 @@ def test_openvino_gives_the_models_outputs_for_any_size(exported, folder, shape)
     with torch.no_grad():
         expected = read_model(folder)(**inputs).logits
     torch.testing.assert_close(torch.from_numpy(outputs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_onnx_file_is_one_that_tensorrt_documents(exported):
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    path = exported / "onnx" / "model.onnx"
+    onnx.checker.check_model(path, full_check=True)
+    model = onnx.load(path)
+    # Operators of ONNX itself, none of them a function of the exporter's own.
+    assert {(each.domain, each.version) for each in model.opset_import} == {("", 20)}
+    assert not model.functions and {node.domain for node in model.graph.node} == {""}
+    shapes = {
+        each.name: [dim.dim_param or dim.dim_value for dim in each.type.tensor_type.shape.dim]
+        for each in (*model.graph.input, *model.graph.output)
+    }
+    # A name is a dimension of any size; there are two in each input, and the batch in the outputs.
+    free = {name: [type(dim) is str for dim in dims] for name, dims in shapes.items()}
+    assert free == {
+        "input_ids": [True, True], "attention_mask": [True, True], "logits": [True, False],
+    }  # fmt: skip
+    assert shapes["logits"] == [shapes["input_ids"][0], 3]
+
+
+def test_the_onnx_file_keeps_2_of_4_along_what_a_product_adds_up_over(exported, folder):
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    graph = onnx.load(exported / "onnx" / "model.onnx").graph
+    weight = read_model(folder).bert.encoder.layer[0].output.dense.weight.detach()
+    values = {
+        each.name: torch.tensor(onnx.numpy_helper.to_array(each)) for each in graph.initializer
+    }
+    # A Gemm has the weight as torch has it and transposes it, a MatMul has inputs by outputs.
+    ways = (weight, weight.t())
+    (name,) = (name for name, each in values.items() if any(torch.equal(each, w) for w in ways))
+    (node,) = [node for node in graph.node if name in node.input]
+    inputs_first = node.op_type == "MatMul"
+    assert inputs_first or [a.i for a in node.attribute if a.name == "transB"] == [1]
+    kept = values[name].ne(0)
+    groups = (kept.t() if inputs_first else kept).unflatten(1, (-1, 4)).sum(-1)
+    assert groups.max() == 2
 
 
 def test_the_config_goes_along(exported, folder):
