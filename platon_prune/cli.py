@@ -20,7 +20,9 @@ from platon_prune.warning import PruningWarning
 
 # Each is a module of platon_prune.commands with HELP, add_arguments(parser) and run(arguments).
 # What they import at their top is no torch and no extra: --help and wrong flags answer at once.
-COMMANDS = ("demo", "bench", "deploy", "inspect", "export", "scale", "study", "architectures")
+COMMANDS = (
+    "demo", "bench", "deploy", "inspect", "export", "scale", "memory", "study", "architectures",
+)  # fmt: skip
 # Each is a module of platon_prune.integrations.recipes with main(argv), which reads its own flags.
 # It is imported only when it is chosen, since it needs transformers.
 RECIPES = {

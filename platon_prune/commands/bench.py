@@ -86,6 +86,7 @@ def _measure_sizes(
     """Print a table for each size: all figures for BERT-base, those of steps for the others."""
     from platon_prune.commands.benchmarks.contest import step_times
     from platon_prune.commands.benchmarks.counts import step_counts
+    from platon_prune.commands.benchmarks.offloading import offload_figures
     from platon_prune.commands.benchmarks.peaks import memory_figures
     from platon_prune.commands.benchmarks.rivals import figures
     from platon_prune.commands.benchmarks.workload import bert_base, smaller_sizes
@@ -101,6 +102,8 @@ def _measure_sizes(
         if is_first:
             found += figures(size, device, repeats, timed)
             found += memory_figures(size, device, repeats)
+            # On a CPU the averages are in host memory anyway.
+            found += offload_figures(size, device, repeats, timed) if device != "cpu" else []
         print_table(size.tensor_sizes, device, found, f"{size.name} by {asked.backend}")
         key = device if is_first else f"{device}: {size.name}"
         reports[key] = [figure._asdict() for figure in found]
@@ -135,5 +138,5 @@ def _semi_structured(arguments: argparse.Namespace, names: list[str]) -> int:
         num_weights = sum(outputs * inputs for outputs, inputs in shapes)
         print(f"\n{name}: {num_weights:,} weights; half of them pruned, or of groups constrained\n")
         print(choice_table(shapes, name, arguments.repeats, timed))
-        print("\n" + kernel_table(name, 20 * arguments.repeats, timed))
+        print("\n" + kernel_table(name, timed))
     return 0

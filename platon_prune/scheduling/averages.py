@@ -6,6 +6,7 @@ there are, and a tensor has views: ``sensitivity[offset : offset + numel]``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from platon_prune.choice.scored import Line
 from platon_prune.criteria import Criterion
+from platon_prune.scheduling.bus import Bus, lanes_for
 from platon_prune.tensors.blocks import Scratch
 
 _CPU = torch.device("cpu")
@@ -58,6 +60,8 @@ class Averages:
         self._scratch = scratch
         self._largest = torch.finfo(storage.dtype).max
         # The window stays with the weight: every step adds to it.
+        lanes = lanes_for(line.device) if storage.offload else None
+        self._bus = None if lanes is None else Bus(lanes, line.device, line.numel)
         home = _CPU if storage.offload else line.device
         self.window = self._zeros(line.device)
         self.averages = tuple(self._zeros(home) for _ in criterion.averages)
@@ -78,16 +82,15 @@ class Averages:
             num_samples: How many were added up.
             repairs: Whether a sum that overflowed counts as a large number, and NaN as none.
         """
-        # Slab by slab: temporaries in float32 then take a slab, not a copy of all averages.
-        for slab in self.line.slabs:
-            window = self.window[slab]
+        # Piece by piece: temporaries in float32 then take a piece, not a copy of all averages.
+        for piece, kept in self._pieces():
+            window = self.window.narrow(0, piece.start, piece.stop - piece.start)
             mean = self._in_float32(window, "window").div_(num_samples)
             if repairs:  # or it would poison the averages for good
                 mean.nan_to_num_(nan=0.0)
-            kept = [average[slab] for average in self.averages]
             averages = [self._in_float32(block, f"average {i}") for i, block in enumerate(kept)]
             self.criterion.update_averages_(mean, averages)
-            # Where the arithmetic was on a copy, the result is rounded and sent back.
+            # Where the arithmetic was on a copy, the result is rounded back.
             for block, updated in zip(kept, averages, strict=True):
                 if updated is block:
                     continue
@@ -96,6 +99,19 @@ class Averages:
                     updated.clamp_(-self._largest, self._largest)
                 block.copy_(updated)
             window.zero_()  # here, where it is in the cache
+
+    def _pieces(self) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Pieces of the line, with those of the averages where the weights are."""
+        if self._bus is not None:
+            yield from self._bus.walk(self.averages)
+            return
+        for slab in self.line.slabs:
+            yield slab, [average[slab] for average in self.averages]
+
+    def finish(self) -> None:
+        """Make the host wait until it may read and write averages that it keeps for a GPU."""
+        if self._bus is not None:
+            self._bus.finish()
 
     def restart_window_(self) -> None:
         """Forget the samples of a window that had none that count."""
@@ -106,22 +122,33 @@ class Averages:
 
         Valid until the next call.
         """
+        if not isinstance(index, slice):
+            self.finish()  # the host itself gathers what it keeps
         found = []
         for i, average in enumerate(self.averages):
-            at = index if isinstance(index, slice) else index.to(average.device)
-            found.append(self._in_float32(average[at], f"average {i}"))
+            block = average[index if isinstance(index, slice) else index.to(average.device)]
+            found.append(self._in_float32(self._here(block, i), f"average {i}"))
         return found
+
+    def _here(self, block: Tensor, number: int) -> Tensor:
+        """A block of an average on the weights' device, in the dtype that it is kept in."""
+        if self._bus is None:
+            return block
+        # torch would convert it on the host, before the bus.
+        role = f"average {number}, as it is kept"
+        room = self._scratch.flat(block.numel(), block.dtype, self.line.device, role)
+        return self._bus.bring(block, room)
 
     def _in_float32(self, kept: Tensor, role: str) -> Tensor:
         """A block on the weights' device in float32: itself, or a copy."""
-        device = self.line.device
-        if kept.dtype == torch.float32 and kept.device == device:
+        if kept.dtype == torch.float32:
             return kept
-        return self._scratch.flat(kept.numel(), torch.float32, device, role).copy_(kept)
+        return self._scratch.flat(kept.numel(), torch.float32, kept.device, role).copy_(kept)
 
     def _zeros(self, device: torch.device) -> Tensor:
-        # Pinned, so that a GPU reads and writes it at the speed of the bus.
+        # Pinned, so that a GPU reads and writes it at the speed of the bus while the host goes on.
         pinned = device.type == "cpu" and self.line.device.type == "cuda"
+        pinned = pinned and torch.cuda.is_available()  # fake tensors need no GPU
         return torch.zeros(
             self.line.numel, dtype=self.storage.dtype, device=device, pin_memory=pinned
         )

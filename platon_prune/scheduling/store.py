@@ -133,7 +133,7 @@ class Store:
                     remembered = averages.of(place)
                     for name, values in self._tensors[i].remembered.items():
                         remembered[name].copy_(values)
-                    self._tensors[i].remembered = remembered
+                    self._tensors[i].remember(remembered, averages.finish)
             self._shares.append(_Share(numbers, line, averages, FixedList()))
 
     def _operands(self, share: _Share) -> FixedList[Operands]:

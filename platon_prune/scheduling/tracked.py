@@ -58,7 +58,7 @@ class TrackedTensor:
         self.offset = offset
         self.scratch = scratch
         self.shard: Shard | None = None
-        self.remembered: Mapping[str, Tensor] = {}
+        self.remembered = {}
         self.had_gradient = False
         self._set_aside = SetAside() if puts_back else None
         self._placement: Any = None
@@ -70,6 +70,31 @@ class TrackedTensor:
                 attach(module, name, masking=masking, own_keys=target.own_keys, mask=mask)
             )
             mask = mask_of(module, name)
+
+    # --- what is remembered -------------------------------------------------------------------
+
+    @property
+    def remembered(self) -> Mapping[str, Tensor]:
+        """The window and the averages by name, to be read and written at once."""
+        if self._before_use is not None:
+            self._before_use()
+        return self._remembered
+
+    @remembered.setter
+    def remembered(self, values: Mapping[str, Tensor]) -> None:
+        self.remember(values, None)
+
+    def remember(
+        self, values: Mapping[str, Tensor], before_use: Callable[[], object] | None
+    ) -> None:
+        """Take the window and the averages from a store.
+
+        Args:
+            values: They by name.
+            before_use: What to call before they are read or written: a device may be at work on
+                those that the host keeps.
+        """
+        self._remembered, self._before_use = values, before_use
 
     # --- the tensor ---------------------------------------------------------------------------
 

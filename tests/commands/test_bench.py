@@ -179,3 +179,36 @@ def test_n_of_m_is_measured_and_missing_kernels_are_named(capsys):
     for name in ("single weights", "2:4", "1:4", "4:8", "3:6"):
         assert f"\n{name} " in output
     assert "2:4 against dense was not measured: it needs a CUDA GPU" in output
+
+
+def test_2_of_4_is_measured_by_each_kernel_eager_and_compiled(monkeypatch):
+    from platon_prune.commands.benchmarks import semi_structured
+
+    kernels = {"cuSPARSELt": torch.clone, "CUTLASS": torch.clone}
+    monkeypatch.setattr(semi_structured, "usable_kernels", lambda device, dtype: (kernels, ""))
+    monkeypatch.setattr(semi_structured, "NUM_TOKENS", (8,))
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
+    # Ten calls in a row.
+    times = {"dense": 20.0, "cuSPARSELt": 40.0, "CUTLASS": 10.0}
+    shown = semi_structured.kernel_table("cpu", lambda run: times[run.kernel], [(16, 8)])
+    rows = [line.split() for line in shown.splitlines() if line.startswith("16x8")]
+    measured = ["2.000", "4.000", "1.000", "2.00"]
+    assert rows == [["16x8", "8", how, *measured] for how in ("eager", "compiled")]
+
+
+def test_offloaded_averages_are_measured_beside_others_with_what_goes_over_the_bus(monkeypatch):
+    from platon_prune.commands.benchmarks.offloading import offload_figures
+    from platon_prune.commands.benchmarks.workload import Size
+    from platon_prune.scheduling import averages, bus
+
+    monkeypatch.setattr(averages, "lanes_for", lambda device: bus.OneLane())
+    size = Size("tiny", [(8, 8)], biases=False)
+    found = offload_figures(size, "cpu", 1, lambda function: (function(), 1.0)[1])
+    values = {figure.name: figure.ours.median for figure in found}
+    assert values["offloaded, ordinary step: to the device"] == 0
+    # Two averages of four bytes.
+    assert values["offloaded, window's end: to the device"] == 8
+    assert values["offloaded, window's end: to the host"] == 8
+    assert values["offloaded, choosing step: to the host"] == 8
+    assert values["offloaded, choosing step: to the device"] > 8
+    assert values["offloaded, choosing step / on the device"] == 1.0

@@ -38,6 +38,7 @@ class Contest:
         workload: The weights and gradients; each contestant has weights of its own.
         names: Who takes part, of ``NAMES``.
         state_dtype: What the library keeps its window and averages in.
+        offload_averages: Whether it keeps the averages in host memory.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Contest:
         workload: Workload,
         names: Sequence[str] = NAMES[:2],
         state_dtype: torch.dtype = torch.float32,
+        offload_averages: bool = False,
     ) -> None:
         self.workload = workload
         self.parameters = workload.parameters
@@ -72,6 +74,7 @@ class Contest:
                 cooldown_steps=SHORT.cooldown_steps,
                 window=SHORT.window,
                 state_dtype=state_dtype,
+                offload_averages=offload_averages,
             )
             self._steps["ours"] = self._step_of_ours
 

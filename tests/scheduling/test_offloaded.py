@@ -1,0 +1,231 @@
+"""Averages in host memory come over the bus once a window, beside the step, and stay exact."""
+
+import copy
+import pickle
+
+import pytest
+import rank_jobs
+import torch
+from rank_jobs import STEPS
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from platon_prune.choice.scored import Line
+from platon_prune.criteria import Platon
+from platon_prune.scheduling import averages as averages_module
+from platon_prune.scheduling import bus
+from platon_prune.scheduling.averages import Averages, Storage
+from platon_prune.tensors.blocks import Scratch
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+class LateLanes:
+    """Two side streams that do nothing until somebody waits for them: as late as is allowed.
+
+    What the main stream does is done at once. So whoever reads what was not waited for reads what
+    was there before, and whoever sends what may still be computed is found.
+    """
+
+    def __init__(self):
+        self.queued = {"down": [], "up": []}
+        self.done = {"down": 0, "up": 0}
+        self.main_marks = self.seen_by_up = 0
+        self.host_waits = 0
+
+    def copy(self, lane, target, source):
+        if lane == "main":
+            target.copy_(source)
+            return
+        if lane == "up":
+            assert self.seen_by_up == self.main_marks, "sent before it was computed"
+        self.queued[lane].append(lambda: target.copy_(source))
+
+    def mark(self, lane):
+        if lane == "main":
+            self.main_marks += 1
+            return (lane, self.main_marks)
+        return (lane, self.done[lane] + len(self.queued[lane]))
+
+    def wait(self, lane, mark):
+        other, number = mark
+        if other == "main":
+            if lane == "up":
+                self.seen_by_up = number
+            return
+        if lane == "main":
+            self._run(other, number)
+        elif lane != other:
+            self._then(lane, lambda: self._run(other, number))
+
+    def _then(self, lane, action):
+        self.queued[lane].append(action)
+
+    def _run(self, lane, number):
+        while self.done[lane] < number:
+            self.done[lane] += 1
+            self.queued[lane].pop(0)()
+
+    def finish(self):
+        self.host_waits += 1
+        for lane in ("down", "up"):
+            self._run(lane, self.done[lane] + len(self.queued[lane]))
+
+    def __reduce__(self):
+        return LateLanes, ()
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Offloaded averages of a model on the CPU go through such lanes, in small blocks."""
+    made = []
+
+    def lanes_for(device):
+        made.append(LateLanes())
+        return made[-1]
+
+    monkeypatch.setattr(averages_module, "lanes_for", lanes_for)
+    monkeypatch.setattr(bus, "_SMALLEST_BLOCK", 16)
+    return made
+
+
+def _line_of(numel, storage, device="cpu"):
+    device = torch.device(device)
+    return Averages(Platon(), Line([numel], device), storage, Scratch())
+
+
+@pytest.mark.parametrize("masking", ["step", "window"])
+@pytest.mark.parametrize("kind", ["random", "tied"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masks_scores_and_states_are_those_of_averages_on_the_device(late, kind, masking, dtype):
+    settings = dict(masking=masking, state_dtype=dtype)
+    expected = rank_jobs.results(rank_jobs.alone, kind, (8, STEPS), settings)
+    assert not late
+    offloaded = settings | dict(offload_averages=True)
+    found = rank_jobs.results(rank_jobs.alone, kind, (8, STEPS), offloaded)
+    assert late and late[0].main_marks > 0
+    for one, other in zip(found, expected, strict=True):
+        assert not rank_jobs.differences(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("numel", [1, 16, 17, 100, 1000])
+def test_averages_of_any_length_are_updated_as_on_the_device(late, numel, dtype):
+    there, here = (_line_of(numel, Storage(dtype, offload)) for offload in (True, False))
+    assert there._bus is not None and here._bus is None
+    generator = torch.Generator().manual_seed(numel)
+    for _ in range(3):
+        sample = torch.rand(numel, generator=generator)
+        for each in (there, here):
+            each.window.add_(sample)
+            each.end_window_(3)
+        for ours, theirs in zip(there.at(slice(0, numel)), here.at(slice(0, numel)), strict=True):
+            assert torch.equal(ours, theirs)
+        assert torch.equal(there.window, torch.zeros_like(there.window))
+    there.finish()
+    for ours, theirs in zip(there.averages, here.averages, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_window_takes_each_average_once_there_and_once_back(late, dtype):
+    numel, size = 1000, dtype.itemsize
+    averages = _line_of(numel, Storage(dtype, offload=True))
+    before = copy.copy(bus.MOVED)
+    averages.end_window_(3)
+    moved = (bus.MOVED.to_device - before.to_device, bus.MOVED.to_host - before.to_host)
+    assert moved == (2 * size * numel, 2 * size * numel)
+    averages.at(slice(0, 100))  # a choice reads them
+    assert bus.MOVED.to_device - before.to_device == 2 * size * (numel + 100)
+
+
+def test_the_host_waits_only_where_it_reads_averages_itself(late):
+    averages = _line_of(1000, Storage(offload=True))
+    for _ in range(3):
+        averages.window.add_(1)
+        averages.end_window_(3)
+        averages.at(slice(0, 1000))
+    assert late[0].host_waits == 0
+    averages.at(torch.tensor([3, 500]))
+    assert late[0].host_waits == 1
+
+
+def test_a_state_is_read_and_written_once_the_device_has_done_with_it(late):
+    expected = rank_jobs.Run().to(9).scheduler.state_dict()["tensors"]
+    run = rank_jobs.Run(offload_averages=True).to(9)
+    state = run.scheduler.state_dict()
+    for name, tensor in expected.items():
+        assert torch.equal(state["tensors"][name]["uncertainty"], tensor["uncertainty"])
+    again = rank_jobs.Run(offload_averages=True).to(7)
+    again.scheduler.load_state_dict(state)
+    found = again.scheduler.state_dict()["tensors"]
+    for name, tensor in expected.items():
+        assert torch.equal(found[name]["sensitivity"], tensor["sensitivity"])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_averages_goes_on_by_itself(late, copied):
+    first = _line_of(100, Storage(offload=True))
+    first.window.add_(2)
+    first.end_window_(2)
+    second = copied(first)
+    for each in (first, second):
+        each.window.add_(1)
+        each.end_window_(2)
+        each.finish()
+    for ours, theirs in zip(first.averages, second.averages, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+# --- fake tensors on a GPU ----------------------------------------------------------------------
+
+
+class CountedLanes(bus.OneLane):
+    """Counts bytes by where they go; fake tensors can't be copied from a device to another."""
+
+    def __init__(self):
+        self.bytes = {"cuda": 0, "cpu": 0}
+
+    def copy(self, lane, target, source):
+        assert target.device != source.device and target.dtype == source.dtype
+        assert target.shape == source.shape
+        self.bytes[target.device.type] += source.numel() * source.dtype.itemsize
+
+
+class Values(TorchDispatchMode):
+    """Refuses what reads a value, and any operation over two devices."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert "_local_scalar_dense" not in function.name()
+        tensors = [each for each in args if isinstance(each, torch.Tensor)]
+        assert len({each.device for each in tensors}) <= 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_window_on_a_gpu_moves_16_bytes_a_weight_and_reads_no_value(monkeypatch):
+    lanes = CountedLanes()
+    monkeypatch.setattr(averages_module, "lanes_for", lambda device: lanes)
+    numel = 3 << 18
+    with FakeTensorMode():
+        averages = _line_of(numel, Storage(offload=True), "cuda")
+        assert {each.device.type for each in averages.averages} == {"cpu"}
+        with Values():
+            averages.end_window_(10)
+    assert lanes.bytes == {"cuda": 8 * numel, "cpu": 8 * numel}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_on_a_gpu_offloaded_averages_are_the_same_to_the_bit(dtype):
+    numel = 10_000_001
+    there, here = (_line_of(numel, Storage(dtype, offload), "cuda") for offload in (True, False))
+    for _ in range(4):
+        sample = torch.rand(numel, device="cuda")
+        for each in (there, here):
+            each.window.add_(sample)
+            each.end_window_(3)
+        found = [block.clone() for block in there.at(slice(0, numel))]
+        assert all(map(torch.equal, found, here.at(slice(0, numel))))
+    there.finish()
+    for ours, theirs in zip(there.averages, here.averages, strict=True):
+        assert torch.equal(ours, theirs.cpu())
