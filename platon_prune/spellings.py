@@ -3,6 +3,7 @@
 All of it is plain data, read by whatever looks at a model or at a file: the finders of heads and
 neurons, the resizing of modules and configs, the default selection. A new spelling is a new row
 here, and nothing elsewhere; `tests/groups/test_spellings.py` tries each row on a module and a file.
+How the routers of mixtures choose stands in `mixtures.py`.
 """
 
 from __future__ import annotations
@@ -291,6 +292,7 @@ CONFIG_HEAD_SIZE = ("head_dim", "attention_head_size")
 HIDDEN_SIZE = ("embed_dim", "hidden_size", "d_model", "num_channels")
 # In configs: the number of query heads, and of the key-value heads that several of them read.
 QUERY_HEADS, KEY_VALUE_HEADS = "num_attention_heads", "num_key_value_heads"
+NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 COUNTS = {
     "heads": Counts(
@@ -305,6 +307,7 @@ COUNTS = {
         + ("encoder_ffn_dim", "decoder_ffn_dim", "d_inner", "ffn_hidden_size")
         + ("moe_intermediate_size", "shared_intermediate_size"),
     ),
+    "experts": Counts(in_modules=NUM_EXPERTS, in_configs=NUM_EXPERTS),
 }
 
 # --- weights stored inputs by outputs -----------------------------------------------------------

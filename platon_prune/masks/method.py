@@ -19,6 +19,7 @@ from platon_prune.choice.scored import ScoredTensor
 from platon_prune.choice.selection import prune_smallest_
 from platon_prune.masks.masked import apply_mask_, form_of, forms_of, mask_of, weight_of
 from platon_prune.masks.pruned_class import class_with
+from platon_prune.masks.routers import freeze_pruned_
 from platon_prune.masks.state_forms import TensorForm
 from platon_prune.masks.targets import check_prunable
 from platon_prune.tensors import shards
@@ -149,6 +150,7 @@ class PlatonUnstructured(prune.BasePruningMethod):
             self.before_removal(weight_of(module, name).grad)
         # In window masking pruned weights may have trained since the last choice.
         apply_mask_(module, name, Scratch())
+        freeze_pruned_(module, name)
         forms = tuple(other for other in forms_of(module) if other is not form)
         # Without the property, which would shadow the parameter that is put back.
         module.__class__ = class_with(type(module), forms)
