@@ -35,15 +35,20 @@ class CoupledGroups:
 
     Args:
         name: The place: the name of the module that holds it.
-        kind: "heads", "neurons" or "channels".
+        kind: "heads", "neurons", "channels" or "experts".
         size: How many groups there are, numbered from 0.
         members: What they hold; a tensor may be a member of several places.
+        least: How many groups the model can't run without, whatever floor is asked for.
+        num_sets: Into how many equal sets of neighbours the groups are divided, which must keep
+            equal numbers of them, as routing groups of experts.
     """
 
     name: str
     kind: str
     size: int
     members: tuple[Member, ...]
+    least: int = 1
+    num_sets: int = 1
 
     def indices(self, member: Member, groups: Sequence[int] | Tensor) -> Tensor:
         """Indices along the member's dimension that belong to one of ``groups``; int64, sorted."""
@@ -77,7 +82,7 @@ class Missed:
 
     Args:
         name: The module that holds it.
-        kind: "heads", "neurons" or "channels".
+        kind: "heads", "neurons", "channels" or "experts".
         why: What it has that is not understood or can't be cut.
     """
 
@@ -96,7 +101,7 @@ def first_that_fits(
 
     Args:
         name: The module that holds the layers.
-        kind: "heads", "neurons" or "channels".
+        kind: "heads", "neurons", "channels" or "experts".
         looked: By each spelling in turn the groups, why there are none, or None if layers are
             missing; what comes after the first groups is not asked for.
 

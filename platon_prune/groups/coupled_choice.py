@@ -15,6 +15,7 @@ from platon_prune.choice.scored import ScoredTensor
 from platon_prune.groups.costs import Prices, Savings
 from platon_prune.groups.coupled import CoupledGroups, Member
 from platon_prune.groups.group_scores import group_scores, normalized
+from platon_prune.groups.units import Units, num_units, units_of
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.ordering import tie_keys
 from platon_prune.tensors.shards import Shard
@@ -32,7 +33,7 @@ class Structured(Granularity):
     it is passed over, and so is the rest of its place, and groups that cost less fill up what is
     missing. Of equal scores those that are pruned already go first, then the lowest in a fixed
     pseudo-random order. The last groups of each place, as many as its floor, stay whatever their
-    scores.
+    scores. Where a place has sets that must stay equal, one group of each set goes at once.
 
     Args:
         groups: All places.
@@ -64,7 +65,9 @@ class Structured(Granularity):
         normalizer: str = "none",
     ) -> None:
         self.groups = tuple(groups)
-        self.floors = tuple(floors)
+        self.floors = tuple(
+            _in_whole_sets(place, floor) for place, floor in zip(groups, floors, strict=True)
+        )
         self.aggregate = aggregate
         self.budget = budget
         if normalizer == "auto":
@@ -78,11 +81,12 @@ class Structured(Granularity):
         self._savings = Savings(groups, shapes, prices)
         self.total = self._savings.total
         self._digest = _digest_of(groups, self.total)
-        sizes = torch.tensor([place.size for place in groups])
-        self._place_of = torch.arange(len(sizes)).repeat_interleave(sizes)  # of each group
+        sizes = torch.tensor([num_units(place) for place in groups])
+        self._place_of = torch.arange(len(sizes)).repeat_interleave(sizes)  # of each unit
         self._told: set[str] = set()  # places at their floor, that were warned of
-        self._costs = [self._cost_of_one(i) for i in range(len(self.groups))]
-        self.smallest = min(self._costs) / max(1, self.total)
+        self._costs = [self._cost_of(i, 1) for i in range(len(self.groups))]
+        self._unit_costs = [self._cost_of(i, place.num_sets) for i, place in enumerate(groups)]
+        self.smallest = min(self._unit_costs) / max(1, self.total)
         self._members: dict[str, list[tuple[int, Member]]] = {}  # by tensor, with their places
         for i, place in enumerate(groups):
             for member in place.members:
@@ -105,15 +109,16 @@ class Structured(Granularity):
     def largest_amount(self) -> float:
         """What can be pruned at most, with all places at their floors."""
         pruned = torch.ones(self.num_groups, dtype=torch.bool)
-        for place, floor in zip(self.per_place(pruned), self.floors, strict=True):
-            place[:floor] = False
+        for flags, floor in zip(self.per_place(pruned), self.floors, strict=True):
+            flags[:floor] = False
         return self._savings.of(pruned) / self.total
 
     @property
     def tolerance(self) -> float:
         """Half of the largest group, as a fraction of all entries."""
         # A group is passed over, or goes beyond the amount, by half of what it costs at most.
-        return max(self._costs) / 2 / self._num_entries if self.budget == "parameters" else 0.0
+        largest = max(self._unit_costs)
+        return largest / 2 / self._num_entries if self.budget == "parameters" else 0.0
 
     def sparsity_of(self, amount: float) -> float:
         """About this: what multiply-adds leave of the entries is not known before a choice."""
@@ -141,14 +146,15 @@ class Structured(Granularity):
         scores = group_scores(self.groups, tensors, self.aggregate, processes)
         scores = normalized(scores, self.groups, self.normalizer, self._costs)
         kept = torch.cat(self.kept({tensor.name: tensor.mask for tensor in tensors}))
-        order = _in_order(scores, kept)
+        units = units_of(self.groups, scores, kept)
+        order = _in_order(units.scores, units.kept)
         candidates = order[~self._protected(order)[order]]
-        chosen = self._nearest(candidates, round(amount * self.total))
-        pruned = self._flags(chosen)
+        chosen = self._nearest(candidates, round(amount * self.total), units)
+        pruned = units.groups_of(_flags(chosen, len(order)))
         self._tell_floors(scores, pruned)
         for tensor in tensors:
             self._write_(tensor, pruned)
-        return float(scores[chosen[-1]]) if len(chosen) else None
+        return float(units.scores[chosen[-1]]) if len(chosen) else None
 
     def kept(self, masks: Mapping[str, Tensor]) -> list[Tensor]:
         """For each place, which of its groups the masks of all tensors leave; bool, on the CPU."""
@@ -162,22 +168,24 @@ class Structured(Granularity):
         yield from torch.split(values, [place.size for place in self.groups])
 
     def _protected(self, order: Tensor) -> Tensor:
-        """Which groups the floors keep: the last of each place."""
+        """Which units the floors keep: the last of each place."""
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order))
         protected = torch.zeros(len(order), dtype=torch.bool)
-        pairs = zip(self.per_place(rank), self.per_place(protected), self.floors, strict=True)
-        for ranks, flags, floor in pairs:
-            flags[ranks.topk(floor).indices] = True
+        sizes = [num_units(place) for place in self.groups]
+        pairs = (torch.split(rank, sizes), torch.split(protected, sizes))
+        for place, ranks, flags, floor in zip(self.groups, *pairs, self.floors, strict=True):
+            flags[ranks.topk(floor // place.num_sets).indices] = True
         return protected
 
-    def _nearest(self, candidates: Tensor, due: int) -> Tensor:
+    def _nearest(self, candidates: Tensor, due: int, units: Units) -> Tensor:
         """Those of the candidates, in their order, that save as near to what is due as it gets."""
         chosen = candidates[:0]
         while len(candidates):
 
             def saved(count: int, before: Tensor = chosen, rest: Tensor = candidates) -> int:
-                return self._savings.of(self._flags(torch.cat([before, rest[:count]])))
+                flags = _flags(torch.cat([before, rest[:count]]), len(units.scores))
+                return self._savings.of(units.groups_of(flags))
 
             # By halves: what is saved grows with each group, but not by sums, since groups overlap.
             count = bisect.bisect_left(range(len(candidates) + 1), due, key=saved)
@@ -218,14 +226,11 @@ class Structured(Granularity):
                 f"(min_channels, min_neurons), {other}"
             )
 
-    def _cost_of_one(self, place: int) -> int:
-        """What is saved when one group of a place goes and all else stays."""
+    def _cost_of(self, place: int, count: int) -> int:
+        """What is saved when some groups of a place go and all else stays."""
         pruned = torch.zeros(self.num_groups, dtype=torch.bool)
-        list(self.per_place(pruned))[place][0] = True
+        list(self.per_place(pruned))[place][:count] = True
         return self._savings.of(pruned)
-
-    def _flags(self, chosen: Tensor) -> Tensor:
-        return torch.zeros(self.num_groups, dtype=torch.bool).index_fill_(0, chosen, True)
 
     def _write_(self, tensor: ScoredTensor, pruned: Tensor) -> None:
         """An entry is kept if all groups that hold it are."""
@@ -245,6 +250,15 @@ def whole_only(name: str) -> str:
     )
 
 
+def _in_whole_sets(place: CoupledGroups, floor: int) -> int:
+    """A floor by which each set of a place keeps as many as the others."""
+    return min(place.size, floor + -floor % place.num_sets)
+
+
+def _flags(chosen: Tensor, count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.bool).index_fill_(0, chosen, True)
+
+
 def _in_order(scores: Tensor, kept: Tensor) -> Tensor:
     """Numbers of the groups in the order in which they go."""
     # From the least to the most important key, each sort stable: ties, what is gone, scores.
@@ -257,7 +271,8 @@ def _digest_of(groups: Sequence[CoupledGroups], total: int) -> str:
     """The same for the same groups at the same cost, in every process and run."""
     found = hashlib.sha256(str(total).encode())
     for place in groups:
-        found.update(f"{place.name} {place.kind} {place.size}".encode())
+        sets = f" {place.num_sets} sets" if place.num_sets > 1 else ""
+        found.update(f"{place.name} {place.kind} {place.size}{sets}".encode())
         for member in place.members:
             found.update(f"{member.name} {member.dim} {member.group_of.tolist()}".encode())
     return found.hexdigest()[:16]

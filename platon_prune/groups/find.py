@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from platon_prune.groups import experts
 from platon_prune.groups.coupled import CoupledGroups, Missed
 from platon_prune.groups.dependencies import traced_places
 from platon_prune.groups.layouts import layouts
 from platon_prune.masks.masked import pruned_tensors, refuse_other_masks
 
-KINDS = ("heads", "neurons", "channels")
+KINDS = ("heads", "neurons", "channels")  # what is pruned unless kinds are named
+ALL_KINDS = (*KINDS, experts.KIND)
 _MOST_NAMED = 8
 
 
@@ -54,7 +56,8 @@ def find_groups(
         model: The model, with masks of ours or without.
         example_inputs: What a model is traced with if its layers are not known by their names: a
             tensor, a tuple of arguments, or a dict of them.
-        kinds: Which of "heads", "neurons" and "channels" to find.
+        kinds: Which of "heads", "neurons", "channels" and "experts" to find; experts only if they
+            are named.
         time_limit: Seconds that tracing the model may take; where it fails or takes longer, as many
             more go into finding the modules at fault, around which the rest is traced.
 
@@ -80,10 +83,12 @@ def find(
 ) -> Found:
     """As :func:`find_groups`, with the reasons why other places have none."""
     wanted = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    unknown = [kind for kind in wanted if kind not in KINDS]
+    unknown = [kind for kind in wanted if kind not in ALL_KINDS]
     if unknown or not wanted:
-        raise ValueError(f"kinds must be some of {', '.join(KINDS)}; got {kinds!r}")
+        raise ValueError(f"kinds must be some of {', '.join(ALL_KINDS)}; got {kinds!r}")
     looked = list(layouts(model))
+    if experts.KIND in wanted:
+        looked += experts.expert_places(model)
     found = [place for place in looked if isinstance(place, CoupledGroups)]
     missed = [place for place in looked if isinstance(place, Missed)]
     if not found:

@@ -79,7 +79,7 @@ class _ModelLayers:
 
     def experts(self, holder: str) -> ExpertLayout | None:
         module = self._modules[holder]
-        weight = _own_parameters(module).get(EXPERTS_WRITE)
+        weight = own_parameters(module).get(EXPERTS_WRITE)
         if not is_named(module, "", EXPERTS) or weight is None or weight.ndim != 3:
             return None
         return ExpertLayout(
@@ -88,12 +88,12 @@ class _ModelLayers:
 
     def own(self, holder: str) -> Mapping[str, Shape]:
         module = self._modules.get(holder)
-        own = {} if module is None else _own_parameters(module)
+        own = {} if module is None else own_parameters(module)
         return {key: tuple(parameter.shape) for key, parameter in own.items()}
 
     def parameters(self, holder: str) -> Iterator[tuple[str, Shape]]:
         for prefix, module in self._modules[holder].named_modules():
-            for key, parameter in _own_parameters(module).items():
+            for key, parameter in own_parameters(module).items():
                 yield f"{prefix}.{key}" if prefix else key, tuple(parameter.shape)
 
     def entangled(self, holder: str) -> str | None:
@@ -128,7 +128,7 @@ class _ModelLayers:
         return getattr(self._modules[path], tensor_name)
 
 
-def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
+def own_parameters(module: nn.Module) -> dict[str, Tensor]:
     """The parameters that a module holds itself, by their names without masks."""
     found: dict[str, Tensor] = {}
     for key, parameter in module._parameters.items():

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from platon_prune.groups.experts import pass_over_zeros_
 from platon_prune.masks.copies import apply_to_copy_
 from platon_prune.masks.masked import (
     apply_mask_,
@@ -97,6 +98,8 @@ def apply_masks(model: C, scheduler: PlatonScheduler | None = None) -> C:
     """
     if scheduler is not None:
         apply_to_copy_(model, _masks_of(scheduler), _own_tensors(scheduler))
+        if isinstance(model, nn.Module):
+            pass_over_zeros_(model)
         return model
     scratch = Scratch()
     for module, tensor_name in _pruned_or_raise(model):

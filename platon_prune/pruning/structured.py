@@ -18,6 +18,7 @@ from platon_prune.example_inputs import guessed_inputs, moved_to
 from platon_prune.groups.costs import BUDGETS, Budget, mac_prices, parameter_prices
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.coupled_choice import Structured, whole_only
+from platon_prune.groups.experts import pass_over_pruned_experts_, refuse_experts
 from platon_prune.groups.find import KINDS, Found, find
 from platon_prune.groups.group_scores import AGGREGATES, NORMALIZERS, Aggregate, Normalizer
 from platon_prune.groups.noted import note_groups_, note_inputs_
@@ -56,6 +57,7 @@ def global_structured(
     min_heads: int = 1,
     min_neurons: float = 0.05,
     min_channels: float = 0.05,
+    min_experts: int = 1,
     kinds: str | Sequence[str] = KINDS,
     time_limit: float = 120.0,
     history: bool = True,
@@ -112,7 +114,9 @@ def global_structured(
         min_neurons: Share of its neurons that each feed-forward layer keeps, in [0, 1]; one at
             least.
         min_channels: Likewise for channels.
-        kinds: Which of "heads", "neurons" and "channels" to prune.
+        min_experts: Experts that each mixture keeps; at least as many as a token is routed to.
+        kinds: Which of "heads", "neurons", "channels" and "experts" to prune; experts only if they
+            are named.
         time_limit: Seconds that tracing a model of unknown layers may take.
         history: As for :func:`global_unstructured`, and so are all others.
         mask_history: Likewise.
@@ -159,6 +163,7 @@ def global_structured(
         shapes = {target.name: parameter_of(target).shape for target in targets}
         prices = parameter_prices(places)
         if budget == "macs":
+            refuse_experts(places)
             if example_inputs is None:
                 raise ValueError(
                     'example_inputs must be given for budget="macs", got none: pass a batch as the '
@@ -166,7 +171,7 @@ def global_structured(
                 )
             prices = mac_prices(given, places, example_inputs)
         floors = [
-            max(_floor(place, min_heads, min_neurons, min_channels), kept)
+            max(_floor(place, min_heads, min_neurons, min_channels, min_experts), kept)
             for place, kept in zip(places, _kept_by_limits(places, max_amount), strict=True)
         ]
         granularity = Structured(places, shapes, prices, floors, aggregate, budget, normalizer)
@@ -179,6 +184,7 @@ def global_structured(
     scheduler = set_up("global_structured", model, settings, plan)
     assert isinstance(scheduler.granularity, Structured)
     note_groups_(bare(model), scheduler.granularity.groups)
+    pass_over_pruned_experts_(bare(model), scheduler.granularity.groups)
     if example_inputs is not None:
         note_inputs_(bare(model), example_inputs)
     return scheduler
@@ -267,12 +273,22 @@ def _names(place: CoupledGroups) -> list[str]:
     return [member.name for member in place.members]
 
 
-def _floor(place: CoupledGroups, min_heads: int, min_neurons: float, min_channels: float) -> int:
+def _floor(
+    place: CoupledGroups,
+    min_heads: int,
+    min_neurons: float,
+    min_channels: float,
+    min_experts: int,
+) -> int:
     """How many groups a place keeps at least."""
-    if place.kind == "heads":
-        if not is_count(min_heads) or min_heads < 1:
-            raise ValueError(f"min_heads must be a count of at least 1, got {min_heads!r}")
-        return min(place.size, int(min_heads))
+    for kind, name, count in (
+        ("heads", "min_heads", min_heads),
+        ("experts", "min_experts", min_experts),
+    ):
+        if place.kind == kind:
+            if not is_count(count) or count < 1:
+                raise ValueError(f"{name} must be a count of at least 1, got {count!r}")
+            return min(place.size, max(place.least, int(count)))
     argument, share = (
         ("min_neurons", min_neurons) if place.kind == "neurons" else ("min_channels", min_channels)
     )
@@ -308,6 +324,6 @@ def _require_room(granularity: Structured, amount: float) -> None:
     if amount > largest:
         raise ValueError(
             f"amount must be at most {math.floor(largest * 1e4) / 1e4} with these floors, got "
-            f"{amount}: prune less, lower min_heads, min_neurons or min_channels, or raise "
-            "max_amount"
+            f"{amount}: prune less, lower min_heads, min_neurons, min_channels or min_experts, or "
+            "raise max_amount"
         )
