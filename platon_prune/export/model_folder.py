@@ -23,6 +23,7 @@ from platon_prune.export.size_record import apply_sizes_, read_sizes, record_of_
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
 from platon_prune.extras import need
 from platon_prune.foreign import require_no_way_out
+from platon_prune.groups.experts import pass_over_zeros_
 from platon_prune.writing import replacing_in
 
 CONFIG = "config.json"
@@ -111,6 +112,7 @@ def load_folder(folder: Path) -> nn.Module:
         _fill(model, values)
     if model.can_generate() and (folder / GENERATION_CONFIG).is_file():
         model.generation_config = _read_generation_config(folder)
+    pass_over_zeros_(model)
     return model.eval()  # type: ignore[no-any-return]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from platon_prune.masks.routers import forget_where_none_is_out_
 from platon_prune.shrinking import head_bias
 from platon_prune.shrinking.removable import Place, kept_indices
 from platon_prune.shrinking.resize import Kept, check_sizes, resize_
@@ -59,3 +60,4 @@ def cut_out_(
     """
     resize_(model, cut.kept, also)
     head_bias.share_bias_(model, cut.heads, also)
+    forget_where_none_is_out_(model)

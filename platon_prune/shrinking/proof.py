@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from platon_prune.groups.coupled import CoupledGroups
+from platon_prune.groups.experts import KIND, pass_over_
 from platon_prune.shrinking import twin as twins
 from platon_prune.shrinking.cut_out import cut_out_, plan_cut
 from platon_prune.shrinking.head_bias import without_unknown
@@ -117,7 +118,11 @@ def _trial(number: int, place: CoupledGroups) -> Place:
     kept = torch.ones(place.size, dtype=torch.bool)
     count = max(1 + number % 2 if place.size > 3 else 1, step_of(place))
     generator = torch.Generator().manual_seed(number)
-    kept[torch.randperm(place.size, generator=generator)[:count]] = False
+    if place.kind == KIND:
+        # One of each routing group: they stay equal.
+        kept.view(place.num_sets, -1)[:, number % (place.size // place.num_sets)] = False
+    else:
+        kept[torch.randperm(place.size, generator=generator)[:count]] = False
     return in_whole_steps(Place(place, kept))
 
 
@@ -226,6 +231,8 @@ def _zero_(twin: nn.Module, places: Sequence[Place]) -> None:
     """Zero on a twin what is to go, in memory of the twin's own."""
     for place in places:
         gone = (~place.kept).nonzero().flatten()
+        if place.groups.kind == KIND:
+            pass_over_(twin, place.groups, ~place.kept)
         for member in place.groups.members:
             parameter = named_parameter(*find(twin, member.name))
             index = place.groups.indices(member, gone).to(parameter.device)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from platon_prune.groups import experts
 from platon_prune.groups.coupled import CoupledGroups, Member
 from platon_prune.masks.masked import forms_of, mask_of
 from platon_prune.shrinking.resize import find, has_fixed_width, refusal, tensor_at
@@ -59,6 +60,9 @@ def find_places(model: nn.Module, every: Iterable[CoupledGroups]) -> list[Place]
     places = []
     for groups in every:
         kept = torch.zeros(groups.size, dtype=torch.bool)
+        if groups.kind == experts.KIND:
+            # One of zeros that tokens still go to is no empty place: the others share its weights.
+            kept = ~experts.passed_over(model, groups)
         for member in groups.members:
             kept |= _groups_left(model, groups, member)
         place = Place(groups, kept)
@@ -68,7 +72,7 @@ def find_places(model: nn.Module, every: Iterable[CoupledGroups]) -> list[Place]
         elif not kept.any():
             kept[0] = True
             place = place.keeping(kept, "one must stay")
-        place = in_whole_steps(place)
+        place = experts_in_sets(in_whole_steps(place))
         places.append(place)
     return places
 
@@ -76,7 +80,8 @@ def find_places(model: nn.Module, every: Iterable[CoupledGroups]) -> list[Place]
 def step_of(groups: CoupledGroups) -> int:
     """In how many groups at once a place is cut: more than one only of experts."""
     is_of_experts = groups.members[-1].name.rpartition(".")[2] == EXPERTS_WRITE
-    return EXPERTS_STEP if is_of_experts and groups.size % EXPERTS_STEP == 0 else 1
+    is_of_neurons = is_of_experts and groups.kind == "neurons"
+    return EXPERTS_STEP if is_of_neurons and groups.size % EXPERTS_STEP == 0 else 1
 
 
 def in_whole_steps(place: Place) -> Place:
@@ -87,6 +92,20 @@ def in_whole_steps(place: Place) -> Place:
     kept = place.kept.clone()
     kept[(~kept).nonzero().flatten()[:missing]] = True
     return place.keeping(kept, f"experts keep a multiple of {EXPERTS_STEP}")
+
+
+def experts_in_sets(place: Place) -> Place:
+    """The place with a few more experts kept, where routing groups would differ or be too small."""
+    groups = place.groups
+    if groups.kind != experts.KIND or place.kept.all():
+        return place
+    kept = place.kept.view(groups.num_sets, -1).clone()
+    wanted = max(int(kept.sum(dim=1).max()), groups.least // groups.num_sets)
+    for row in kept:
+        row[(~row).nonzero().flatten()[: wanted - int(row.sum())]] = True
+    if torch.equal(kept.flatten(), place.kept):
+        return place
+    return place.keeping(kept.flatten(), "as many experts stay as tokens are routed among")
 
 
 def refusals(model: nn.Module, every: Iterable[CoupledGroups]) -> list[str]:
@@ -139,8 +158,9 @@ def groups_left(model: nn.Module, places: Sequence[Place]) -> list[CoupledGroups
             indices = stayed.get(member.name, {}).get(member.dim, slice(None))
             members.append(dataclasses.replace(member, group_of=number[member.group_of[indices]]))
         if all(_has_size(model, member) for member in members):
-            groups = place.groups
-            found.append(CoupledGroups(groups.name, groups.kind, place.after, tuple(members)))
+            found.append(
+                dataclasses.replace(place.groups, size=place.after, members=tuple(members))
+            )
     return found
 
 

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from platon_prune.masks.default_selection import is_conv1d, is_named
+from platon_prune.masks.routers import OUT, known_router
+from platon_prune.mixtures import CORRECTION
+from platon_prune.shrinking.expert_counts import check_experts, count_experts_
 from platon_prune.shrinking.norms_over_heads import is_over_heads, spread_
 from platon_prune.shrinking.own_config import counts_in_config, set_in_own_config_
 from platon_prune.spellings import (
@@ -120,7 +123,8 @@ def refusal(module: nn.Module, key: str, dim: int, name: str) -> str | None:
         isinstance(module, (nn.Linear, _NormBase, nn.PReLU))
         or is_conv1d(module)
         or (key, dim) in _HELD
-        or (is_named(module, "", EXPERTS) and dim > 0)
+        or is_named(module, "", EXPERTS)
+        or (dim == 0 and known_router(module) is not None)
         or is_over_heads(module, name)
     ):
         return f"how to cut a {cls.__name__} is not known"
@@ -162,6 +166,8 @@ def companions(module: nn.Module, key: str) -> tuple[str, ...]:
     """Buffers of a layer that are cut along with its tensor ``key``."""
     if isinstance(module, _NormBase) and key == "weight" and module.running_mean is not None:
         return ("running_mean", "running_var")
+    if key == "weight" and known_router(module) is not None:
+        return tuple(name for name in (CORRECTION, OUT) if name in module._buffers)
     return ()
 
 
@@ -247,6 +253,7 @@ def resize_(
             spread_(module, before)
     for name in kept:
         refresh_sizes_(find(model, name)[0])
+    count_experts_(model, kept)
     for parent, sizes, in_config in attributes:
         for attribute, size in sizes.items():
             setattr(parent, attribute, size)
@@ -257,6 +264,7 @@ def resize_(
 def check_sizes(model: nn.Module, kept: Mapping[str, Kept]) -> None:
     """Raise a ValueError if a layer or its parent would be left with sizes that do not fit."""
     list(_attributes(model, kept))
+    check_experts(model, kept)
     for name in kept:
         module, _ = find(model, name)
         path = name.rpartition(".")[0]
@@ -298,7 +306,9 @@ def _attributes(
         dim = output_dim(module)
         if dim is not None:
             path = path.rpartition(".")[0]
-        elif is_named(module, "", EXPERTS) or (key, *indices) in _HELD:
+        elif is_named(module, "", EXPERTS):
+            dim = next((dim for dim in indices if dim), None)  # whole experts are counted apart
+        elif (key, *indices) in _HELD:
             dim = next(iter(indices))  # the module itself holds what is cut
         if dim is None or dim not in indices or key.endswith("bias") or path in done:
             continue

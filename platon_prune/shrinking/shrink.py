@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from platon_prune.example_inputs import guessed_inputs, moved_to
+from platon_prune.groups import experts
 from platon_prune.groups.coupled import CoupledGroups
-from platon_prune.groups.find import find_groups
+from platon_prune.groups.find import ALL_KINDS, find_groups
 from platon_prune.groups.noted import (
     forget_groups_,
     note_left_,
@@ -24,6 +25,7 @@ from platon_prune.masks.targets import bare
 from platon_prune.shrinking import head_bias
 from platon_prune.shrinking.config_sizes import adopt_
 from platon_prune.shrinking.cut_out import cut_out_, plan_cut
+from platon_prune.shrinking.expert_counts import say_what_balancing_is_left_
 from platon_prune.shrinking.optimizer_states import check_states, cut_states_
 from platon_prune.shrinking.proof import CannotRun, failures
 from platon_prune.shrinking.removable import Place, find_places, groups_left
@@ -130,6 +132,7 @@ def shrink(
                 "nothing was cut out, for the config can tell no smaller counts: shrink without "
                 "uniform=True, and save with platon_prune.save"
             )
+        _tell_experts_of_zeros(model, places)
     cut = plan_cut(model, places)
     if optimizer is not None:
         check_states(optimizer, *_by_parameter(model, cut.kept))
@@ -146,6 +149,7 @@ def shrink(
     cut_out_(model, cut, also)
     if config is not None:
         adopt_(model, config)
+    say_what_balancing_is_left_(model)
     forget_groups_(model)  # they count what is no longer there
     note_left_(model, groups_left(model, places))
     rows = tuple(_row(place) for place in places)
@@ -177,6 +181,21 @@ def _verified(
     return [place.keeping_all(found[i]) if i in found else place for i, place in enumerate(places)]
 
 
+def _tell_experts_of_zeros(model: nn.Module, places: Sequence[Place]) -> None:
+    """Warn of experts that were put back for the config: others than this model pick them."""
+    filled = sum(
+        int((place.kept & experts.passed_over(model, place.groups)).sum())
+        for place in places
+        if place.groups.kind == experts.KIND
+    )
+    if filled:
+        PruningWarning.warn(
+            f"{filled} experts of zeros stay, so that the config can tell one number for all "
+            "layers: this model passes over them, one that from_pretrained builds does not; save "
+            "with platon_prune.save, or shrink without uniform=True"
+        )
+
+
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -196,7 +215,15 @@ def _check_model(model: nn.Module) -> None:
 
 def _groups_of(model: nn.Module, example_inputs: Any, time_limit: float) -> Sequence[CoupledGroups]:
     # Those of the run first: a traced model needs no example inputs again.
-    groups = noted_groups(model) or find_groups(model, example_inputs, time_limit=time_limit)
+    groups: Sequence[CoupledGroups] = noted_groups(model)
+    if not groups:
+        found = find_groups(model, example_inputs, kinds=ALL_KINDS, time_limit=time_limit)
+        # A mixture whose routers pass over nothing has no experts to remove, nor a row to show.
+        groups = [
+            place
+            for place in found
+            if place.kind != experts.KIND or experts.passed_over(model, place).any()
+        ]
     if not groups:
         raise ValueError(
             f"model must have coupled groups, such as heads or neurons, got a "

@@ -22,6 +22,9 @@ from torch.nn.utils import prune
 from platon_prune.example_inputs import call_model
 from platon_prune.groups.noted import forget_groups_
 from platon_prune.masks.masked import mask_of, pruned_tensors, weight_of
+from platon_prune.masks.routers import PassesOver
+from platon_prune.mixtures import OUTPUTS_OF_EXPERTS
+from platon_prune.shrinking.expert_counts import without_router_logits_
 from platon_prune.spellings import OUTPUTS_OF_HEADS
 
 # Outputs may differ by this much of the largest one, as sums in another order do; and by ten times
@@ -57,7 +60,9 @@ def twin_of(model: nn.Module) -> nn.Module:
     for module in twin.modules():
         # They are the user's, who would see calls that nobody made.
         for hooks in (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks):
-            hooks.clear()
+            for key in [key for key, hook in hooks.items() if not isinstance(hook, PassesOver)]:
+                del hooks[key]
+    without_router_logits_(twin)
     return twin.eval()
 
 
@@ -144,12 +149,12 @@ def _rounding(tensor: Tensor) -> float:
 
 
 def _tensors_in(output: Any) -> Iterator[Tensor]:
-    """Tensors of an output but those that have an entry for each head, which get fewer."""
+    """Tensors of an output but those that have an entry for each head or expert."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
         for key, value in output.items():
-            if key not in OUTPUTS_OF_HEADS:
+            if key not in OUTPUTS_OF_HEADS and key not in OUTPUTS_OF_EXPERTS:
                 yield from _tensors_in(value)
     elif isinstance(output, (list, tuple)):
         for value in output:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from platon_prune.shrinking import head_bias
 from platon_prune.shrinking.config_sizes import config_for, config_of
 from platon_prune.shrinking.removable import Place, kept_indices
-from platon_prune.shrinking.resize import find, named_parameter
+from platon_prune.shrinking.resize import companions, find, named_parameter, tensor_at
 
 
 def with_same_counts(model: nn.Module, places: Sequence[Place]) -> list[Place]:
@@ -109,11 +109,17 @@ def _shapes(model: nn.Module, places: Sequence[Place]) -> dict[str, tuple[int, .
     kept = kept_indices(places)
     shapes = {}
     for name in {member.name for place in places for member in place.groups.members}:
-        shape = named_parameter(*find(model, name)).shape
+        module, key = find(model, name)
+        tensors = {name: named_parameter(module, key)} | {
+            f"{name.removesuffix(key)}{other}": tensor_at(module, other)
+            for other in companions(module, key)
+            if other not in module._non_persistent_buffers_set
+        }
         dims = kept.get(name, {})
-        shapes[name] = tuple(
-            dims[dim].numel() if dim in dims else size for dim, size in enumerate(shape)
-        )
+        for each, tensor in tensors.items():
+            shapes[each] = tuple(
+                dims[dim].numel() if dim in dims else size for dim, size in enumerate(tensor.shape)
+            )
     return shapes
 
 
