@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from types import NoneType
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from platon_prune.history.changes import Change, bits_before, changes, changes_o
 from platon_prune.masks.targets import Target
 from platon_prune.scheduling import agreement
 from platon_prune.scheduling.averages import Storage
-from platon_prune.scheduling.gradients import StepGradients
-from platon_prune.scheduling.outcomes import Outcome, Outcomes
+from platon_prune.scheduling.learning import Learning, Settings
+from platon_prune.scheduling.outcomes import Outcomes
 from platon_prune.scheduling.states import check_state
 from platon_prune.scheduling.store import Store
 from platon_prune.scheduling.tracked import TrackedTensor
@@ -24,10 +23,8 @@ from platon_prune.tensors.blocks import Scratch
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.shards import is_sharded
 
-Settings = Mapping[str, Any]
 
-
-class SelectedTensors(Sequence[TrackedTensor]):
+class SelectedTensors(Learning):
     """The tensors of one scheduler, in the order of the model; masks are put on all of them.
 
     Args:
@@ -138,131 +135,6 @@ class SelectedTensors(Sequence[TrackedTensor]):
         self.require_agreement(settings)
         agreement.settle(self.processes, self._tensors)
         self._is_settled = True
-
-    # --- a step -------------------------------------------------------------------------------
-
-    def gradients_of_step(
-        self, step: int, settings: Callable[[], Settings], *, read: bool, skipped: bool | Tensor
-    ) -> StepGradients:
-        """The gradients that all processes agree to learn from.
-
-        Whether they are finite stays on an accelerator where this process is alone.
-
-        Args:
-            step: Number of the step that this process is about to take.
-            settings: Returns its settings.
-            read: Whether there are gradients to look at.
-            skipped: Whether the optimizer did not step; one entry on a device if only that knows.
-
-        Raises:
-            RuntimeError: If no tensor has a gradient, a tensor is not pruned any more, or
-                something is amiss in another process.
-            ValueError: If the granularity can't choose over a tensor as it is sharded.
-        """
-        error, found, moved = None, StepGradients(None), False
-        try:
-            if not self._store.is_seated():
-                self.require_masks()
-                self._follow()
-            moved = not self._is_settled
-            if not self._is_checked:
-                self._require_shards()
-            if read:
-                found = self._flagged_gradients(skipped)
-        except Exception as raised:
-            error = raised
-        # Alone on an accelerator nobody has to be asked, and the flag is read with others later.
-        if error is None and self._may_wait(found.flag):
-            return found
-        decision, found = agreement.agree(self.processes, step, found, error=error, settle=moved)
-        if decision.settle:
-            self.settle(settings())
-        if decision.redistribute and found.each is not None:
-            return StepGradients(
-                agreement.redistribute_gradients(self.processes, step, self._tensors, found.each)
-            )
-        return found
-
-    def _may_wait(self, flag: Tensor | None) -> bool:
-        """Whether what a flag says may be left on its device until it is needed."""
-        is_alone = self.processes.size == 1 and self._store.is_whole
-        return is_alone and flag is not None and flag.device.type != "cpu"
-
-    def _require_shards(self) -> None:
-        for tensor in self._tensors:
-            assert tensor.shard is not None
-            self.granularity.require_shard(tensor.name, tensor.shard)
-        self._is_checked = True
-
-    def _flagged_gradients(self, skipped: bool | Tensor) -> StepGradients:
-        """The gradient of each tensor, and a flag on the device that says if one is not finite."""
-        gradients = self._store.gradients()
-        if self.criterion.windowed and all(gradient is None for gradient in gradients):
-            # Of a skipped step nothing is learnt, so no gradient need be there.
-            if bool(skipped):
-                return StepGradients(None)
-            raise RuntimeError(
-                f"{self._tensors[0].name} and all other pruned tensors have no gradient: call "
-                "scheduler.step() after loss.backward() and before optimizer.zero_grad(), or "
-                "pass skipped=True if the optimizer did not step"
-            )
-        # Those that lie elsewhere are looked at once all processes have voted to redistribute them.
-        here = gradients
-        if not set(map(type, gradients)) <= {Tensor, NoneType}:
-            here = [None if is_sharded(gradient) else gradient for gradient in gradients]
-        flag = self._outcomes.flag(self._store.devices[0])
-        if isinstance(skipped, Tensor):
-            # What a GradScaler found stays on the device, as what is found here does.
-            flag.add_(skipped.to(flag, non_blocking=True))
-        self._store.flag_non_finite_(here, flag)
-        return StepGradients(gradients, flag)
-
-    def accumulate_(self, gradients: StepGradients, *, masking: bool) -> Outcome | None:
-        """Add a step's samples to the windows, then zero what the masks prune.
-
-        Returns:
-            How the step went; None if only the device knows: see :meth:`outcomes`.
-        """
-        before, self._before = self._before, []
-        self._store.accumulate_(gradients.each, gradients.flag, masking and not before)
-        for tensor, mask in zip(self._tensors, before, strict=False):
-            tensor.put_back(mask)
-        if before:
-            self._store.accumulate_(None, None, masking)
-        if gradients.each is None:
-            return Outcome(True, frozenset())
-        # Known without the device, so it is noted at once even if the flag is not read.
-        without = frozenset([i for i, each in enumerate(gradients.each) if each is None])
-        if gradients.flag is None:
-            return Outcome(False, without)
-        self._outcomes.add(without)
-        return None
-
-    @property
-    def must_read_outcomes(self) -> bool:
-        """Whether they have to be read before the next step."""
-        return self._outcomes.is_full
-
-    def had_gradients(self, without: Collection[int]) -> None:
-        """Note that all tensors but some had a gradient in a step that counts."""
-        for i, tensor in enumerate(self._tensors):
-            tensor.had_gradient = tensor.had_gradient or i not in without
-
-    def outcomes(self) -> Sequence[Outcome]:
-        """How the steps that only the device knew of went; waits for it if there are any."""
-        return self._outcomes.read()
-
-    def end_window_(self, num_samples: int) -> list[str]:
-        """Update the averages from the mean of so many samples, and restart the windows.
-
-        Returns:
-            Names of the tensors that had no gradient in it, if it had samples.
-        """
-        self._store.end_window_(num_samples)
-        without = [tensor.name for tensor in self if not tensor.had_gradient] if num_samples else []
-        for tensor in self._tensors:
-            tensor.had_gradient = False
-        return without
 
     # --- masks --------------------------------------------------------------------------------
 
