@@ -46,6 +46,7 @@ def semi_structured(
     own_keys: bool | None = None,
     state_dtype: torch.dtype = torch.float32,
     offload_averages: bool = False,
+    capturable: bool = False,
     process_group: dist.ProcessGroup | None = None,
 ) -> PlatonScheduler:
     r"""Set a model up for n:m pruning while it is fine-tuned: n kept of every m along the inputs.
@@ -85,6 +86,7 @@ def semi_structured(
         own_keys: Likewise.
         state_dtype: Likewise.
         offload_averages: Likewise.
+        capturable: Likewise.
         process_group: Likewise.
 
     Returns:

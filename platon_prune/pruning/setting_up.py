@@ -14,6 +14,7 @@ from platon_prune.choice.granularity import Granularity
 from platon_prune.masks.masked import pruned_tensors
 from platon_prune.masks.targets import Pairs, Target, bare, doubts
 from platon_prune.name_patterns import NamePatterns
+from platon_prune.pruning.capturable import require_capturable
 from platon_prune.pruning.settings import Settings
 from platon_prune.scheduling.scheduler import PlatonScheduler
 from platon_prune.tensors.blocks import count_kept
@@ -89,6 +90,8 @@ def set_up(
         schedule = settings.made_schedule(planned.amount, planned.initial_amount)
         if criterion.windowed:
             schedule.require_scores()
+        if settings.capturable:
+            require_capturable(planned.targets, criterion, processes)
         scheduler = PlatonScheduler(
             planned.targets,
             schedule,
@@ -100,6 +103,7 @@ def set_up(
             settings.history,
             planned.adopts_zeros,
             model,
+            settings.capturable,
         )
         return Made(scheduler, planned.notes, planned.is_found)
 

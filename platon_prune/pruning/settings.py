@@ -39,6 +39,7 @@ class Settings:
     own_keys: bool | None
     state_dtype: torch.dtype
     offload_averages: bool
+    capturable: bool
     process_group: dist.ProcessGroup | None
 
     @classmethod

@@ -65,6 +65,7 @@ def global_structured(
     own_keys: bool | None = None,
     state_dtype: torch.dtype = torch.float32,
     offload_averages: bool = False,
+    capturable: bool = False,
     process_group: dist.ProcessGroup | None = None,
 ) -> PlatonScheduler:
     r"""Set a model up for pruning whole heads, neurons and channels while it is fine-tuned.
@@ -123,6 +124,7 @@ def global_structured(
         own_keys: Likewise.
         state_dtype: Likewise.
         offload_averages: Likewise.
+        capturable: Likewise.
         process_group: Likewise.
 
     Returns:

@@ -15,6 +15,7 @@ from platon_prune.choice.granularity import Unstructured
 from platon_prune.criteria import Criterion, CriterionName
 from platon_prune.masks.method import Masking
 from platon_prune.masks.targets import Pairs, select
+from platon_prune.pruning.capturable import require_capturable
 from platon_prune.pruning.setting_up import Made, Plan, parameter_of, put_on, set_up
 from platon_prune.pruning.settings import Settings
 from platon_prune.schedule import RampSchedule, ScheduleName
@@ -45,6 +46,7 @@ def global_unstructured(
     own_keys: bool | None = None,
     state_dtype: torch.dtype = torch.float32,
     offload_averages: bool = False,
+    capturable: bool = False,
     process_group: dist.ProcessGroup | None = None,
 ) -> PlatonScheduler:
     r"""Set a model up for pruning while it is fine-tuned; the smallest scores of all tensors go.
@@ -95,6 +97,9 @@ def global_unstructured(
             memory and slightly other masks.
         offload_averages: Whether the averages are kept in host memory, where a window's end and a
             choice fetch them block by block.
+        capturable: Whether a step can be captured in a CUDA graph, in one process: counters stay on
+            the device, and ``scheduler.before_replay()`` and ``after_replay()`` do around each
+            replay what a graph can't.
         process_group: The processes that hold replicas or shards of the model, and choose
             together; by default all, if ``torch.distributed`` is initialised. Each of them has to
             call this, and whatever of the scheduler is said to be collective.
@@ -150,6 +155,7 @@ def adopt_zeros(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     own_keys: bool | None = None,
+    capturable: bool = False,
     process_group: dist.ProcessGroup | None = None,
 ) -> PlatonScheduler:
     """Keep the zeros that a model has, whatever pruned it, exactly while it is fine-tuned.
@@ -164,6 +170,7 @@ def adopt_zeros(
         include: Likewise. A pruned task head has to be named here.
         exclude: Likewise. What is zero only because it is initialised so belongs here.
         own_keys: Likewise.
+        capturable: Likewise.
         process_group: Likewise.
 
     Returns:
@@ -183,16 +190,19 @@ def adopt_zeros(
 
     def make(model: nn.Module | Pairs, processes: Processes) -> Made:
         targets = select(model, include, exclude, own_keys)
-        fixed = FixedSchedule()
+        fixed, unscored = FixedSchedule(), Unscored()
+        if capturable:
+            require_capturable(targets, unscored, processes)
         return Made(
             PlatonScheduler(
                 targets,
                 fixed,
-                Unscored(),
+                unscored,
                 processes=processes,
                 history=False,
                 adopts_zeros=True,
                 model=model,
+                capturable=capturable,
             )  # fmt: skip
         )
 

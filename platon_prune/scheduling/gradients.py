@@ -30,11 +30,12 @@ def all_finite(gradients: Sequence[Tensor | None]) -> bool:
     return all(bool(gradient.isfinite().all()) for gradient in present)
 
 
-def as_skipped(skipped: object) -> bool | Tensor:
+def as_skipped(skipped: object, unread: bool = False) -> bool | Tensor:
     """Whether a step was skipped, as a scheduler is told.
 
     Args:
         skipped: True, False, or a numpy or torch scalar of truth.
+        unread: Whether no tensor may be read, wherever it is: a replay would not read it again.
 
     Returns:
         The same as a bool; a tensor of one entry where reading it would wait for its device.
@@ -46,7 +47,7 @@ def as_skipped(skipped: object) -> bool | Tensor:
         return skipped
     # A tensor on a device is passed on: reading it here would wait for all of the step.
     if isinstance(skipped, Tensor) and skipped.dtype == torch.bool and not skipped.shape:
-        return bool(skipped) if skipped.device.type == "cpu" else skipped.view(1)
+        return bool(skipped) if skipped.device.type == "cpu" and not unread else skipped.view(1)
     if str(getattr(skipped, "dtype", "")) in ("bool", "torch.bool") and not skipped.shape:  # type: ignore[attr-defined]
         return bool(skipped)
     raise TypeError(
@@ -152,6 +153,6 @@ def _after_each_step(
                 "scaler.step(optimizer)"
             )
         found_inf = getattr(stepped, "found_inf", None)
-        step(found_inf is not None and as_skipped(found_inf.ne(0).reshape(())))
+        step(False if found_inf is None else found_inf.ne(0).reshape(()))
 
     return optimizer.register_step_post_hook(after_step)

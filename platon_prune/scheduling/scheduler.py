@@ -23,15 +23,16 @@ from platon_prune.scheduling.modes import in_plain_mode
 from platon_prune.scheduling.notices import Notices
 from platon_prune.scheduling.outcomes import Counters, Outcome
 from platon_prune.scheduling.progress import Progress
-from platon_prune.scheduling.readings import Readings
 from platon_prune.scheduling.recording import Recording
 from platon_prune.scheduling.replaced import Modules
 from platon_prune.scheduling.selected import SelectedTensors
 from platon_prune.scheduling.states import STATE_VERSION
+from platon_prune.scheduling.steps.replays import Replays
+from platon_prune.tensors import capture
 from platon_prune.tensors.collectives import Processes
 
 
-class PlatonScheduler(Readings):
+class PlatonScheduler(Replays):
     """Scores the weights of a model at every step and chooses the masks by its schedule.
 
     Made by :func:`platon_prune.global_unstructured` and its like. With the window length ``ΔT``,
@@ -57,6 +58,7 @@ class PlatonScheduler(Readings):
         adopts_zeros: Whether :meth:`adopt_zeros` will be called, which gives the initial amount.
         model: The model that holds them, if that is known: a module of it that is replaced during
             the run is noticed.
+        capturable: Whether :meth:`step` can be captured in a CUDA graph.
 
     Attributes:
         history: What each choice did, as :class:`~platon_prune.History`; empty if that is not
@@ -81,11 +83,14 @@ class PlatonScheduler(Readings):
         history: bool = True,
         adopts_zeros: bool = False,
         model: nn.Module | Iterable[tuple[nn.Module, str]] | None = None,
+        capturable: bool = False,
     ) -> None:
         self.schedule = schedule
         self.criterion = criterion
         self.masking = masking
         self.granularity = granularity or Unstructured()
+        self.capturable = capturable
+        self._open = None
         self.last_step = 0
         self.threshold: float | None = None
         self._counters = Counters()
@@ -143,6 +148,9 @@ class PlatonScheduler(Readings):
         On an accelerator an ordinary step waits for nothing: whether its gradients were finite is
         known there at once, and here at the window's end or when somebody asks for it.
 
+        Within ``torch.cuda.graph`` a step of a capturable scheduler is recorded and not taken: see
+        :meth:`before_replay`.
+
         Args:
             skipped: Whether the optimizer did not step (a GradScaler found infinities): the
                 schedule advances, and nothing is added to the scores. It may be a bool tensor
@@ -151,12 +159,16 @@ class PlatonScheduler(Readings):
         Raises:
             RuntimeError: If no pruned tensor has a gradient (unless the criterion needs none), a
                 tensor is not pruned any more, an optimizer is followed (:meth:`step_with`) that
-                calls this by itself, or something is amiss in another process.
+                calls this by itself, something is amiss in another process, or a step that can't
+                be is captured.
             TypeError: If ``skipped`` is neither True nor False nor such a tensor.
         """
-        skipped = as_skipped(skipped)
+        skipped = as_skipped(skipped, unread=self.capturable)
         if skipped is not True:
             self._following.refuse_other_calls()
+        if self.capturable or capture.is_capturing():
+            self._step_capturable(skipped)
+            return
         t = self.last_step + 1
         learns = t <= self.schedule.last_choosing_step
         chooses = self.schedule.is_choosing_step(t)
@@ -182,9 +194,21 @@ class PlatonScheduler(Readings):
         self.last_step = self._progress.step = t
         if outcome is not None and learns:
             self._learn([outcome])
+        self._end_step(t, learns, chooses, without_gradient, changed)
+
+    def _end_step(
+        self,
+        t: int,
+        learns: bool,
+        chooses: bool,
+        without_gradient: Sequence[str],
+        changed: Sequence[Change],
+    ) -> None:
+        """Share and record the masks, once all of a step is done, and say what went wrong in it."""
+        has_scores = self._counters.has_scores or not self.criterion.windowed
         if chooses or not learns:
             self._tensors.share_masks()
-        # Once all of the step is done: a full disk may stop the one, and a warning may be an error.
+        # After the step: a full disk may stop the one, and a warning may be an error.
         if chooses and has_scores:
             self._recording.add(t)
         self._recording.warn()
@@ -214,6 +238,7 @@ class PlatonScheduler(Readings):
     @property
     def skipped_steps(self) -> int:
         """How many steps had no finite gradients; waits for a device that has not told yet."""
+        self._require_closed("skipped_steps")
         self._learn(self._tensors.outcomes())
         return self._counters.skipped_steps
 
@@ -308,13 +333,16 @@ class PlatonScheduler(Readings):
         processes.
 
         Raises:
-            RuntimeError: If the run has ended.
+            RuntimeError: If the run has ended, or between :meth:`before_replay` and
+                :meth:`after_replay`.
         """
+        self._require_closed("state_dict()")
         self._tensors.locate()
         self._learn(self._tensors.outcomes())
         return {
             "version": STATE_VERSION,
             "settings": self.settings,
+            "capturable": self.capturable,
             "last_step": self.last_step,
             "threshold": self.threshold,
             **dataclasses.asdict(self._counters),
@@ -336,6 +364,7 @@ class PlatonScheduler(Readings):
                 Nothing is changed then.
             RuntimeError: If the run has ended.
         """
+        self._require_closed("load_state_dict()")
         # All of it is checked before anything is changed.
         self._tensors.check_state(state, self.settings)
         self._tensors.outcomes()  # of steps that are given up

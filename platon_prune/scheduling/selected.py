@@ -14,9 +14,11 @@ from platon_prune.history.changes import Change, bits_before, changes, changes_o
 from platon_prune.masks.targets import Target
 from platon_prune.scheduling import agreement
 from platon_prune.scheduling.averages import Storage
-from platon_prune.scheduling.learning import Learning, Settings
 from platon_prune.scheduling.outcomes import Outcomes
 from platon_prune.scheduling.states import check_state
+from platon_prune.scheduling.steps.learning import Settings
+from platon_prune.scheduling.steps.recorded import Recorded
+from platon_prune.scheduling.steps.told import Told
 from platon_prune.scheduling.store import Store
 from platon_prune.scheduling.tracked import TrackedTensor
 from platon_prune.tensors.blocks import Scratch
@@ -24,7 +26,7 @@ from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.shards import is_sharded
 
 
-class SelectedTensors(Learning):
+class SelectedTensors(Recorded):
     """The tensors of one scheduler, in the order of the model; masks are put on all of them.
 
     Args:
@@ -55,6 +57,7 @@ class SelectedTensors(Learning):
         self._ended: TrackedTensor | None = None  # the first whose mask is known to be gone
         self._before: list[Tensor] = []  # the masks before a choice whose values are to come back
         self._outcomes = Outcomes()
+        self._told = Told()
         scratch = Scratch()
         try:
             # Masks made in inference mode could not be updated in place outside it.

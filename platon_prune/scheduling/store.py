@@ -150,6 +150,11 @@ class Store:
         self._shares, self._seats, self._addressed, self._parameters = [], [], [], None
 
     @property
+    def operands(self) -> Sequence[FixedList[Operands]]:
+        """What a step touches, device by device; the same lists until a tensor moves."""
+        return [share.operands for share in self._shares]
+
+    @property
     def devices(self) -> list[torch.device]:
         """Where the tensors are."""
         return [share.line.device for share in self._shares]
@@ -160,10 +165,10 @@ class Store:
 
     # --- a step -------------------------------------------------------------------------------
 
-    def gradients(self) -> list[Tensor | None]:
+    def gradients(self) -> FixedList[Tensor | None]:
         """The gradient of each tensor; one that lies otherwise than its tensor as it is."""
         if self._parameters is None:
-            return [tensor.gradient for tensor in self._tensors]
+            return FixedList([tensor.gradient for tensor in self._tensors])
         gradients = FixedList([parameter.grad for parameter in self._parameters])
         for i, gradient in enumerate(gradients):
             if type(gradient) is not Tensor or gradient.layout is not _STRIDED:
@@ -189,14 +194,17 @@ class Store:
             flag.add_(own.to(flag.device, non_blocking=True))
 
     def accumulate_(
-        self, gradients: Sequence[Tensor | None] | None, flag: Tensor | None, masking: bool
+        self,
+        gradients: Sequence[Tensor | None] | None,
+        flag: Tensor | None,
+        masking: bool | Tensor,
     ) -> None:
         """Add a step's samples to the windows, unless the flag is set; then apply the masks.
 
         Args:
             gradients: Of each tensor, or None for all of them: nothing is added.
             flag: On the first device; None if it is known that all is finite.
-            masking: Whether to zero what the masks prune.
+            masking: Whether to zero what the masks prune; one entry if only the device knows.
         """
         for share in self._shares:
             device = share.line.device
@@ -206,9 +214,11 @@ class Store:
             if gradients is not None and self.criterion.windowed:
                 added = _of_share(gradients, share)
                 if formula is None:
-                    self._sample_(share.operands, added, here)
+                    # A graph has temporaries of its own: see `Backend.accumulate_`.
+                    scratch = Scratch() if isinstance(masking, Tensor) else self._scratch
+                    self._sample_(share.operands, added, here, scratch)
                     added = None
-            elif not masking:
+            elif masking is False:
                 continue
             backend = backend_for(device)
             backend.accumulate_(share.operands, added, formula or "abs_product", here, masking)
@@ -218,13 +228,14 @@ class Store:
         operands: Sequence[Operands],
         gradients: Sequence[Tensor | None],
         flag: Tensor | None,
+        scratch: Scratch,
     ) -> None:
         """The same with what a user's criterion says of a step, tensor by tensor."""
         for (weight, _, window), gradient in zip(operands, gradients, strict=True):
             if gradient is None or window is None:
                 continue
             for block, grad, total in blocks(weight, gradient, window):
-                product = self._scratch.like(block, torch.float32)
+                product = scratch.like(block, torch.float32)
                 sample = self.criterion.sample(block, grad, product)
                 if flag is not None:
                     sample.masked_fill_(flag != 0, 0)  # NaN times 0 would be NaN

@@ -56,10 +56,12 @@ class ForeachBackend:
         gradients: Sequence[Tensor | None] | None,
         formula: Formula,
         flag: Tensor | None,
-        masking: bool,
+        masking: bool | Tensor,
     ) -> None:
         """See :meth:`Backend.accumulate_`."""
         guard = None if flag is None else guard_of(flag)
+        # A graph that is recorded has temporaries of its own: ours may be given up for larger ones.
+        flat = _FlatScratch() if isinstance(masking, Tensor) else self._flat
         groups: dict[tuple[torch.dtype, ...], list[_Piece]] = {}
         fitting, others = [], []
         for operands, gradient in zip(tensors, gradients or [None] * len(tensors), strict=True):
@@ -74,9 +76,9 @@ class ForeachBackend:
                 group.append((weight, gradient, window))
         for pieces in groups.values():
             for some in _slices(pieces):
-                self._add(some, formula, guard)
-        if masking:
-            _zero_pruned_(fitting)
+                _add(some, formula, guard, flat)
+        if masking is not False:
+            _zero_pruned_(fitting, masking)
         self.num_plain = len(others)
         if others:
             rest, added = [one for one, _ in others], [gradient for _, gradient in others]
@@ -85,33 +87,6 @@ class ForeachBackend:
     def count_digits_(self, keys: Tensor, counts: Tensor, high: Tensor | None) -> None:
         """See :meth:`Backend.count_digits_`."""
         PLAIN.count_digits_(keys, counts, high)
-
-    def _add(self, pieces: Sequence[_Piece], formula: Formula, guard: Tensor | None) -> None:
-        """Add the samples of pieces that are alike in dtypes to their windows."""
-        weights, gradients, windows = ([*column] for column in zip(*pieces, strict=True))
-        first = gradients if formula == "squared_gradient" else weights
-        sample, samples = self._flat.like(weights, "sample")
-        torch._foreach_copy_(samples, first)
-        if gradients[0].dtype == torch.float32:
-            torch._foreach_mul_(samples, gradients)
-        else:
-            second, seconds = self._flat.like(weights, "second")
-            torch._foreach_copy_(seconds, gradients)
-            sample.mul_(second)
-        if formula == "abs_product":
-            sample.abs_()
-        elif formula == "negative_product":
-            sample.neg_()
-        if guard is not None:
-            sample.masked_fill_(guard, NOTHING)
-        if windows[0].dtype == torch.float32:
-            torch._foreach_add_(windows, samples)
-            return
-        # Added up in float32 and rounded once.
-        total, totals = self._flat.like(weights, "second")
-        torch._foreach_copy_(totals, windows)
-        total.add_(sample)
-        torch._foreach_copy_(windows, totals)
 
 
 class _FlatScratch(threading.local):
@@ -145,6 +120,36 @@ class _FlatScratch(threading.local):
         return buffer[:numel]
 
 
+def _add(
+    pieces: Sequence[_Piece], formula: Formula, guard: Tensor | None, flat: _FlatScratch
+) -> None:
+    """Add the samples of pieces that are alike in dtypes to their windows."""
+    weights, gradients, windows = ([*column] for column in zip(*pieces, strict=True))
+    first = gradients if formula == "squared_gradient" else weights
+    sample, samples = flat.like(weights, "sample")
+    torch._foreach_copy_(samples, first)
+    if gradients[0].dtype == torch.float32:
+        torch._foreach_mul_(samples, gradients)
+    else:
+        second, seconds = flat.like(weights, "second")
+        torch._foreach_copy_(seconds, gradients)
+        sample.mul_(second)
+    if formula == "abs_product":
+        sample.abs_()
+    elif formula == "negative_product":
+        sample.neg_()
+    if guard is not None:
+        sample.masked_fill_(guard, NOTHING)
+    if windows[0].dtype == torch.float32:
+        torch._foreach_add_(windows, samples)
+        return
+    # Added up in float32 and rounded once.
+    total, totals = flat.like(weights, "second")
+    torch._foreach_copy_(totals, windows)
+    total.add_(sample)
+    torch._foreach_copy_(windows, totals)
+
+
 def _views(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     parts = flat.split_with_sizes([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
@@ -173,13 +178,15 @@ def _cut(tensor: Tensor, limit: int) -> tuple[Tensor, ...]:
     return torch.functional.split(tensor.view(-1), limit)
 
 
-def _zero_pruned_(tensors: Sequence[Operands]) -> None:
+def _zero_pruned_(tensors: Sequence[Operands], masking: bool | Tensor) -> None:
     zeros: dict[torch.dtype, Tensor] = {}
+    all_stay = guard_of(masking).logical_not_() if isinstance(masking, Tensor) else None
     for weight, mask, _ in tensors:
         if weight.dtype not in zeros:
             zeros[weight.dtype] = weight.new_zeros(())
         # A multiplication would leave NaN and -0.
-        torch.where(mask, weight, zeros[weight.dtype], out=weight)
+        kept = mask if all_stay is None else mask.logical_or(all_stay)
+        torch.where(kept, weight, zeros[weight.dtype], out=weight)
 
 
 FOREACH = ForeachBackend()

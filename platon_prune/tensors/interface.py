@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 from torch import Tensor
 
 from platon_prune.criteria import Formula
+from platon_prune.tensors.capture import Capture
 
 _Each = TypeVar("_Each")
 BackendName = Literal["plain", "foreach", "triton"]
@@ -36,9 +37,14 @@ class FixedList(list[_Each]):
 
     Attributes:
         beside: Of gradients the list of their operands, place by place, where that is known.
+        unread: Of gradients whether no value may be read, since what is done with them may be
+            recorded in a graph and done again.
+        capture: What belongs to the graph that is being recorded from them; None if none is.
     """
 
     beside: FixedList[Operands] | None = None
+    unread: bool = False
+    capture: Capture | None = None
 
     # By identity: what was seen of a list is forgotten with it.
     __eq__ = object.__eq__
@@ -64,7 +70,7 @@ class Backend(Protocol):
         gradients: Sequence[Tensor | None] | None,
         formula: Formula,
         flag: Tensor | None,
-        masking: bool,
+        masking: bool | Tensor,
     ) -> None:
         """Add this step's samples to the windows, then zero what the masks prune.
 
@@ -77,7 +83,8 @@ class Backend(Protocol):
                 None adds nothing to its window, and one None for all adds nothing to any.
             formula: The sample.
             flag: Where its entry is not 0, no window is changed; None if all is known to be finite.
-            masking: Whether to zero.
+            masking: Whether to zero. Where only the device knows, float32 of one entry, not 0 if
+                so: then no value is read, and no temporary is used that others use too.
         """
 
     def count_digits_(self, keys: Tensor, counts: Tensor, high: Tensor | None) -> None:

@@ -37,7 +37,7 @@ class PlainBackend:
     def flag_non_finite_(self, gradients: Sequence[Tensor | None], flag: Tensor) -> None:
         """See :meth:`Backend.flag_non_finite_`."""
         rest = gradients
-        if isinstance(gradients, FixedList) and gradients.beside is not None:
+        if isinstance(gradients, FixedList) and gradients.beside and not gradients.unread:
             rest = self._not_cleared(gradients, gradients.beside)
         # A NaN is both extremes. Unlike a sum, they can't overflow.
         present = [each for each in rest if each is not None and each.numel()]
@@ -49,9 +49,12 @@ class PlainBackend:
         gradients: Sequence[Tensor | None] | None,
         formula: Formula,
         flag: Tensor | None,
-        masking: bool,
+        masking: bool | Tensor,
     ) -> None:
         """See :meth:`Backend.accumulate_`."""
+        if isinstance(masking, Tensor):
+            self._accumulate_unread(tensors, gradients, formula, flag, masking)
+            return
         is_skipped: bool | Tensor = False
         if flag is not None:
             # On a CPU there is nothing to wait for, and a look spares one walk through the sample.
@@ -64,8 +67,24 @@ class PlainBackend:
                 numbers = numbers + run.numbers
             elif masking:
                 run.zero_pruned_()
+        scratch = self._local.scratch
         for i in numbers:
-            self._accumulate(tensors[i], added[i], formula, is_skipped, masking)
+            _accumulate(tensors[i], added[i], formula, is_skipped, masking, scratch)
+
+    def _accumulate_unread(
+        self,
+        tensors: Sequence[Operands],
+        gradients: Sequence[Tensor | None] | None,
+        formula: Formula,
+        flag: Tensor | None,
+        masking: Tensor,
+    ) -> None:
+        """The same as part of a graph: nothing is decided here, and temporaries are its own."""
+        is_skipped: bool | Tensor = False if flag is None else guard_of(flag)
+        # Those that others use too may be given up for larger ones while a graph still writes them.
+        scratch, masks = Scratch(), guard_of(masking)
+        for operands, gradient in zip(tensors, gradients or [None] * len(tensors), strict=True):
+            _accumulate(operands, gradient, formula, is_skipped, masks, scratch)
 
     def _not_cleared(
         self, gradients: FixedList[Tensor | None], operands: FixedList[Operands]
@@ -76,30 +95,6 @@ class PlainBackend:
             if not self._together.all_finite(run, gradients):
                 numbers = numbers + run.numbers
         return [gradients[i] for i in numbers]
-
-    def _accumulate(
-        self,
-        operands: Operands,
-        gradient: Tensor | None,
-        formula: Formula,
-        is_skipped: bool | Tensor,
-        masking: bool,
-    ) -> None:
-        weight, mask, window = operands
-        scratch = self._local.scratch
-        if gradient is None or window is None or is_skipped is True:
-            if masking:
-                for block, kept in blocks(weight, mask):
-                    zero_pruned_(block, kept, scratch)
-            return
-        for block, kept, grad, total in blocks(weight, mask, gradient, window):
-            sample = _sample(block, grad, formula, scratch)
-            if isinstance(is_skipped, Tensor):
-                sample.masked_fill_(is_skipped, NOTHING)
-            # With a bfloat16 window torch adds in float32 too, and rounds once.
-            total.add_(sample)
-            if masking:
-                zero_pruned_(block, kept, scratch)
 
     def count_digits_(self, keys: Tensor, counts: Tensor, high: Tensor | None) -> None:
         """See :meth:`Backend.count_digits_`."""
@@ -125,8 +120,41 @@ class _OfThread(threading.local):
         self.scratch = Scratch()
 
 
+def _accumulate(
+    operands: Operands,
+    gradient: Tensor | None,
+    formula: Formula,
+    is_skipped: bool | Tensor,
+    masking: bool | Tensor,
+    scratch: Scratch,
+) -> None:
+    weight, mask, window = operands
+    if gradient is None or window is None or is_skipped is True:
+        if masking is not False:
+            for block, kept in blocks(weight, mask):
+                _zero_pruned_(block, kept, masking, scratch)
+        return
+    for block, kept, grad, total in blocks(weight, mask, gradient, window):
+        sample = _sample(block, grad, formula, scratch)
+        if isinstance(is_skipped, Tensor):
+            sample.masked_fill_(is_skipped, NOTHING)
+        # With a bfloat16 window torch adds in float32 too, and rounds once.
+        total.add_(sample)
+        if masking is not False:
+            _zero_pruned_(block, kept, masking, scratch)
+
+
+def _zero_pruned_(block: Tensor, mask: Tensor, masking: bool | Tensor, scratch: Scratch) -> None:
+    """Zero what a mask prunes; ``masking`` is True, or a bool tensor that says whether to."""
+    if not isinstance(masking, Tensor):
+        zero_pruned_(block, mask, scratch)
+        return
+    goes = torch.logical_not(mask, out=scratch.like(mask, torch.bool, role="goes"))
+    block.masked_fill_(goes.logical_and_(masking), 0)
+
+
 def guard_of(flag: Tensor) -> Tensor:
-    """Whether no window may change: a bool tensor without dimensions, on the device."""
+    """Whether an entry on the device is not 0: a bool tensor without dimensions, there too."""
     return flag.reshape(()).ne(0)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from platon_prune.criteria import Formula
+from platon_prune.tensors.capture import Capture
 from platon_prune.tensors.interface import BackendName, FixedList, Operands
 from platon_prune.tensors.plain_backend import NUM_DIGITS, PLAIN
 from platon_prune.tensors.triton_kernels import (
@@ -121,22 +122,24 @@ class TritonBackend:
         gradients: Sequence[Tensor | None] | None,
         formula: Formula,
         flag: Tensor | None,
-        masking: bool,
+        masking: bool | Tensor,
     ) -> None:
         """See :meth:`Backend.accumulate_`."""
         if not tensors:
             return
         gradients = [None] * len(tensors) if gradients is None else gradients
         forms, addresses = self._look_at(gradients, tensors[0].weight)
-        plan = self._plan_of(tensors, forms)
+        plan = self._plan_of(tensors, forms, _capture_of(gradients))
+        told = masking if isinstance(masking, Tensor) else None
         for group in plan.groups:
             weights, added, windows = (TYPES[dtype] for dtype in group.kind)
             self._launch(
-                accumulate_kernel, plan.table, addresses, group, flag, formula=formula,
-                is_guarded=flag is not None, masking=masking, weight_type=weights,
-                gradient_type=added, window_type=windows,
+                accumulate_kernel, plan.table, addresses, group, flag, told=told, formula=formula,
+                is_guarded=flag is not None, masking=masking is not False,
+                is_told=told is not None, weight_type=weights, gradient_type=added,
+                window_type=windows,
             )  # fmt: skip
-        if masking and plan.written:
+        if masking is not False and plan.written:
             # As an operation of torch would: autograd must see that what it saved has changed.
             torch.autograd.graph.increment_version(plan.written)
         self.num_plain = len(plan.others)
@@ -159,16 +162,19 @@ class TritonBackend:
 
     # --- what launches read -------------------------------------------------------------------
 
-    def _plan_of(self, tensors: Sequence[Operands], forms: _Forms) -> _Plan:
+    def _plan_of(
+        self, tensors: Sequence[Operands], forms: _Forms, capture: Capture | None
+    ) -> _Plan:
         """A plan for tensors whose gradients have these forms; made once for a fixed list."""
         # A fake plan, kept, would be taken for a real one.
         if not isinstance(tensors, FixedList) or isinstance(tensors[0].weight, FakeTensor):
             return self._plan(tensors, forms)
         kept = self._plans.setdefault(tensors, {})
         if forms not in kept:
+            _require_warm_up(capture)
             _make_room(kept)
             kept[forms] = self._plan(tensors, forms)
-        return kept[forms]
+        return _kept_by(capture, kept[forms])
 
     def _plan(self, tensors: Sequence[Operands], forms: _Forms) -> _Plan:
         like = tensors[0].weight
@@ -193,8 +199,11 @@ class TritonBackend:
         numels = [0 if each is None else each.numel() for each in gradients]
         key = (flag.device, forms, *numels)
         plan = None if isinstance(flag, FakeTensor) else self._flag_plans.get(key)
+        capture = _capture_of(gradients)
         if plan is not None:
-            return plan
+            return _kept_by(capture, plan)
+        if not isinstance(flag, FakeTensor):
+            _require_warm_up(capture)
         members: dict[_Kind | None, list[int]] = {}
         for i, form in enumerate(forms):
             if form is not None:
@@ -247,7 +256,13 @@ class TritonBackend:
             return seen
         is_fake = isinstance(like, FakeTensor)  # then there are no addresses, and none is kept
         addresses = [0 if each is None or is_fake else each.data_ptr() for each in gradients]
-        seen = _forms(gradients), self._send_once("gradients", addresses, like)
+        capture = _capture_of(gradients)
+        if capture is None or is_fake:
+            numbers = self._send_once("gradients", addresses, like)
+        else:
+            # Not the table of other steps: those write theirs anew whenever a gradient moves.
+            numbers = _Numbers(addresses, capture.send(addresses), _are_aligned(addresses))
+        seen = _forms(gradients), numbers
         if isinstance(gradients, FixedList) and not is_fake:
             self._seen[gradients] = seen
         return seen
@@ -258,8 +273,7 @@ class TritonBackend:
         kept = None if isinstance(like, FakeTensor) else self._sent.get(key)
         if kept is not None and kept.here == numbers:
             return kept
-        is_aligned = not functools.reduce(operator.or_, numbers, 0) & 15
-        kept = _Numbers(numbers, _send(numbers, "q", like), is_aligned)
+        kept = _Numbers(numbers, _send(numbers, "q", like), _are_aligned(numbers))
         if not isinstance(like, FakeTensor):
             _make_room(self._sent)
             self._sent[key] = kept
@@ -267,7 +281,7 @@ class TritonBackend:
 
     def _launch(
         self, kernel: Any, table: Tensor, addresses: _Numbers, group: _Group, flag: Tensor | None,
-        **constants: Any,
+        **others: Any,
     ) -> None:  # fmt: skip
         if not group.num_chunks or isinstance(addresses.there, FakeTensor):
             return
@@ -276,7 +290,7 @@ class TritonBackend:
             kernel[(group.num_chunks,)](
                 table, addresses.there, group.chunks, flag,
                 is_aligned=group.is_aligned and addresses.is_aligned, size=self._block,
-                num_warps=NUM_WARPS, enable_fp_fusion=False, **constants,
+                num_warps=NUM_WARPS, enable_fp_fusion=False, **others,
             )  # fmt: skip
 
 
@@ -288,6 +302,30 @@ def _forms(gradients: Sequence[Tensor | None]) -> _Forms:
             for each in gradients
         ]
     )
+
+
+def _capture_of(gradients: Sequence[Tensor | None]) -> Capture | None:
+    return gradients.capture if isinstance(gradients, FixedList) else None
+
+
+def _kept_by(capture: Capture | None, plan: _Plan) -> _Plan:
+    if capture is not None:
+        capture.kept.append(plan)  # its graph reads it, whatever is dropped here
+    return plan
+
+
+def _require_warm_up(capture: Capture | None) -> None:
+    """Raise a RuntimeError if a table would have to be made while a graph is recorded."""
+    if capture is not None:
+        raise RuntimeError(
+            "a step that is captured must have gradients as a step before it had (the same ones, "
+            "of the same dtypes and layouts), got others: take warm-up steps that do what the "
+            "captured step does"
+        )
+
+
+def _are_aligned(numbers: Sequence[int]) -> bool:
+    return not functools.reduce(operator.or_, numbers, 0) & 15
 
 
 def _make_room(kept: dict) -> None:

@@ -57,9 +57,9 @@ def flag_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def accumulate_kernel(  # type: ignore[no-untyped-def]
-    table, addresses, chunks, flag, weight_type: tl.constexpr, gradient_type: tl.constexpr,
+    table, addresses, chunks, flag, told, weight_type: tl.constexpr, gradient_type: tl.constexpr,
     window_type: tl.constexpr, formula: tl.constexpr, is_guarded: tl.constexpr,
-    masking: tl.constexpr, is_aligned: tl.constexpr, size: tl.constexpr,
+    masking: tl.constexpr, is_told: tl.constexpr, is_aligned: tl.constexpr, size: tl.constexpr,
 ):  # fmt: skip
     """Add samples, then zero; rows are weight, mask, window or 0, numel; a gradient may be at 0."""
     chunk = chunks + 2 * tl.program_id(0)
@@ -96,6 +96,8 @@ def accumulate_kernel(  # type: ignore[no-untyped-def]
         tl.store(windows + at, in_dtype(total, window_type), mask=inside)
     if masking:
         kept = tl.load(masks + at, mask=inside, other=1)
+        if is_told:  # by the device, that all stay for now
+            kept = kept | (tl.load(told) == 0).to(tl.int8)
         # Most of training has blocks of which nothing is pruned, and writing costs a fifth.
         if tl.min(kept.to(tl.int32), 0) == 0:
             tl.store(weights + at, tl.where(kept != 0, weight, tl.zeros_like(weight)), mask=inside)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import NoneType
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -105,13 +105,9 @@ class Learning(Sequence[TrackedTensor]):
             # Of a skipped step nothing is learnt, so no gradient need be there.
             if bool(skipped):
                 return StepGradients(None)
-            raise RuntimeError(
-                f"{self._tensors[0].name} and all other pruned tensors have no gradient: call "
-                "scheduler.step() after loss.backward() and before optimizer.zero_grad(), or "
-                "pass skipped=True if the optimizer did not step"
-            )
+            self._refuse_no_gradient()
         # Those that lie elsewhere are looked at once all processes have voted to redistribute them.
-        here = gradients
+        here: Sequence[Tensor | None] = gradients
         if not set(map(type, gradients)) <= {Tensor, NoneType}:
             here = [None if is_sharded(gradient) else gradient for gradient in gradients]
         flag = self._outcomes.flag(self._store.devices[0])
@@ -120,6 +116,13 @@ class Learning(Sequence[TrackedTensor]):
             flag.add_(skipped.to(flag, non_blocking=True))
         self._store.flag_non_finite_(here, flag)
         return StepGradients(gradients, flag)
+
+    def _refuse_no_gradient(self) -> NoReturn:
+        raise RuntimeError(
+            f"{self._tensors[0].name} and all other pruned tensors have no gradient: call "
+            "scheduler.step() after loss.backward() and before optimizer.zero_grad(), or "
+            "pass skipped=True if the optimizer did not step"
+        )
 
     def accumulate_(self, gradients: StepGradients, *, masking: bool) -> Outcome | None:
         """Add a step's samples to the windows, then zero what the masks prune.

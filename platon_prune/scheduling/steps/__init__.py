@@ -1,0 +1,1 @@
+"""What a step does: to the tensors, and where a graph does it again."""

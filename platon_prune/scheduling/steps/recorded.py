@@ -1,0 +1,183 @@
+"""`Recorded`: a step whose launches are the same at every step, so that a graph can replay it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from platon_prune.scheduling.gradients import StepGradients
+from platon_prune.scheduling.outcomes import Outcome
+from platon_prune.scheduling.steps.learning import Learning
+from platon_prune.scheduling.steps.told import Told
+from platon_prune.tensors.backends import FixedList, address_of
+from platon_prune.tensors.capture import Capture
+
+
+class Recorded(Learning):
+    """The part of :class:`~platon_prune.scheduling.selected.SelectedTensors` for such steps.
+
+    Whether to learn and to zero is told on the device before, and how it went is counted there.
+    """
+
+    _told: Told
+
+    def tell(self, *, learns: bool, masks: bool) -> None:
+        """Tell the next step whether to learn, and whether to zero what is pruned."""
+        self._told.tell(self._store.devices[0], len(self._tensors), learns=learns, masks=masks)
+
+    @property
+    def must_read_outcomes(self) -> bool:
+        """See :meth:`Learning.must_read_outcomes`."""
+        return super().must_read_outcomes or self._told.is_full
+
+    def outcomes(self) -> Sequence[Outcome]:
+        """See :meth:`Learning.outcomes`.
+
+        Raises:
+            RuntimeError: If there were more replays than were announced, or fewer.
+        """
+        return [*super().outcomes(), *self._told.read()]
+
+    @property
+    def was_learning(self) -> bool:
+        """Whether the last step was told to learn."""
+        return self._told.learns
+
+    def unread_gradients(self) -> FixedList[Tensor | None]:
+        """The gradients of a step, of which no value is read.
+
+        Raises:
+            RuntimeError: If no tensor has a gradient, a tensor is not pruned any more, or the
+                tensors are not all of one process and one device.
+            ValueError: If the granularity can't choose over a tensor as it is sharded.
+        """
+        self._find()
+        gradients = self._store.gradients()
+        gradients.unread = True
+        if self.criterion.windowed and all(gradient is None for gradient in gradients):
+            self._refuse_no_gradient()
+        return gradients
+
+    def _find(self) -> None:
+        if not self._store.is_seated():
+            self.require_masks()
+            self._follow()
+        if not self._is_checked:
+            self._require_shards()
+        got = None
+        if self.processes.size > 1:
+            got = f"{self.processes.size} processes, which have to wait for one another"
+        elif not self._store.is_whole:
+            got = "a model that is sharded over processes"
+        elif len(self._store.devices) > 1:
+            got = f"tensors on {', '.join(map(str, self._store.devices))}"
+        if got is not None:
+            raise RuntimeError(
+                f"capturable=True must be of one process that has all of the model on one device, "
+                f"got {got}: set pruning up without capturable=True"
+            )
+
+    def record_(
+        self,
+        gradients: FixedList[Tensor | None],
+        skipped: bool | Tensor,
+        capture: Capture | None = None,
+    ) -> None:
+        """Add a step's samples to the windows and zero, as the device is told, and count it there.
+
+        Args:
+            gradients: Of each tensor.
+            skipped: False, or one entry on the device.
+            capture: Of the graph that is being recorded, if so.
+        """
+        gradients.capture = capture
+        flag = self._told.flag()
+        if isinstance(skipped, Tensor):
+            # Filled and not added: the flag is counted, and is 0 or 1.
+            flag.masked_fill_(skipped.to(flag.device, non_blocking=True), 1)
+        self._store.flag_non_finite_(gradients, flag)
+        self._store.accumulate_(gradients, flag, self._told.masks)
+        without = frozenset([i for i, each in enumerate(gradients) if each is None])
+        self._told.count_(without, capture)
+        if capture is None:
+            self._told.add()
+        else:
+            self._told.captures.append((capture, without))
+
+    def skip_(self, *, masking: bool) -> Outcome:
+        """Take a step of which Python knows that nothing is to be learnt; how it went."""
+        self._find()
+        outcome = self.accumulate_(StepGradients(None), masking=masking)
+        assert outcome is not None
+        return outcome
+
+    # --- graphs -------------------------------------------------------------------------------
+
+    def capture_(self, skipped: bool | Tensor) -> None:
+        """Record a step; it is not taken.
+
+        Raises:
+            RuntimeError: If no step was taken with the tensors where they are.
+        """
+        if not self._store.is_seated() or not self._told.is_ready(self._store.devices[0]):
+            raise RuntimeError(
+                "a step must have been taken, with the model where it is, before one is captured, "
+                "got none: take warm-up steps as torch.cuda.graph asks for, each with "
+                "scheduler.step()"
+            )
+        gradients = self.unread_gradients()
+        capture = self._told.new_capture()
+        capture.addresses = [_address(gradient) for gradient in gradients]
+        # Held with the graph: a replay writes weights, masks and windows whatever ended meanwhile.
+        capture.touched = self._store.operands
+        self.record_(gradients, skipped, capture)
+
+    def require_capture(self) -> None:
+        """Raise a RuntimeError unless a graph can be replayed: what it touches is where it was."""
+        captures = [capture for capture, _ in self._told.captures]
+        if not captures:
+            raise RuntimeError(
+                "a step must be captured before it is replayed, got no scheduler.step() within "
+                "torch.cuda.graph: capture forward, backward, optimizer.step() and "
+                "scheduler.step() in one graph"
+            )
+        is_seated = self._store.is_seated()
+        if not is_seated:
+            self.require_masks()
+        touched = self._store.operands
+        captures = [capture for capture in captures if is_seated and capture.touched == touched]
+        if not captures:
+            raise RuntimeError(
+                "weights and masks must stay where they were when the step was captured, got "
+                "others, or moved ones: capture the step anew after the model has been moved or "
+                "loaded with assign=True"
+            )
+        addresses = [_address(gradient) for gradient in self._store.gradients()]
+        if not any(_are_where(addresses, capture.addresses) for capture in captures):
+            self._refuse_moved(addresses, captures[-1].addresses)
+
+    def _refuse_moved(self, addresses: Sequence[int], expected: Sequence[int]) -> None:
+        for tensor, address, before in zip(self._tensors, addresses, expected, strict=True):
+            if before and address != before:
+                got = "one at another address" if address else "none"
+                raise RuntimeError(
+                    f"the gradient of {tensor.name} must stay where it was when the step was "
+                    f"captured, got {got}: call optimizer.zero_grad() only before or within the "
+                    "capture, and between replays only with set_to_none=False; or capture anew"
+                )
+
+    def note_replay(self) -> None:
+        """Note that a graph was replayed."""
+        self._told.add()
+
+
+def _address(gradient: Tensor | None) -> int:
+    return 0 if gradient is None else address_of(gradient) or 0
+
+
+def _are_where(addresses: list[int], expected: Sequence[int]) -> bool:
+    """Whether gradients are where a graph writes them; what it has no gradient of may have one."""
+    return addresses == expected or all(
+        address == before for address, before in zip(addresses, expected, strict=True) if before
+    )
