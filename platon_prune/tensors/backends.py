@@ -27,6 +27,7 @@ __all__ = [
     "address_of",
     "backend_for",
     "has_triton",
+    "is_fake",
 ]
 
 VARIABLE = "PLATON_PRUNE_BACKEND"

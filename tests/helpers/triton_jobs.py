@@ -11,6 +11,7 @@ import backend_twin as twin
 import torch
 
 from platon_prune.tensors.backends import FixedList, Operands
+from platon_prune.tensors.capture import Capture
 from platon_prune.tensors.plain_backend import PLAIN
 from platon_prune.tensors.triton_backend import TritonBackend
 
@@ -138,7 +139,74 @@ def check_fixed_lists():
         assert alive() is None and not backend._plans and not backend._seen
 
 
+def check_captures():
+    """A recorded step reads tables of its own, whatever other steps have sent or dropped since."""
+
+    def made(number):
+        return twin.operands_of(twin.KINDS[0], number, shapes=[(1,), (63,), (300,)])
+
+    backend, ours = TritonBackend(block=128), made(1)
+    theirs = twin.copies(ours)
+    fixed = FixedList(Operands(one.weight, one.mask, one.window) for one in ours)
+    launched, told, flag = [], torch.ones(1), torch.zeros(1)
+
+    def step(number, capture=None):
+        gradients = FixedList(one.gradient for one in made(number))
+        gradients.capture = capture
+        backend.flag_non_finite_(gradients, flag)
+        backend.accumulate_(fixed, gradients, "abs_product", flag, told)
+        return gradients
+
+    step(2)
+    capture = Capture(len(fixed), torch.device("cpu"))
+    launch, backend._launch = backend._launch, lambda *args, **kw: launched.append((args, kw))
+    captured = step(3, capture)
+    backend._launch = launch
+    assert len(launched) == 2 and len(capture.kept) == 2
+    others = [step(4), step(5)]
+    backend._flag_plans.clear(), backend._chunk_maps.clear(), backend._sent.clear()
+    for is_told in (0.0, 1.0):
+        told.fill_(is_told)
+        for args, kwargs in launched:
+            launch(*args, **kwargs)
+    told.fill_(1.0)
+    for gradients in (
+        [one.gradient for one in made(2)], *others, captured, captured
+    ):  # fmt: skip
+        twin.step(
+            PLAIN,
+            [one._replace(gradient=g) for one, g in zip(theirs, gradients, strict=True)],
+            "abs_product", None, True,
+        )  # fmt: skip
+    twin.assert_same_bits(ours, theirs)
+    try:
+        gradients = FixedList([None] * len(fixed))
+        gradients.capture = Capture(len(fixed), torch.device("cpu"))
+        backend.accumulate_(fixed, gradients, "abs_product", flag, told)
+    except RuntimeError as error:
+        assert "warm-up steps" in str(error)
+    else:
+        raise AssertionError("a table would have been made while a graph is recorded")
+
+
+def check_told():
+    """Whether to zero may be said by the device: then no bit of a weight changes if it says no."""
+    for density in (0.0, 0.5, 1.1):
+        ours = twin.operands_of(twin.KINDS[0], 7, True, density, [(63,), (300,)])
+        for is_told in (0.0, 1.0):
+            theirs = twin.copies(ours)
+            each = [Operands(one.weight, one.mask, one.window) for one in ours]
+            gradients = [one.gradient for one in ours]
+            TritonBackend(block=128).accumulate_(
+                each, gradients, "abs_product", torch.zeros(1), torch.tensor([is_told])
+            )
+            twin.step(PLAIN, theirs, "abs_product", None, bool(is_told))
+            twin.assert_same_bits(ours, theirs)
+
+
 CHECKS = [
+    check_captures,
+    check_told,
     check_steps,
     check_masks_and_mixtures,
     check_fixed_lists,

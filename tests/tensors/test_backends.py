@@ -89,6 +89,18 @@ def test_a_raised_flag_leaves_every_bit_of_a_window_and_masks_all_the_same(name,
 
 
 @pytest.mark.parametrize("name", ["plain", "foreach"])
+@pytest.mark.parametrize("kind", twin.KINDS[::2], ids=str)
+@pytest.mark.parametrize("is_told", [False, True])
+def test_the_device_may_say_whether_to_zero(name, kind, is_told):
+    for flagged in (0.0, 1.0):
+        ours = twin.operands_of(kind, 5, special=True)
+        theirs, flag = twin.copies(ours), torch.tensor([flagged])
+        twin.step(_new(name), ours, "abs_product", flag, torch.tensor([float(is_told)]))
+        twin.step(PLAIN, theirs, "abs_product", flag, is_told)
+        twin.assert_same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["plain", "foreach"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_flag_is_raised_by_what_is_not_finite_alone(name, dtype):
     backend, largest = _new(name), torch.finfo(dtype).max

@@ -10,7 +10,7 @@ from platon_prune.scheduling.gradients import StepGradients
 from platon_prune.scheduling.outcomes import Outcome
 from platon_prune.scheduling.steps.learning import Learning
 from platon_prune.scheduling.steps.told import Told
-from platon_prune.tensors.backends import FixedList, address_of
+from platon_prune.tensors.backends import FixedList, is_fake
 from platon_prune.tensors.capture import Capture
 
 
@@ -128,7 +128,7 @@ class Recorded(Learning):
             )
         gradients = self.unread_gradients()
         capture = self._told.new_capture()
-        capture.addresses = [_address(gradient) for gradient in gradients]
+        capture.addresses = _addresses(gradients)
         # Held with the graph: a replay writes weights, masks and windows whatever ended meanwhile.
         capture.touched = self._store.operands
         self.record_(gradients, skipped, capture)
@@ -153,7 +153,7 @@ class Recorded(Learning):
                 "others, or moved ones: capture the step anew after the model has been moved or "
                 "loaded with assign=True"
             )
-        addresses = [_address(gradient) for gradient in self._store.gradients()]
+        addresses = _addresses(self._store.gradients())
         if not any(_are_where(addresses, capture.addresses) for capture in captures):
             self._refuse_moved(addresses, captures[-1].addresses)
 
@@ -172,8 +172,12 @@ class Recorded(Learning):
         self._told.add()
 
 
-def _address(gradient: Tensor | None) -> int:
-    return 0 if gradient is None else address_of(gradient) or 0
+def _addresses(gradients: Sequence[Tensor | None]) -> list[int]:
+    """Where gradients are; 0 for none, and for fake ones, which are all alike."""
+    if any(each is not None and is_fake(each) for each in gradients[:1]):
+        return [0] * len(gradients)
+    # Hundreds of them at each replay, so as little as can be is done for each.
+    return [0 if each is None else each.data_ptr() for each in gradients]
 
 
 def _are_where(addresses: list[int], expected: Sequence[int]) -> bool:
