@@ -12,7 +12,8 @@ from platon_prune.criteria import Criterion, Platon
 from platon_prune.scheduling.averages import Storage
 from platon_prune.tables import table
 
-# At a choice, of large models: blocks of scores and averages, and the masks of before, packed.
+# At a choice: blocks of scores and averages, and the masks of before, packed. Blocks have a largest
+# size, so that smaller models than of a billion weights take up to twice as much.
 CHOICE_BYTES = 1
 _GIGA = 1e9
 GPUS = (24, 48, 80, 141)  # GB

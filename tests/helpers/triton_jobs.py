@@ -4,13 +4,16 @@ Run with ``TRITON_INTERPRET=1``, which Triton reads when it is imported.
 """
 
 import itertools
+import os
 import sys
 import weakref
 
 import backend_twin as twin
 import torch
+from torch import nn
 
-from platon_prune.tensors.backends import FixedList, Operands
+import platon_prune
+from platon_prune.tensors.backends import VARIABLE, FixedList, Operands
 from platon_prune.tensors.capture import Capture
 from platon_prune.tensors.plain_backend import PLAIN
 from platon_prune.tensors.triton_backend import TritonBackend
@@ -204,6 +207,32 @@ def check_told():
             twin.assert_same_bits(ours, theirs)
 
 
+def check_runs_with_bfloat16_state():
+    """A run that keeps window and averages in bfloat16 has the same bits by either backend."""
+    states = []
+    for name in ("triton", "plain"):
+        os.environ[VARIABLE] = name
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(9, 13), nn.Linear(13, 10))
+        scheduler = platon_prune.global_unstructured(
+            model, amount=0.5, total_steps=20, warmup_steps=3, cooldown_steps=3, window=3,
+            state_dtype=torch.bfloat16,
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(11):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+                parameter.data.add_(parameter.grad, alpha=-0.01)
+            scheduler.step()
+        states.append(scheduler.state_dict()["tensors"])
+    del os.environ[VARIABLE]
+    for tensor, ours in states[0].items():
+        assert ours["window"].dtype == ours["sensitivity"].dtype == torch.bfloat16
+        assert not ours["mask"].all() and ours["window"].any()
+        for key in ("mask", "window", "sensitivity", "uncertainty"):
+            assert torch.equal(ours[key], states[1][tensor][key]), (tensor, key)
+
+
 CHECKS = [
     check_captures,
     check_told,
@@ -213,6 +242,7 @@ CHECKS = [
     check_flags,
     check_digits,
     check_versions,
+    check_runs_with_bfloat16_state,
 ]
 
 if __name__ == "__main__":

@@ -91,7 +91,9 @@ def test_a_gpu_allocates_no_more_than_the_table_says_and_hardly_less(setting):
     peak = torch.cuda.max_memory_allocated() - before
     told = setting.on_device(size)
     del kept
-    assert sum(told.values()) - told["a choice"] <= peak <= 1.01 * sum(told.values())
+    least = sum(told.values()) - told["a choice"]
+    # A quarter of a billion weights: at a choice up to two bytes each, and what is rounded up.
+    assert least <= peak <= 1.01 * least + 2 * size.selected
 
 
 def test_the_default_is_13_bytes_a_selected_weight_beside_16_a_parameter():
