@@ -38,7 +38,11 @@ if TYPE_CHECKING:
     from platon_prune.reports.n_of_m_patterns import check_semi_structured
     from platon_prune.reports.structure import PlaceSummary, Structure, structure
     from platon_prune.reports.summary import Summary, TensorSummary, summary
-    from platon_prune.runtimes.semi_structured_inference import to_semi_structured
+    from platon_prune.runtimes.semi_structured_inference import (
+        ConvertedLayer,
+        SemiStructuredReport,
+        to_semi_structured,
+    )
     from platon_prune.runtimes.sparse_inference import (
         LayerChoice,
         SparseReport,
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Choice",
+    "ConvertedLayer",
     "CoupledGroups",
     "Criterion",
     "CriterionName",
@@ -90,6 +95,7 @@ __all__ = [
     "ScaledMagnitude",
     "Schedule",
     "ScheduleName",
+    "SemiStructuredReport",
     "Sensitivity",
     "ShrinkReport",
     "SparseReport",
@@ -144,7 +150,7 @@ _NAMES = {
     "reports.n_of_m_patterns": "check_semi_structured",
     "reports.structure": "PlaceSummary Structure structure",
     "reports.summary": "Summary TensorSummary summary",
-    "runtimes.semi_structured_inference": "to_semi_structured",
+    "runtimes.semi_structured_inference": "ConvertedLayer SemiStructuredReport to_semi_structured",
     "runtimes.sparse_inference": "LayerChoice SparseReport to_sparse_inference",
     "schedule": (
         "CubicSchedule ExponentialSchedule LinearSchedule OnceSchedule RampSchedule Schedule "

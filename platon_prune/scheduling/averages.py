@@ -14,7 +14,7 @@ from torch import Tensor
 
 from platon_prune.choice.scored import Line
 from platon_prune.criteria import Criterion
-from platon_prune.scheduling.bus import Bus, lanes_for
+from platon_prune.scheduling.bus import Bus, queues_for
 from platon_prune.tensors.blocks import Scratch
 
 _CPU = torch.device("cpu")
@@ -60,8 +60,8 @@ class Averages:
         self._scratch = scratch
         self._largest = torch.finfo(storage.dtype).max
         # The window stays with the weight: every step adds to it.
-        lanes = lanes_for(line.device) if storage.offload else None
-        self._bus = None if lanes is None else Bus(lanes, line.device, line.numel)
+        queues = queues_for(line.device) if storage.offload else None
+        self._bus = None if queues is None else Bus(queues, line.device, line.numel)
         home = _CPU if storage.offload else line.device
         self.window = self._zeros(line.device)
         self.averages = tuple(self._zeros(home) for _ in criterion.averages)

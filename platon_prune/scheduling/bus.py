@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # "main" is the stream that a step runs on; copies to the GPU and from it have one each.
-Lane = Literal["main", "down", "up"]
+Queue = Literal["main", "down", "up"]
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 1 << 18, 1 << 22
 _NUM_BLOCKS = 32  # of a small model, of which two are on the GPU
 
@@ -35,80 +35,80 @@ class Moved:
 MOVED = Moved()  # all of them, for who measures
 
 
-class Lanes(Protocol):
+class Queues(Protocol):
     """Work that is queued on a device, in several queues that wait for one another."""
 
-    def copy(self, lane: Lane, target: Tensor, source: Tensor) -> None:
+    def copy(self, queue: Queue, target: Tensor, source: Tensor) -> None:
         """Queue a copy."""
 
-    def mark(self, lane: Lane) -> Any:
+    def mark(self, queue: Queue) -> Any:
         """A mark behind what is queued so far."""
 
-    def wait(self, lane: Lane, mark: Any) -> None:
+    def wait(self, queue: Queue, mark: Any) -> None:
         """Let what is queued from here on wait until a mark is reached."""
 
     def finish(self) -> None:
         """Make the host wait for all of it."""
 
 
-class CudaLanes:
+class CudaQueues:
     """Streams and events of a CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._side = {
-            lane: torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            for lane in ("down", "up")
+            queue: torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            for queue in ("down", "up")
         }
 
     def __reduce__(self) -> Any:
-        return CudaLanes, (self._device,)  # a copy has streams of its own
+        return CudaQueues, (self._device,)  # a copy has streams of its own
 
-    def _stream(self, lane: Lane) -> torch.cuda.Stream:
-        return self._side.get(lane) or torch.cuda.current_stream(self._device)
+    def _stream(self, queue: Queue) -> torch.cuda.Stream:
+        return self._side.get(queue) or torch.cuda.current_stream(self._device)
 
-    def copy(self, lane: Lane, target: Tensor, source: Tensor) -> None:
-        """See :meth:`Lanes.copy`."""
-        with torch.cuda.stream(self._stream(lane)):
+    def copy(self, queue: Queue, target: Tensor, source: Tensor) -> None:
+        """See :meth:`Queues.copy`."""
+        with torch.cuda.stream(self._stream(queue)):
             target.copy_(source, non_blocking=True)
 
-    def mark(self, lane: Lane) -> Any:
-        """See :meth:`Lanes.mark`."""
-        return self._stream(lane).record_event()
+    def mark(self, queue: Queue) -> Any:
+        """See :meth:`Queues.mark`."""
+        return self._stream(queue).record_event()
 
-    def wait(self, lane: Lane, mark: Any) -> None:
-        """See :meth:`Lanes.wait`."""
-        self._stream(lane).wait_event(mark)
+    def wait(self, queue: Queue, mark: Any) -> None:
+        """See :meth:`Queues.wait`."""
+        self._stream(queue).wait_event(mark)
 
     def finish(self) -> None:
-        """See :meth:`Lanes.finish`."""
+        """See :meth:`Queues.finish`."""
         torch.cuda.synchronize(self._device)
 
 
-class OneLane:
+class OneQueue:
     """One queue for all, where a device has no streams that can be had: all is done in order."""
 
-    def copy(self, lane: Lane, target: Tensor, source: Tensor) -> None:
-        """See :meth:`Lanes.copy`."""
+    def copy(self, queue: Queue, target: Tensor, source: Tensor) -> None:
+        """See :meth:`Queues.copy`."""
         target.copy_(source)
 
-    def mark(self, lane: Lane) -> Any:
-        """See :meth:`Lanes.mark`."""
+    def mark(self, queue: Queue) -> Any:
+        """See :meth:`Queues.mark`."""
         return True
 
-    def wait(self, lane: Lane, mark: Any) -> None:
-        """See :meth:`Lanes.wait`."""
+    def wait(self, queue: Queue, mark: Any) -> None:
+        """See :meth:`Queues.wait`."""
 
     def finish(self) -> None:
-        """See :meth:`Lanes.finish`."""
+        """See :meth:`Queues.finish`."""
 
 
-def lanes_for(device: torch.device) -> Lanes | None:
-    """The lanes between host memory and a device; None where it is host memory itself."""
+def queues_for(device: torch.device) -> Queues | None:
+    """The queues between host memory and a device; None where it is host memory itself."""
     if device.type == "cpu":
         return None
     # Fake tensors say that they are on a GPU where there is none.
-    return CudaLanes(device) if device.type == "cuda" and torch.cuda.is_available() else OneLane()
+    return CudaQueues(device) if device.type == "cuda" and torch.cuda.is_available() else OneQueue()
 
 
 class _Slot:
@@ -124,13 +124,13 @@ class Bus:
     """Brings averages to a device and back.
 
     Args:
-        lanes: The device's.
+        queues: The device's.
         device: Where the weights are.
         numel: Entries of each average.
     """
 
-    def __init__(self, lanes: Lanes, device: torch.device, numel: int) -> None:
-        self._lanes = lanes
+    def __init__(self, queues: Queues, device: torch.device, numel: int) -> None:
+        self._queues = queues
         self._device = device
         size = min(max(_SMALLEST_BLOCK, -(-numel // _NUM_BLOCKS)), _LARGEST_BLOCK)
         self._pieces = [slice(start, min(start + size, numel)) for start in range(0, numel, size)]
@@ -139,7 +139,7 @@ class Bus:
         self._is_busy = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # Marks are of this process and of these lanes.
+        # Marks are of this process and of these queues.
         self.finish()
         return {**vars(self), "_slots": [], "_last": None}
 
@@ -153,6 +153,8 @@ class Bus:
             return
         if not self._slots:
             self._slots = [self._new_slot(averages) for _ in range(2)]
+            # Their memory may be that of a tensor which the step has let go of and still reads.
+            self._wait("down", self._queues.mark("main"))
         self._fetch(0, averages)
         for i, piece in enumerate(self._pieces):
             if i + 1 < len(self._pieces):
@@ -161,10 +163,10 @@ class Bus:
             self._wait("main", slot.fetched)
             blocks = [_cut(buffer, 0, piece) for buffer in slot.buffers]
             yield piece, blocks
-            self._wait("up", self._lanes.mark("main"))
+            self._wait("up", self._queues.mark("main"))
             for average, block in zip(averages, blocks, strict=True):
                 self._copy("up", _cut(average, piece.start, piece), block)
-            slot.sent = self._last = self._lanes.mark("up")
+            slot.sent = self._last = self._queues.mark("up")
 
     def _new_slot(self, averages: Sequence[Tensor]) -> _Slot:
         first = self._pieces[0]
@@ -177,7 +179,7 @@ class Bus:
         self._wait("down", slot.sent)
         for average, buffer in zip(averages, slot.buffers, strict=True):
             self._copy("down", _cut(buffer, 0, piece), _cut(average, piece.start, piece))
-        slot.fetched = self._lanes.mark("down")
+        slot.fetched = self._queues.mark("down")
 
     def bring(self, block: Tensor, target: Tensor) -> Tensor:
         """Fill a tensor on the device from host memory, in order with what runs there."""
@@ -188,20 +190,20 @@ class Bus:
     def finish(self) -> None:
         """Make the host wait until it may read and write the averages."""
         if self._is_busy:
-            self._lanes.finish()
+            self._queues.finish()
             self._is_busy = False
 
-    def _wait(self, lane: Lane, mark: Any) -> None:
+    def _wait(self, queue: Queue, mark: Any) -> None:
         if mark is not None:
-            self._lanes.wait(lane, mark)
+            self._queues.wait(queue, mark)
 
-    def _copy(self, lane: Lane, target: Tensor, source: Tensor) -> None:
+    def _copy(self, queue: Queue, target: Tensor, source: Tensor) -> None:
         self._is_busy = True
-        if lane == "up":
+        if queue == "up":
             MOVED.to_host += source.nbytes
         else:
             MOVED.to_device += source.nbytes
-        self._lanes.copy(lane, target, source)
+        self._queues.copy(queue, target, source)
 
 
 def _cut(flat: Tensor, start: int, piece: slice) -> Tensor:

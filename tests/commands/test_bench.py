@@ -201,7 +201,7 @@ def test_offloaded_averages_are_measured_beside_others_with_what_goes_over_the_b
     from platon_prune.commands.benchmarks.workload import Size
     from platon_prune.scheduling import averages, bus
 
-    monkeypatch.setattr(averages, "lanes_for", lambda device: bus.OneLane())
+    monkeypatch.setattr(averages, "queues_for", lambda device: bus.OneQueue())
     size = Size("tiny", [(8, 8)], biases=False)
     found = offload_figures(size, "cpu", 1, lambda function: (function(), 1.0)[1])
     values = {figure.name: figure.ours.median for figure in found}

@@ -10,7 +10,7 @@ from torch import nn
 
 import platon_prune
 from platon_prune import cli
-from platon_prune.deploy import facts, memory
+from platon_prune.deploy import facts, measure, memory
 from platon_prune.deploy.forms import FORMS, usual_forms
 from platon_prune.deploy.picture import save_picture
 from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times
@@ -152,6 +152,32 @@ def test_memory_of_a_device_is_that_of_the_model_and_of_its_run(monkeypatch):
         "synchronize", "reset_peak_memory_stats", "memory_allocated", "run", "synchronize",
         "max_memory_allocated",
     ]  # fmt: skip
+
+
+def test_a_whole_report_by_the_way_of_a_gpu(monkeypatch, tmp_path):
+    _kernels(monkeypatch, {"dense": 10.0, "CUTLASS": 1.0})
+    monkeypatch.setattr(torch, "compile", lambda model, **settings: functools.partial(model))
+    # What stands in for the device: its memory, its clock, and where the models are.
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100)
+    monkeypatch.setattr(memory, "_device_of", lambda form: torch.device("cuda"))
+    monkeypatch.setattr(measure, "usual_forms", lambda device: usual_forms("cuda"))
+    monkeypatch.setattr(measure, "event_clock", lambda device: lambda call: (call(), 1.0)[1])
+    model = two_layers()
+    model[0].weight.data[128:] = model[0].bias.data[128:] = 0
+    model[2].weight.data[:, 128:] = 0
+    platon_prune.global_unstructured(model, amount=0.5, total_steps=100)
+    for layer in (model[0], model[2]):
+        layer.weight_mask.copy_(layer.weight_orig != 0)
+    report = quick(model, None, memory=True)
+    assert [row.name for row in report] == list(usual_forms("cuda"))
+    assert [row.reason for row in report] == [None] * 7
+    assert all(row.times["2x64"].median == 1.0 for row in report)
+    dense, half = report.row("dense").peak_bytes, report.row("float16").peak_bytes
+    assert dense - 100 == 2 * (half - 100) == 4 * (2 * 64 * 256 + 256 + 64)
+    assert report.row("shrunk").peak_bytes < dense
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor")

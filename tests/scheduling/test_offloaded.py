@@ -1,5 +1,6 @@
 """Averages in host memory come over the bus once a window, beside the step, and stay exact."""
 
+import contextlib
 import copy
 import pickle
 
@@ -20,7 +21,7 @@ from platon_prune.tensors.blocks import Scratch
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-class LateLanes:
+class LateQueues:
     """Two side streams that do nothing until somebody waits for them: as late as is allowed.
 
     What the main stream does is done at once. So whoever reads what was not waited for reads what
@@ -33,58 +34,58 @@ class LateLanes:
         self.main_marks = self.seen_by_up = 0
         self.host_waits = 0
 
-    def copy(self, lane, target, source):
-        if lane == "main":
+    def copy(self, queue, target, source):
+        if queue == "main":
             target.copy_(source)
             return
-        if lane == "up":
+        if queue == "up":
             assert self.seen_by_up == self.main_marks, "sent before it was computed"
-        self.queued[lane].append(lambda: target.copy_(source))
+        self.queued[queue].append(lambda: target.copy_(source))
 
-    def mark(self, lane):
-        if lane == "main":
+    def mark(self, queue):
+        if queue == "main":
             self.main_marks += 1
-            return (lane, self.main_marks)
-        return (lane, self.done[lane] + len(self.queued[lane]))
+            return (queue, self.main_marks)
+        return (queue, self.done[queue] + len(self.queued[queue]))
 
-    def wait(self, lane, mark):
+    def wait(self, queue, mark):
         other, number = mark
         if other == "main":
-            if lane == "up":
+            if queue == "up":
                 self.seen_by_up = number
             return
-        if lane == "main":
+        if queue == "main":
             self._run(other, number)
-        elif lane != other:
-            self._then(lane, lambda: self._run(other, number))
+        elif queue != other:
+            self._then(queue, lambda: self._run(other, number))
 
-    def _then(self, lane, action):
-        self.queued[lane].append(action)
+    def _then(self, queue, action):
+        self.queued[queue].append(action)
 
-    def _run(self, lane, number):
-        while self.done[lane] < number:
-            self.done[lane] += 1
-            self.queued[lane].pop(0)()
+    def _run(self, queue, number):
+        while self.done[queue] < number:
+            self.done[queue] += 1
+            self.queued[queue].pop(0)()
 
     def finish(self):
         self.host_waits += 1
-        for lane in ("down", "up"):
-            self._run(lane, self.done[lane] + len(self.queued[lane]))
+        for queue in ("down", "up"):
+            self._run(queue, self.done[queue] + len(self.queued[queue]))
 
     def __reduce__(self):
-        return LateLanes, ()
+        return LateQueues, ()
 
 
 @pytest.fixture
 def late(monkeypatch):
-    """Offloaded averages of a model on the CPU go through such lanes, in small blocks."""
+    """Offloaded averages of a model on the CPU go through such queues, in small blocks."""
     made = []
 
-    def lanes_for(device):
-        made.append(LateLanes())
+    def queues_for(device):
+        made.append(LateQueues())
         return made[-1]
 
-    monkeypatch.setattr(averages_module, "lanes_for", lanes_for)
+    monkeypatch.setattr(averages_module, "queues_for", queues_for)
     monkeypatch.setattr(bus, "_SMALLEST_BLOCK", 16)
     return made
 
@@ -177,16 +178,83 @@ def test_a_copy_of_averages_goes_on_by_itself(late, copied):
         assert torch.equal(ours, theirs)
 
 
+def test_the_order_of_two_windows_is_the_one_that_keeps_blocks_apart(monkeypatch):
+    class Log(bus.OneQueue):
+        def copy(self, queue, target, source):
+            log.append(f"copy {queue}")
+            target.copy_(source)
+
+        def mark(self, queue):
+            marks.append(f"{queue} {len(marks)}")
+            return marks[-1]
+
+        def wait(self, queue, mark):
+            log.append(f"{queue} waits for {mark}")
+
+    log, marks = [], []
+    monkeypatch.setattr(averages_module, "queues_for", lambda device: Log())
+    monkeypatch.setattr(bus, "_SMALLEST_BLOCK", 16)
+    averages = _line_of(32, Storage(offload=True))
+    fetch, send = ["copy down"] * 2, ["copy up"] * 2
+    averages.end_window_(1)
+    assert log == [
+        "down waits for main 0", *fetch, *fetch,  # the memory of both blocks is new
+        "main waits for down 1", "up waits for main 3", *send,
+        "main waits for down 2", "up waits for main 5", *send,
+    ]  # fmt: skip
+    log.clear()
+    averages.end_window_(1)
+    assert log[:6] == ["down waits for up 4", *fetch, "down waits for up 6", *fetch]
+
+
+def test_queues_of_a_gpu_are_two_streams_beside_the_one_that_a_step_runs_on(monkeypatch):
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            return f"event of {self.name}"
+
+        def wait_event(self, event):
+            log.append(f"{self.name} waits for the {event}")
+
+    class Target:
+        def copy_(self, source, non_blocking):
+            log.append(f"copy on {entered[-1].name}, non_blocking={non_blocking}")
+
+    @contextlib.contextmanager
+    def enter(stream):
+        entered.append(stream)
+        yield
+        entered.pop()
+
+    log, entered, made = [], [], []
+    numbered = lambda device: made.append(Stream(f"side {len(made)}")) or made[-1]  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "Stream", numbered)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", enter)
+    queues = bus.CudaQueues(torch.device("cuda"))
+    for name in ("down", "up", "main"):
+        queues.copy(name, Target(), None)
+    queues.wait("up", queues.mark("main"))
+    queues.wait("main", queues.mark("down"))
+    assert log == [
+        "copy on side 0, non_blocking=True", "copy on side 1, non_blocking=True",
+        "copy on main, non_blocking=True", "side 1 waits for the event of main",
+        "main waits for the event of side 0",
+    ]  # fmt: skip
+
+
 # --- fake tensors on a GPU ----------------------------------------------------------------------
 
 
-class CountedLanes(bus.OneLane):
+class CountedQueues(bus.OneQueue):
     """Counts bytes by where they go; fake tensors can't be copied from a device to another."""
 
     def __init__(self):
         self.bytes = {"cuda": 0, "cpu": 0}
 
-    def copy(self, lane, target, source):
+    def copy(self, queue, target, source):
         assert target.device != source.device and target.dtype == source.dtype
         assert target.shape == source.shape
         self.bytes[target.device.type] += source.numel() * source.dtype.itemsize
@@ -203,15 +271,15 @@ class Values(TorchDispatchMode):
 
 
 def test_a_window_on_a_gpu_moves_16_bytes_a_weight_and_reads_no_value(monkeypatch):
-    lanes = CountedLanes()
-    monkeypatch.setattr(averages_module, "lanes_for", lambda device: lanes)
+    queues = CountedQueues()
+    monkeypatch.setattr(averages_module, "queues_for", lambda device: queues)
     numel = 3 << 18
     with FakeTensorMode():
         averages = _line_of(numel, Storage(offload=True), "cuda")
         assert {each.device.type for each in averages.averages} == {"cpu"}
         with Values():
             averages.end_window_(10)
-    assert lanes.bytes == {"cuda": 8 * numel, "cpu": 8 * numel}
+    assert queues.bytes == {"cuda": 8 * numel, "cpu": 8 * numel}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
