@@ -135,7 +135,7 @@ def rank_scores(tensors: Sequence[Scored], count: int, processes: Processes = AL
     if digits.serves(devices, processes):
         # Digits come from the device with one wait; a sample and a sweep would take several.
         signed = any(tensor.signed for tensor in tensors)
-        return digits.kth_smallest_by_digits(blocks, count, devices[0], signed)
+        return digits.kth_smallest_by_digits(blocks, count, devices[0], signed, processes)
     bracket = sampled_bracket(tensors, count, processes)
     return kth_smallest(blocks, count, bracket, processes)
 

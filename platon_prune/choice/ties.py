@@ -53,7 +53,8 @@ def tie_break(
     tensors: Sequence[Scored], threshold: float, num_pruned: int, processes: Processes
 ) -> TieBreak:
     """Decide which ``num_pruned`` of the entries at the threshold are pruned; collective."""
-    if digits.serves([tensor.device for tensor in tensors], processes):
+    # Over processes, keys are ranked by sums that all wait for: ties are rare.
+    if processes.size == 1 and digits.serves([tensor.device for tensor in tensors], processes):
         return _on_device(tensors, threshold, num_pruned)
     # Two walks: how many tied entries there are decides which of them are split.
     pieces: list[tuple[Scored, slice]] = []  # those with ties: mostly one or two

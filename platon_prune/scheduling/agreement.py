@@ -13,7 +13,7 @@ from platon_prune.scheduling.tracked import TrackedTensor
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.shards import is_sharded
 
-_SKIPS, _FAILED = 1, 2  # what a process votes for; the larger wins
+SKIPS, FAILED = 1, 2  # what a process votes for; the larger wins
 
 
 class Decision(NamedTuple):
@@ -58,15 +58,30 @@ def vote(
         RuntimeError: If anything stands in the way anywhere, or the steps differ.
         Exception: ``error``, here.
     """
-    state = _FAILED if error is not None else _SKIPS if gradients is None else 0
+    state = FAILED if error is not None else SKIPS if gradients is None else 0
     lies_apart = any(is_sharded(gradient) for gradient in gradients or ())
     # The step with both signs: the maxima are then its largest and its smallest value.
     votes = [state, int(settle), int(lies_apart), step, -step]
     worst, any_settle, any_apart, last, minus_first = processes.maximum(votes)
-    # Its own error here, with its own traceback; the others say that a process failed.
+    require_agreed(error, worst, last, minus_first, step)
+    return Decision(worst == SKIPS, bool(any_settle), bool(any_apart))
+
+
+def require_agreed(
+    error: Exception | None, worst: int, last: int, minus_first: int, step: int
+) -> None:
+    """Raise what a vote found: its own error here, with its own traceback, and that it failed else.
+
+    Args:
+        error: What stands in the way in this process.
+        worst: What any process voted for.
+        last: The largest step that one is about to take.
+        minus_first: The smallest, with its sign turned.
+        step: That of this process.
+    """
     if error is not None:
         raise error
-    if worst == _FAILED:
+    if worst == FAILED:
         raise RuntimeError(
             f"scheduler.step() must succeed in every process, but failed in another at step {step}:"
             " see its own error"
@@ -77,7 +92,6 @@ def vote(
             f"{last} in all: resume all of them from one checkpoint, and call scheduler.step() "
             "equally often in each"
         )
-    return Decision(worst == _SKIPS, bool(any_settle), bool(any_apart))
 
 
 def agree(

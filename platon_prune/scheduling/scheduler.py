@@ -177,8 +177,11 @@ class PlatonScheduler(Replays):
             self._learn(self._tensors.outcomes())
         # g, the gradient that made the weight w what it is now.
         gradients = self._tensors.gradients_of_step(
-            t, lambda: self.settings, read=learns and skipped is not True, skipped=skipped
-        )
+            t, lambda: self.settings, read=learns and skipped is not True, skipped=skipped,
+            window=self.schedule.window, is_ordinary=not (ends_window or chooses),
+        )  # fmt: skip
+        if self._tensors.is_broken:  # all of them raise soon; until then nothing takes several
+            ends_window = chooses = False
         self._recording.begin(self.last_step)
         # Ī ← β₁ Ī + (1 − β₁) I and Ū ← β₂ Ū + (1 − β₂) |I − Ī|, with I the window's mean.
         without_gradient: list[str] = []

@@ -16,6 +16,7 @@ from platon_prune.scheduling import agreement
 from platon_prune.scheduling.averages import Storage
 from platon_prune.scheduling.outcomes import Outcomes
 from platon_prune.scheduling.states import check_state
+from platon_prune.scheduling.steps.device_votes import DeviceVotes
 from platon_prune.scheduling.steps.learning import Settings
 from platon_prune.scheduling.steps.recorded import Recorded
 from platon_prune.scheduling.steps.told import Told
@@ -58,6 +59,7 @@ class SelectedTensors(Recorded):
         self._before: list[Tensor] = []  # the masks before a choice whose values are to come back
         self._outcomes = Outcomes()
         self._told = Told()
+        self._votes = DeviceVotes()
         scratch = Scratch()
         try:
             # Masks made in inference mode could not be updated in place outside it.
@@ -174,6 +176,8 @@ class SelectedTensors(Recorded):
 
     def share_masks(self) -> None:
         """Bring the masks to all sites of each tensor, in a step, whose weights are zeroed."""
+        if self.is_broken:  # perhaps since some are gone
+            return
         for tensor in self._tensors:
             tensor.share_mask()
 

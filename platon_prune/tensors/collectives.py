@@ -61,6 +61,20 @@ class Processes:
         maxima = self._reduced(torch.tensor(values, dtype=torch.int64), dist.ReduceOp.MAX)
         return [int(value) for value in maxima.tolist()]
 
+    def maximum_(self, tensor: Tensor) -> None:
+        """Replace an int64 tensor where they exchange by the maxima over all processes.
+
+        On a device it is launched there, and not waited for.
+        """
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+
+    def on_device(self) -> torch.device | None:
+        """The accelerator on which several of them exchange tensors; None if they do on hosts."""
+        if self.size == 1:
+            return None
+        device = self._device()
+        return None if device.type == "cpu" else device
+
     def gather(self, value: T) -> list[T]:
         """What each process passed, in the order of their ranks; any object that can be pickled."""
         if self.size == 1:

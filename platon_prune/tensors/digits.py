@@ -14,27 +14,38 @@ from torch import Tensor
 
 from platon_prune.tensors.backends import backend_for
 from platon_prune.tensors.blocks import Scratch
-from platon_prune.tensors.collectives import Processes
+from platon_prune.tensors.collectives import ALONE, Processes
 from platon_prune.tensors.ranking import Ranked
 
 _BINS = 1 << 16
 
 
 def serves(devices: Sequence[torch.device], processes: Processes) -> bool:
-    """Whether values on these devices are ranked so: on one accelerator, by one process."""
-    return processes.size == 1 and len(set(devices)) == 1 and devices[0].type != "cpu"
+    """Whether values on these devices are ranked so: on one accelerator, that processes share."""
+    if len(set(devices)) != 1:
+        return False
+    if processes.size == 1:
+        return devices[0].type != "cpu"
+    shared = processes.on_device()
+    return shared is not None and devices[0].type == shared.type
 
 
 def kth_smallest_by_digits(
-    blocks: Callable[[], Iterator[Tensor]], k: int, device: torch.device, signed: bool = True
+    blocks: Callable[[], Iterator[Tensor]],
+    k: int,
+    device: torch.device,
+    signed: bool = True,
+    processes: Processes = ALONE,
 ) -> Ranked:
     """The exact k-th smallest over blocks that can be walked again.
 
     Args:
-        blocks: Yields one-dimensional float32 blocks, not NaN, on the device; there are k values.
+        blocks: Yields one-dimensional float32 blocks, not NaN, on the device; all processes
+            together have k values.
         k: Rank, from 1.
         device: Where they are.
         signed: Whether a value can be negative, or -0.
+        processes: Those that rank together, who add up their histograms on their devices.
 
     Returns:
         The value with the numbers of smaller and of equal ones.
@@ -45,9 +56,11 @@ def kth_smallest_by_digits(
     high, low = (torch.zeros(_BINS, dtype=torch.int64, device=device) for _ in range(2))
     for block in blocks():
         backend.count_digits_(_keys(block, signed, scratch), high, None)
+    high = processes.sum(high)
     digit, before = _digit_of(high, rank)
     for block in blocks():
         backend.count_digits_(_keys(block, signed, scratch), low, digit)
+    low = processes.sum(low)
     last, between = _digit_of(low, rank - before)
     # Joined, so that all four numbers are fetched at once.
     numbers = torch.cat([digit, last, before + between, low[last]])

@@ -13,6 +13,7 @@ from platon_prune.criteria import Criterion
 from platon_prune.scheduling import agreement
 from platon_prune.scheduling.gradients import StepGradients
 from platon_prune.scheduling.outcomes import Outcome, Outcomes
+from platon_prune.scheduling.steps.device_votes import DeviceVotes
 from platon_prune.scheduling.store import Store
 from platon_prune.scheduling.tracked import TrackedTensor
 from platon_prune.tensors.collectives import Processes
@@ -30,6 +31,7 @@ class Learning(Sequence[TrackedTensor]):
     _tensors: list[TrackedTensor]
     _store: Store
     _outcomes: Outcomes
+    _votes: DeviceVotes
     _before: list[Tensor]
     _is_settled: bool
     _is_checked: bool
@@ -46,17 +48,27 @@ class Learning(Sequence[TrackedTensor]):
         raise NotImplementedError
 
     def gradients_of_step(
-        self, step: int, settings: Callable[[], Settings], *, read: bool, skipped: bool | Tensor
+        self,
+        step: int,
+        settings: Callable[[], Settings],
+        *,
+        read: bool,
+        skipped: bool | Tensor,
+        window: int = 1,
+        is_ordinary: bool = False,
     ) -> StepGradients:
         """The gradients that all processes agree to learn from.
 
-        Whether they are finite stays on an accelerator where this process is alone.
+        Whether they are finite stays on an accelerator where this process is alone, or where the
+        processes exchange on it.
 
         Args:
             step: Number of the step that this process is about to take.
             settings: Returns its settings.
             read: Whether there are gradients to look at.
             skipped: Whether the optimizer did not step; one entry on a device if only that knows.
+            window: Steps of a window.
+            is_ordinary: Whether neither a window ends nor masks are chosen.
 
         Raises:
             RuntimeError: If no tensor has a gradient, a tensor is not pruned any more, or
@@ -78,7 +90,15 @@ class Learning(Sequence[TrackedTensor]):
         # Alone on an accelerator nobody has to be asked, and the flag is read with others later.
         if error is None and self._may_wait(found.flag):
             return found
-        decision, found = agreement.agree(self.processes, step, found, error=error, settle=moved)
+        if self._votes_on_device():
+            decision, found = self._votes.agree(
+                self.processes, step, found, error=error, settle=moved, reads=not is_ordinary,
+                window=window,
+            )  # fmt: skip
+        else:
+            decision, found = agreement.agree(
+                self.processes, step, found, error=error, settle=moved
+            )
         if decision.settle:
             self.settle(settings())
         if decision.redistribute and found.each is not None:
@@ -91,6 +111,16 @@ class Learning(Sequence[TrackedTensor]):
         """Whether what a flag says may be left on its device until it is needed."""
         is_alone = self.processes.size == 1 and self._store.is_whole
         return is_alone and flag is not None and flag.device.type != "cpu"
+
+    def _votes_on_device(self) -> bool:
+        """Whether processes vote on a device, and read the votes of a window together."""
+        # By the group alone and what all know: who votes otherwise would leave the others waiting.
+        return self.processes.on_device() is not None and not self._votes.is_apart
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether processes are known to differ, and will raise at a vote that all of them read."""
+        return self._votes.is_broken
 
     def _require_shards(self) -> None:
         for tensor in self._tensors:
