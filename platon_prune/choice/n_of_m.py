@@ -154,13 +154,14 @@ class _Groups:
         scored = ScoredTensor(costs.__getitem__, is_free, 0, signed=line.signed)
         return cls(line, Layout(m, 1), costs, scored)
 
-    def constrain_(self, n: int, scratch: Scratch) -> int:
+    def constrain_(self, n: int, scratch: Scratch) -> int | Tensor:
         """Write the mask as if all groups were constrained, and what that costs each.
 
         Returns:
             A digest of the scores and of the old mask, if other processes hold the same shard.
         """
-        layout, of_scores = self.layout, 0
+        layout = self.layout
+        of_scores: int | Tensor = 0
         for entries, groups in self._pieces():
             scores, mask = self.tensor.score(entries), self.tensor.kept(entries)
             if self.tensor.num_replicas > 1:

@@ -24,7 +24,7 @@ from platon_prune.choice.scored import (
 from platon_prune.choice.ties import TieBreak, tie_break
 from platon_prune.tensors import digits
 from platon_prune.tensors.blocks import Scratch, digest
-from platon_prune.tensors.collectives import ALONE, Processes
+from platon_prune.tensors.collectives import ALONE, Processes, sent
 from platon_prune.tensors.ranking import Ranked, kth_smallest
 from platon_prune.tensors.shards import Shard
 
@@ -153,7 +153,7 @@ def write_masks_(
     Raises:
         RuntimeError: If processes that hold the same shard had different scores or masks for it.
     """
-    digests = [0] * len(tensors)
+    digests: list[int | Tensor] = [0] * len(tensors)
     scratch = Scratch()
     for i, tensor in enumerate(tensors):
         for piece, scores in tensor.pieces():
@@ -193,7 +193,7 @@ def _write_line_(line: ScoredLine, cut: Cut | None) -> Tensor:
 
 
 def require_same_replicas(
-    tensors: Sequence[ScoredTensor], digests: Sequence[int], processes: Processes
+    tensors: Sequence[ScoredTensor], digests: Sequence[int | Tensor], processes: Processes
 ) -> None:
     """Raise everywhere if processes that hold the same shard found different digests for it.
 
@@ -209,12 +209,18 @@ def require_same_replicas(
     # add up to zero, and so do equal digests: one exchange of 8 bytes a tensor is enough.
     if processes.size == 1:
         return
-    # As Python integers, which do not overflow before the remainder is taken.
-    weighted = [
-        digest * _weight_of_replica(tensor.shard) % _DIGEST_MODULUS
-        for tensor, digest in zip(tensors, digests, strict=True)
-    ]
-    sums = processes.sum(torch.tensor(weighted, dtype=torch.int64)).tolist()
+    weights = [_weight_of_replica(tensor.shard) for tensor in tensors]
+    device = processes.on_device()
+    if device is None:
+        # As Python integers, which do not overflow before the remainder is taken.
+        pairs = zip(digests, weights, strict=True)
+        weighted = torch.tensor([int(each) * weight % _DIGEST_MODULUS for each, weight in pairs])
+    else:
+        # Nor does it matter here that int64 overflows: the modulus divides 2^64.
+        none = torch.zeros((), dtype=torch.int64, device=device)
+        each = [d.to(device) if isinstance(d, Tensor) else none for d in digests]
+        weighted = torch.stack(each).mul_(sent(weights, device)).remainder_(_DIGEST_MODULUS)
+    sums = processes.sum(weighted).tolist()
     drifted = [
         tensor.name for tensor, total in zip(tensors, sums, strict=True) if total % _DIGEST_MODULUS
     ]

@@ -97,7 +97,9 @@ class _Sums:
         self.aggregate = aggregate
         self._nothing = -math.inf if aggregate == "max" else 0.0
 
-    def along(self, tensor: ScoredTensor, dims: Sequence[int]) -> tuple[dict[int, Tensor], int]:
+    def along(
+        self, tensor: ScoredTensor, dims: Sequence[int]
+    ) -> tuple[dict[int, Tensor], int | Tensor]:
         """One number per index of each dimension; and the digest that replicas are compared by."""
         shape, device = tensor.mask.shape, tensor.mask.device
         # On the tensor's device: one read of the scores serves all dimensions, and only the sums
@@ -107,7 +109,7 @@ class _Sums:
             for dim in dims
         }
         scratch = Scratch()
-        digested = 0
+        digested: int | Tensor = 0
         for rows in _row_blocks(shape, device):
             per_row = shape[1:].numel()
             flat = slice(rows.start * per_row, rows.stop * per_row)

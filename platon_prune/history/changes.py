@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from platon_prune.choice.scored import ScoredTensor
-from platon_prune.tensors.bits import count_ones, pack_bits
+from platon_prune.tensors.bits import count_ones, pack_bits, sum_of_ones
 from platon_prune.tensors.blocks import count_true
 from platon_prune.tensors.collectives import Processes
 
@@ -64,6 +64,8 @@ def changes(
     Returns:
         One for each tensor.
     """
+    if processes.on_device() is not None:
+        return _changes_on_device(tensors, before, processes)
     rows = []
     for i, tensor in enumerate(tensors):
         owned = tensor.flat_mask[tensor.owned]
@@ -76,8 +78,31 @@ def changes(
         rows.append((kept, count_ones(before[i]) - stayed, kept - stayed))
     # All tensors in one exchange: a collective costs a round trip whatever its size.
     counts = processes.sum(torch.tensor(rows, dtype=torch.int64)).tolist()
+    return _as_changes(tensors, counts, tells=before is not None)
+
+
+def _changes_on_device(
+    tensors: Sequence[ScoredTensor], before: Sequence[Tensor] | None, processes: Processes
+) -> list[Change]:
+    """The same where processes add up on a device: one wait, however many tensors there are."""
+    rows = []
+    for i, tensor in enumerate(tensors):
+        owned = tensor.flat_mask[tensor.owned]
+        kept = owned.sum()
+        left, back = torch.zeros_like(kept), torch.zeros_like(kept)
+        if before is not None:
+            stayed = sum_of_ones(pack_bits(owned) & before[i])
+            left, back = sum_of_ones(before[i]) - stayed, kept - stayed
+        rows.append(torch.stack([kept, left, back]))
+    counts = processes.sum(torch.stack(rows)).tolist()
+    return _as_changes(tensors, counts, tells=before is not None)
+
+
+def _as_changes(
+    tensors: Sequence[ScoredTensor], counts: Sequence[Sequence[int]], *, tells: bool
+) -> list[Change]:
     return [
-        Change(t.name, t.whole_numel, kept, *((None, None) if before is None else (left, back)))
+        Change(t.name, t.whole_numel, kept, *((left, back) if tells else (None, None)))
         for t, (kept, left, back) in zip(tensors, counts, strict=True)
     ]
 

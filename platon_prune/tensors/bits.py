@@ -50,6 +50,17 @@ def count_ones(packed: Tensor) -> int:
     return int((torch.bincount(packed, minlength=256).cpu() * _ONES).sum())
 
 
+def sum_of_ones(packed: Tensor) -> Tensor:
+    """The same as a tensor without dimensions, on the device, which is not waited for."""
+    bytes_ = torch.arange(256, dtype=torch.uint8, device=packed.device)
+    ones = sum((bytes_ >> bit) & 1 for bit in range(8))
+    assert isinstance(ones, Tensor)
+    total = torch.zeros((), dtype=torch.int64, device=packed.device)
+    for piece in slices(packed.numel(), packed.device):
+        total += ones[packed[piece].to(torch.int32)].sum(dtype=torch.int64)
+    return total
+
+
 def to_bytes(packed: Tensor) -> bytes:
     """The bytes of a one-dimensional uint8 tensor."""
     packed = packed.cpu().contiguous()

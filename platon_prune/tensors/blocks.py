@@ -141,7 +141,7 @@ def count_kept(weight: Tensor, mask: Tensor | None) -> int:
     return sum(count_true(block.ne(0).logical_and_(kept)) for block, kept in blocks(weight, mask))
 
 
-def digest(scores: Tensor, mask: Tensor, scratch: Scratch) -> int:
+def digest(scores: Tensor, mask: Tensor, scratch: Scratch) -> Tensor:
     """A number that almost surely differs where a score or an entry of the mask does.
 
     Args:
@@ -150,10 +150,10 @@ def digest(scores: Tensor, mask: Tensor, scratch: Scratch) -> int:
         scratch: For temporaries.
 
     Returns:
-        The same for equal bits on every machine.
+        The same for equal bits on every machine: int64, without dimensions, on their device.
     """
     ints = torch.add(scores.view(torch.int32), mask, out=scratch.like(scores, torch.int32))
     end = ints.numel() // 128 * 128
     columns = ints[:end].view(torch.int64).view(-1, 64).sum(0)
     odd = torch.arange(1, 129, 2, device=columns.device)
-    return int((columns * odd).sum()) + 257 * int(ints[end:].sum())
+    return (columns * odd).sum() + 257 * ints[end:].sum()

@@ -134,4 +134,13 @@ class Processes:
         return not self._alone and dist.is_available() and dist.is_initialized()
 
 
+def sent(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """int64 numbers on a device, which is not waited for."""
+    host = torch.tensor(numbers, dtype=torch.int64)
+    if device.type == "cpu":
+        return host
+    # From other memory the copy would wait.
+    return host.pin_memory().to(device, non_blocking=True)
+
+
 ALONE = Processes(alone=True)

@@ -61,6 +61,28 @@ def reads_of_each_step(layout):
     return found
 
 
+def reads_of_choices(num_layers):
+    """How many waits each choice of a run takes, with as many tensors."""
+    counts = []
+    with on_device():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(*[torch.nn.Linear(8, 8, bias=False) for _ in range(num_layers)])
+        scheduler = jobs.platon_prune.global_unstructured(model, **jobs.SETTINGS)
+        choose = scheduler._tensors.choose
+
+        def counted(*args, **kwargs):
+            with Reads() as reads:
+                result = choose(*args, **kwargs)
+            counts.append(len(reads.names))
+            return result
+
+        scheduler._tensors.choose = counted
+        for step in range(1, jobs.STEPS + 1):
+            jobs.feed(model, step)
+            scheduler.step()
+    return counts
+
+
 def step_with_nan_on(rank, layout, step):
     with on_device():
         return jobs.step_with_nan_on(rank, layout, step)

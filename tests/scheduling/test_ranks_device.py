@@ -3,6 +3,8 @@
 Here gloo on the CPU stands for the device; one process of NCCL runs with ``--device cuda``.
 """
 
+import itertools
+
 import device_jobs
 import pytest
 import rank_jobs
@@ -37,6 +39,12 @@ def test_an_ordinary_step_reads_nothing(layout):
         assert not any(ordinary)
 
 
+@pytest.mark.parametrize("num_layers", [3, 30])
+def test_a_choice_waits_four_times_at_most_whatever_the_number_of_tensors(num_layers):
+    for counts in ranks.run(2, device_jobs.reads_of_choices, num_layers):
+        assert counts and max(counts) <= 4
+
+
 def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_in_all():
     found = ranks.run(2, device_jobs.step_with_nan_on, 1, rank_jobs.copies, 10)
     expected = ranks.run(2, rank_jobs.step_with_nan_on, 1, rank_jobs.copies, 10)
@@ -45,11 +53,15 @@ def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_in_all():
         assert not rank_jobs.differences(result, other)
 
 
-@pytest.mark.parametrize("at", [6, 8, 9, STEPS + 1])
-@pytest.mark.parametrize("kind", ["no gradient", "finalized", "another step"])
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [
+        *itertools.product(["no gradient", "finalized", "another step"], [6, 8, 9]),
+        ("finalized", STEPS + 1),  # when no gradient is needed any more
+        ("another step", STEPS + 1),
+    ],
+)
 def test_a_process_that_differs_ends_all_of_them_within_a_window(kind, at):
-    if at > STEPS and kind == "no gradient":
-        pytest.skip("after the last choice no gradient is needed")
     found = ranks.run(2, device_jobs.trouble, rank_jobs.copies, kind, 1, at, timeout=20)
     steps = [step for step, _, _ in found]
     assert all(name == "RuntimeError" for _, name, _ in found), found

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from platon_prune.scheduling.agreement import FAILED, SKIPS, Decision, require_agreed
 from platon_prune.scheduling.gradients import StepGradients
-from platon_prune.tensors.collectives import Processes
+from platon_prune.tensors.collectives import Processes, sent
 from platon_prune.tensors.shards import is_sharded
 
 # So many votes lie ready; a window that is longer is read in between.
@@ -105,10 +105,7 @@ class DeviceVotes:
             self._fetch()
             self._rows = torch.zeros((_CAPACITY, _COLUMNS), dtype=torch.int64, device=device)
         row = self._rows.select(0, self._num_unread)
-        host = torch.tensor(numbers, dtype=torch.int64)
-        if device.type != "cpu":
-            host = host.pin_memory()  # else the copy would wait for the device
-        row.copy_(host, non_blocking=True)
+        row.copy_(sent(numbers, device))
         if flag is not None:
             skips = flag.ne(0).to(device, torch.int64, non_blocking=True)
             row.narrow(0, 0, 1).add_(skips, alpha=SKIPS)
