@@ -79,6 +79,27 @@ class _Numbers(NamedTuple):
     is_aligned: bool
 
 
+class _PlansByForm:
+    """Plans over one fixed list, by the forms of its gradients: mostly those of the last step."""
+
+    def __init__(self) -> None:
+        self._plans: dict[_Forms, _Plan] = {}
+        self._last: tuple[_Forms, _Plan] | None = None
+
+    def get(self, forms: _Forms) -> _Plan | None:
+        # To compare hundreds of forms takes a fifth of the time that their hash takes.
+        if self._last is not None and self._last[0] == forms:
+            return self._last[1]
+        plan = self._plans.get(forms)
+        if plan is not None:
+            self._last = forms, plan
+        return plan
+
+    def add(self, forms: _Forms, plan: _Plan) -> None:
+        _make_room(self._plans)
+        self._plans[forms] = plan
+
+
 class TritonBackend:
     """Does what :class:`~platon_prune.tensors.interface.Backend` says, all tensors in one launch.
 
@@ -97,7 +118,9 @@ class TritonBackend:
         self._block = block
         # Numbers are looked up by themselves, and what holds tensors, or holds for them alone, by
         # the list of them until that is gone: by its `id` another list would find it.
-        self._plans: WeakKeyDictionary[FixedList, dict[_Forms, _Plan]] = WeakKeyDictionary()
+        self._plans: WeakKeyDictionary[FixedList, _PlansByForm] = WeakKeyDictionary()
+        # Of the flag, by the operands that the gradients lie beside.
+        self._plans_beside: WeakKeyDictionary[FixedList, _PlansByForm] = WeakKeyDictionary()
         self._seen: WeakKeyDictionary[FixedList, tuple[_Forms, _Numbers]] = WeakKeyDictionary()
         self._flag_plans: dict[tuple, _Plan] = {}
         self._chunk_maps: dict[tuple, Tensor] = {}
@@ -169,12 +192,13 @@ class TritonBackend:
         # A fake plan, kept, would be taken for a real one.
         if not isinstance(tensors, FixedList) or isinstance(tensors[0].weight, FakeTensor):
             return self._plan(tensors, forms)
-        kept = self._plans.setdefault(tensors, {})
-        if forms not in kept:
+        kept = self._plans.get(tensors) or self._plans.setdefault(tensors, _PlansByForm())
+        plan = kept.get(forms)
+        if plan is None:
             _require_warm_up(capture)
-            _make_room(kept)
-            kept[forms] = self._plan(tensors, forms)
-        return _kept_by(capture, kept[forms])
+            plan = self._plan(tensors, forms)
+            kept.add(forms, plan)
+        return _kept_by(capture, plan)
 
     def _plan(self, tensors: Sequence[Operands], forms: _Forms) -> _Plan:
         like = tensors[0].weight
@@ -195,7 +219,23 @@ class TritonBackend:
         return plan._replace(written=written)
 
     def _flag_plan(self, forms: _Forms, gradients: Sequence[Tensor | None], flag: Tensor) -> _Plan:
-        """A plan for gradients of these forms; made once for the same sizes."""
+        """A plan for gradients of these forms; made once for the same operands, or sizes."""
+        beside = gradients.beside if isinstance(gradients, FixedList) else None
+        if beside is None or isinstance(flag, FakeTensor):
+            return self._flag_plan_by_size(forms, gradients, flag)
+        # What gradients lie beside is as large as they are, so that no size has to be asked for.
+        kept = self._plans_beside.get(beside) or self._plans_beside.setdefault(
+            beside, _PlansByForm()
+        )
+        plan = kept.get(forms)
+        if plan is None:
+            plan = self._flag_plan_by_size(forms, gradients, flag)
+            kept.add(forms, plan)
+        return _kept_by(_capture_of(gradients), plan)
+
+    def _flag_plan_by_size(
+        self, forms: _Forms, gradients: Sequence[Tensor | None], flag: Tensor
+    ) -> _Plan:
         numels = [0 if each is None else each.numel() for each in gradients]
         key = (flag.device, forms, *numels)
         plan = None if isinstance(flag, FakeTensor) else self._flag_plans.get(key)
