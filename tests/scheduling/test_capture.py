@@ -6,13 +6,16 @@ import warnings
 from dataclasses import dataclass
 
 import pytest
+import ranks
 import torch
 from recorder import Graph
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import fully_shard
 
 import platon_prune
 from platon_prune.tensors import backends
+from platon_prune.tensors.collectives import Processes
 
 TOTAL, WINDOW = 30, 4
 SETTINGS = dict(amount=0.6, total_steps=TOTAL, warmup_steps=5, cooldown_steps=7, window=WINDOW)
@@ -356,6 +359,31 @@ def test_a_criterion_that_reads_values_is_refused_at_set_up():
     with pytest.raises(ValueError, match="without reading a value"):
         platon_prune.global_unstructured(model, **SETTINGS, criterion=Reads(), capturable=True)
     assert not platon_prune.masks.masked.forms_of(model[0])
+
+
+def test_several_processes_are_refused_at_set_up_and_at_a_step(monkeypatch):
+    run = Run(capturable=True).steps(2)
+    monkeypatch.setattr(Processes, "size", 2)
+    with pytest.raises(RuntimeError, match="capturable=True must be of one process .* 2 processes"):
+        run.scheduler.step()
+    monkeypatch.setattr(Processes, "all_or_none", lambda self, what, make, undo: make())
+    with pytest.raises(ValueError, match="capturable=True must be of one process, got 2"):
+        Run(capturable=True)
+
+
+def test_sharded_tensors_are_refused_by_name_at_set_up_and_at_a_step(tmp_path):
+    ranks.join(0, 1, tmp_path / "store")
+    try:
+        model = fully_shard(nn.Sequential(nn.Linear(4, 4)))
+        with pytest.raises(ValueError, match="0.weight, which is sharded"):
+            platon_prune.global_unstructured(model, **SETTINGS, capturable=True)
+        model = nn.Sequential(nn.Linear(4, 4))
+        scheduler = platon_prune.global_unstructured(model, **SETTINGS, capturable=True)
+        fully_shard(model)(torch.ones(2, 4)).sum().backward()
+        with pytest.raises(RuntimeError, match="got a model that is sharded over processes"):
+            scheduler.step()
+    finally:
+        ranks.leave()
 
 
 def test_pruning_that_has_ended_is_told_of_before_a_replay():
