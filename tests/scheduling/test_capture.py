@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import fully_shard
 
 import platon_prune
+from platon_prune.scheduling.steps.told import Told
 from platon_prune.tensors import backends
 from platon_prune.tensors.collectives import Processes
 
@@ -259,6 +260,22 @@ def test_a_copy_of_a_captured_run_has_its_steps_and_none_of_its_graphs():
         parameter.grad = torch.ones_like(parameter)
     scheduler.step()
     assert scheduler.last_step == 11 and run.step().scheduler.last_step == 11
+
+
+def test_counts_follow_a_model_to_another_device_and_graphs_do_not():
+    told, there = Told(), torch.device("meta")
+    told.tell(torch.device("cpu"), 2, learns=True, masks=True)
+    told.flag()
+    capture = told.new_capture()
+    told.captures.append((capture, frozenset({1})))
+    for each, without in ((capture, frozenset({1})), (None, frozenset())):
+        told.count_(without, each)
+    told.tell(there, 2, learns=True, masks=True)
+    assert not told.captures and not told.is_ready(torch.device("cpu")) and told.is_ready(there)
+    assert {without: counts.device for without, counts in told._all_counts().items()} == {
+        frozenset({1}): there,
+        frozenset(): there,
+    }
 
 
 # --- what is refused ----------------------------------------------------------------------------

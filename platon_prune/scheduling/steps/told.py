@@ -31,6 +31,7 @@ class Told:
     def __init__(self) -> None:
         self.captures: list[tuple[Capture, frozenset[int]]] = []
         self._spare: list[Capture] = []
+        self._retired: list[tuple[Capture, frozenset[int]]] = []
         # 1 for a step; whether it is skipped; whether nothing is learnt; whether to zero.
         self._numbers: Tensor | None = None
         self._is: tuple[bool, bool] | None = None
@@ -40,10 +41,22 @@ class Told:
 
     def __getstate__(self) -> dict[str, Any]:
         # Of a copy: it goes on from the same counts, but no graph was recorded of its model.
+        none: dict[str, Any] = {"captures": [], "_spare": [], "_retired": []}
+        return {**vars(self), **none, "_counts": self._all_counts()}
+
+    def _all_counts(self) -> dict[frozenset[int], Tensor]:
+        """Counts by the tensors that had no gradient, whether steps were replays or not."""
         counts = dict(self._counts)
         for capture, without in self.captures:
             counts[without] = counts.get(without, 0) + capture.counts
-        return {**vars(self), "captures": [], "_spare": [], "_counts": counts}
+        return counts
+
+    def _move(self, device: torch.device) -> None:
+        """Go on from the same counts on another device, where no graph was recorded."""
+        self._counts = {key: each.to(device) for key, each in self._all_counts().items()}
+        self._retired += self.captures  # whoever replays one now writes to no freed memory
+        self.captures, self._spare = [], []
+        self._numbers, self._is = torch.ones(4, device=device), None
 
     # --- from here to the device --------------------------------------------------------------
 
@@ -62,8 +75,7 @@ class Told:
             masks: Whether it zeroes.
         """
         if self._numbers is None or self._numbers.device != device:
-            self._numbers, self._is = torch.ones(4, device=device), None
-            self._spare.clear()
+            self._move(device)
         while len(self._spare) < _NUM_SPARE:
             self._spare.append(Capture(num_tensors, device))
         # A launch only where something changes: most steps are told what the last one was.
