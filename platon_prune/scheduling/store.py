@@ -150,6 +150,11 @@ class Store:
         self._shares, self._seats, self._addressed, self._parameters = [], [], [], None
 
     @property
+    def parameters(self) -> Sequence[Tensor]:
+        """Those of the tensors, in order, while all of them are where they were."""
+        return self._parameters or []
+
+    @property
     def operands(self) -> Sequence[FixedList[Operands]]:
         """What a step touches, device by device; the same lists until a tensor moves."""
         return [share.operands for share in self._shares]

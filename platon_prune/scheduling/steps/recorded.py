@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from platon_prune.scheduling.gradients import StepGradients
@@ -128,7 +129,7 @@ class Recorded(Learning):
             )
         gradients = self.unread_gradients()
         capture = self._told.new_capture()
-        capture.addresses = _addresses(gradients)
+        capture.addresses = [_address(each.grad) for each in self._store.parameters]
         # Held with the graph: a replay writes weights, masks and windows whatever ended meanwhile.
         capture.touched = self._store.operands
         self.record_(gradients, skipped, capture)
@@ -153,14 +154,14 @@ class Recorded(Learning):
                 "others, or moved ones: capture the step anew after the model has been moved or "
                 "loaded with assign=True"
             )
-        addresses = _addresses(self._store.gradients())
-        if not any(_are_where(addresses, capture.addresses) for capture in captures):
-            self._refuse_moved(addresses, captures[-1].addresses)
+        parameters = self._store.parameters
+        if not any(_are_where(parameters, capture.addresses) for capture in captures):
+            self._refuse_moved(parameters, captures[-1].addresses)
 
-    def _refuse_moved(self, addresses: Sequence[int], expected: Sequence[int]) -> None:
-        for tensor, address, before in zip(self._tensors, addresses, expected, strict=True):
-            if before and address != before:
-                got = "one at another address" if address else "none"
+    def _refuse_moved(self, parameters: Sequence[Tensor], addresses: Sequence[int]) -> None:
+        for tensor, parameter, before in zip(self._tensors, parameters, addresses, strict=True):
+            if before and not _is_where(parameter.grad, before):
+                got = "none" if parameter.grad is None else "one at another address"
                 raise RuntimeError(
                     f"the gradient of {tensor.name} must stay where it was when the step was "
                     f"captured, got {got}: call optimizer.zero_grad() only before or within the "
@@ -172,16 +173,20 @@ class Recorded(Learning):
         self._told.add()
 
 
-def _addresses(gradients: Sequence[Tensor | None]) -> list[int]:
-    """Where gradients are; 0 for none, and for fake ones, which are all alike."""
-    if any(each is not None and is_fake(each) for each in gradients[:1]):
-        return [0] * len(gradients)
-    # Hundreds of them at each replay, so as little as can be is done for each.
-    return [0 if each is None else each.data_ptr() for each in gradients]
+def _address(gradient: Tensor | None) -> int:
+    """Where a gradient is; 0 if there is none, or none that stays: a fake or a sparse one."""
+    is_there = gradient is not None and not is_fake(gradient) and gradient.layout == torch.strided
+    return gradient.data_ptr() if gradient is not None and is_there else 0
 
 
-def _are_where(addresses: list[int], expected: Sequence[int]) -> bool:
+def _is_where(gradient: Tensor | None, address: int) -> bool:
+    return gradient is not None and gradient.data_ptr() == address
+
+
+def _are_where(parameters: Sequence[Tensor], addresses: Sequence[int]) -> bool:
     """Whether gradients are where a graph writes them; what it has no gradient of may have one."""
-    return addresses == expected or all(
-        address == before for address, before in zip(addresses, expected, strict=True) if before
-    )
+    # Hundreds of them at each replay, so as little as can be is done for each.
+    for parameter, before in zip(parameters, addresses, strict=True):
+        if before and ((gradient := parameter.grad) is None or gradient.data_ptr() != before):
+            return False
+    return True
