@@ -39,6 +39,19 @@ def on_device():
         yield
 
 
+def masks_on(device):
+    """What a run of this process leaves."""
+    model = jobs.net().to(device)
+    scheduler = jobs.platon_prune.global_unstructured(model, **jobs.SETTINGS)
+    for step in range(1, jobs.STEPS + 1):
+        for name, parameter in model.named_parameters():
+            gradient = jobs.gradient(name.replace("_orig", ""), parameter.shape, step, "random")
+            parameter.grad = gradient.to(device)
+            parameter.data.add_(parameter.grad, alpha=-0.05)
+        scheduler.step()
+    return scheduler.masks()
+
+
 def results(layout, kind, at, settings):
     with on_device():
         return jobs.results(layout, kind, at, settings)

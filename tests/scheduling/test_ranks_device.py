@@ -10,6 +10,9 @@ import pytest
 import rank_jobs
 import ranks
 import torch
+import torch.distributed as dist
+
+from platon_prune.tensors.collectives import Processes
 
 STEPS, WINDOW = rank_jobs.STEPS, rank_jobs.SETTINGS["window"]
 
@@ -79,31 +82,21 @@ def test_a_skip_that_one_process_is_told_of_is_one_of_all():
     assert [skipped for skipped, _, _ in found] == [1, 1]
 
 
-def test_one_process_of_nccl_prunes_as_without_a_group(device, tmp_path):
-    if device.type != "cuda":
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_one_process_of_a_group_prunes_as_without(backend, device, tmp_path, monkeypatch):
+    if backend == "nccl" and device.type != "cuda":
         pytest.skip("exchanges by NCCL: run on a GPU with python -m pytest --device cuda")
-    import torch.distributed as dist
-
-    from platon_prune.tensors.collectives import Processes
-
-    def run():
-        model = rank_jobs.net().to(device)
-        scheduler = rank_jobs.platon_prune.global_unstructured(model, **rank_jobs.SETTINGS)
-        for step in range(1, STEPS + 1):
-            rank_jobs.feed(model, step)
-            for parameter in model.parameters():
-                parameter.grad = parameter.grad.to(device)
-            scheduler.step()
-        return scheduler.masks()
-
-    expected = run()
-    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/s", rank=0, world_size=1)
+    here = device if backend == "nccl" else torch.device("cpu")
+    expected = device_jobs.masks_on(here)
+    dist.init_process_group(backend, init_method=f"file://{tmp_path}/s", rank=0, world_size=1)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            # Its only member adds up what it has; more than one, so that it is asked.
-            patch.setattr(Processes, "size", 2)
-            patch.setattr(Processes, "gather", lambda self, value: [value])
-            found = run()
+        # Its only member adds up what it has; more than one, so that it is asked.
+        monkeypatch.setattr(Processes, "size", 2)
+        monkeypatch.setattr(Processes, "gather", lambda self, value: [value])
+        if backend == "gloo":
+            monkeypatch.setattr(Processes, "on_device", lambda self: here)
+        assert Processes().on_device().type == here.type
+        found = device_jobs.masks_on(here)
     finally:
         dist.destroy_process_group()
     assert all(torch.equal(found[name], mask) for name, mask in expected.items())
