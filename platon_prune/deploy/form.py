@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from platon_prune.deploy.inputs import Example
 from platon_prune.example_inputs import as_dtype, call_model
 from platon_prune.masks.targets import find_tensors
+from platon_prune.warning import PruningWarning
 
 
 class UnavailableError(RuntimeError):
@@ -129,7 +131,9 @@ def dense_files(model: nn.Module, folder: Path) -> tuple[Path, ...]:
     """The files with weights that a model is usually saved to."""
     if hasattr(model, "save_pretrained"):
         try:
-            with _without_progress_bars():
+            with _without_progress_bars(), warnings.catch_warnings():
+                # Of what a model saved so computes: nobody loads this one.
+                warnings.simplefilter("ignore", PruningWarning)
                 model.save_pretrained(folder)  # type: ignore[operator]
             return tuple(folder.glob("*.safetensors"))
         # Of types that safetensors does not know; the other form says the same of their size.

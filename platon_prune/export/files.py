@@ -27,6 +27,7 @@ from platon_prune.export.size_record import (
     record_of_sizes,
 )
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
+from platon_prune.groups.experts import pass_over_zeros_
 from platon_prune.masks.masked import pruned_tensors
 from platon_prune.shrinking.head_bias import own_heads
 from platon_prune.writing import replacing
@@ -161,4 +162,5 @@ def load_into(model: M, path: str | os.PathLike[str]) -> M:
     values._metadata = tensors._metadata  # type: ignore[attr-defined]
     apply_sizes_(model, sizes, tensors.path)
     model.load_state_dict(values)
+    pass_over_zeros_(model)
     return model

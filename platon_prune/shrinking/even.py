@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from platon_prune.example_inputs import guessed_inputs
 from platon_prune.groups.coupled import CoupledGroups, Member
+from platon_prune.groups.experts import mixtures
 from platon_prune.groups.find import find_groups
 from platon_prune.groups.layouts import layout_groups
 from platon_prune.shrinking import head_bias, twin
@@ -42,6 +43,7 @@ def with_zeros_back(model: Any) -> Any:
     for kind in sorted({place.kind for place in places}):
         config = _telling(model, config, kind, [p for p in places if p.kind == kind], most)
     new = type(model)(config).to(dtype=model.dtype).eval()
+    _require_equal_experts(new, model)
     _fill_(new, model, places)
     _verify(new, model)
     return new
@@ -111,6 +113,17 @@ def _fill_(new: nn.Module, old: nn.Module, places: Sequence[CoupledGroups]) -> N
         else:
             tensor.zero_()
             tensor[torch.meshgrid(*indices, indexing="ij")] = value.to(tensor.dtype)
+
+
+def _require_equal_experts(new: nn.Module, old: nn.Module) -> None:
+    """Raise a ValueError if experts would have to be put back, to which tokens would go."""
+    for even, own in zip(mixtures(new), mixtures(old), strict=True):
+        if even.size != own.size:
+            raise ValueError(
+                f"model must have as many experts in each layer as its config tells, got {own.path}"
+                f" with {own.size} of {even.size}: tokens would be routed to experts of zeros; "
+                "keep it as it is, and load it with platon_prune.load"
+            )
 
 
 def _verify(new: Any, old: Any) -> None:

@@ -14,14 +14,14 @@ from platon_prune.masks.routers import pruned_experts
 
 pytest.importorskip("transformers")
 FAMILIES = list(SETTINGS)
-RUN = {"total_steps": 6, "warmup_steps": 2, "cooldown_steps": 2, "window": 1}
+RUN = {"total_steps": 4, "warmup_steps": 1, "cooldown_steps": 1, "window": 1}
 
 
 def pruned(family="Mixtral", amount=0.4, kinds="experts", **settings):
     """A trained mixture with its masks, and its scheduler."""
     model = mixture(family)
     scheduler = platon_prune.global_structured(model, amount=amount, kinds=kinds, **RUN, **settings)
-    train(model, scheduler, 6)
+    train(model, scheduler, 4)
     return model.eval(), scheduler
 
 
@@ -167,7 +167,7 @@ def test_a_resumed_run_passes_over_what_was_pruned_and_chooses_alike():
     model = mixture("Qwen3Moe")
     settings = {"amount": 0.4, "kinds": "experts", **RUN}
     scheduler = platon_prune.global_structured(model, **settings)
-    optimizer = train(model, scheduler, 4)
+    optimizer = train(model, scheduler, 3)
     states = [copy.deepcopy(part.state_dict()) for part in (model, scheduler, optimizer)]
     again = mixture("Qwen3Moe")
     resumed = platon_prune.global_structured(again, **settings)
@@ -178,11 +178,9 @@ def test_a_resumed_run_passes_over_what_was_pruned_and_chooses_alike():
     optimizer = torch.optim.AdamW(again.parameters(), lr=1e-2)
     optimizer.load_state_dict(states[2])
     again.train()
-    for _ in range(2):
-        again(tokens(), labels=tokens()).loss.backward()
-        optimizer.step()
-        resumed.step()
-        optimizer.zero_grad()
+    again(tokens(), labels=tokens()).loss.backward()
+    optimizer.step()
+    resumed.step()
     assert gone(resumed) == gone(expected)
     assert torch.equal(logits(again), logits(whole))
 
@@ -191,7 +189,7 @@ def test_an_average_of_weights_passes_over_what_the_scheduler_pruned():
     model = mixture("Mixtral")
     scheduler = platon_prune.global_structured(model, amount=0.4, kinds="experts", **RUN)
     average = torch.optim.swa_utils.AveragedModel(model)
-    train(model, scheduler, 6)
+    train(model, scheduler, 4)
     average.update_parameters(model)
     platon_prune.apply_masks(average, scheduler)
     out = gone(scheduler)

@@ -10,11 +10,12 @@ from platon_prune.commands.architectures.configs import TINY
 from platon_prune.example_inputs import guessed_inputs
 from platon_prune.export.size_record import SizeRecord, apply_sizes_
 from platon_prune.groups.find import find_groups
+from platon_prune.shrinking.even import with_zeros_back
 from platon_prune.shrinking.proof import prove
 
 pytest.importorskip("transformers")
 FAMILIES = list(SETTINGS)
-RUN = {"total_steps": 6, "warmup_steps": 2, "cooldown_steps": 2, "window": 1}
+RUN = {"total_steps": 4, "warmup_steps": 1, "cooldown_steps": 1, "window": 1}
 # The first layer loses two of eight at most, so the second one four at least.
 DIFFERENT = {"kinds": "experts", "amount": 0.4, "max_amount": {"layers.0.": 0.25}}
 KINDS = ("heads", "neurons", "experts")
@@ -27,7 +28,7 @@ def close(found, expected):
 def pruned(family, *, kinds=KINDS, amount=0.4, settings=None, **more):
     model = mixture(family, **(settings or {}))
     scheduler = platon_prune.global_structured(model, amount=amount, kinds=kinds, **RUN, **more)
-    optimizer = train(model, scheduler, 6)
+    optimizer = train(model, scheduler, 4)
     return model.eval(), scheduler, optimizer
 
 
@@ -111,7 +112,7 @@ def test_a_finalized_mixture_is_shrunk_and_shrunk_again():
     platon_prune.shrink(model)
     assert close(logits(model), expected) and min(counts(model)) < 8
     scheduler = platon_prune.global_structured(model, amount=0.2, kinds="experts", **RUN)
-    train(model, scheduler, 6)
+    train(model, scheduler, 4)
     expected, before = logits(model), sum(counts(model))
     platon_prune.shrink(model)
     assert close(logits(model), expected) and sum(counts(model)) < before
@@ -174,6 +175,13 @@ def test_uniform_fills_layers_up_with_experts_that_no_token_goes_to(tmp_path):
     assert close(logits(model), expected)
     with pytest.warns(PruningWarning, match="pruned experts are saved as zeros"):
         model.save_pretrained(tmp_path)
+
+
+def test_zeros_are_not_put_back_for_experts_that_tokens_would_go_to():
+    model, _, _ = pruned("Mixtral", **DIFFERENT)
+    platon_prune.shrink(model)
+    with pytest.raises(ValueError, match="as many experts in each layer .* with 6 of 8"):
+        with_zeros_back(model)
 
 
 @pytest.mark.parametrize(
