@@ -34,11 +34,14 @@ def with_same_counts(model: nn.Module, places: Sequence[Place]) -> list[Place]:
             f"{type(model).__name__}: shrink it without, and load it with platon_prune.load_into"
         )
     result = list(places)
+    told: list[Place] = []
     for kind in _kinds(places):
         chosen = [i for i, place in enumerate(places) if place.groups.kind == kind]
         ours = _sharing_heads(model, [places[i] for i in chosen])
-        found, changed = _smallest(model, config, kind, ours)
-        config = changed or config  # the next kind must fit beside this one
+        found, changed = _smallest(model, config, kind, ours, told)
+        if changed is not None:
+            config = changed  # the next kind must fit beside this one
+            told += found
         for i, place in zip(chosen, found, strict=True):
             result[i] = place
     return result
@@ -57,17 +60,19 @@ def config_as_left(model: nn.Module, places: Sequence[Place]) -> tuple[Any | Non
     config, told = config_of(model), []
     if config is None:
         return None, ()
+    before: list[Place] = []
     for kind in _kinds(places):
         ours = [place for place in places if place.groups.kind == kind]
         counts = {place.after for place in ours}
         # A config has one number for all layers, and T5's heads must also be the same columns.
         if len(counts) == 1 and _agree_on_heads(model, ours):
-            changed = config_for(
-                model, config, kind, counts.pop(), _shapes(model, ours), head_bias.tables(model)
-            )
+            shapes = _shapes(model, ours, before)
+            tables = head_bias.tables(model)
+            changed = config_for(model, config, kind, counts.pop(), shapes, tables)
             if changed is not None:
                 config = changed
                 told.append(kind)
+                before += ours
     return (config if told else None), tuple(told)
 
 
@@ -77,16 +82,15 @@ def _kinds(places: Sequence[Place]) -> list[str]:
 
 
 def _smallest(
-    model: nn.Module, config: Any, kind: str, places: list[Place]
+    model: nn.Module, config: Any, kind: str, places: list[Place], told: Sequence[Place]
 ) -> tuple[list[Place], Any | None]:
     sizes = {place.groups.size for place in places}
     first = max(place.after for place in places)
     # Upwards: the first count that a config can tell is the smallest model.
     for count in range(first, max(sizes)) if len(sizes) == 1 else ():
         filled = [place.keeping(_filled(place.kept, count)) for place in places]
-        changed = config_for(
-            model, config, kind, count, _shapes(model, filled), head_bias.tables(model)
-        )
+        shapes = _shapes(model, filled, told)
+        changed = config_for(model, config, kind, count, shapes, head_bias.tables(model))
         if changed is not None:
             return filled, changed
     note = f"fewer {kind} are beyond the config: they stay as zeros"
@@ -104,9 +108,12 @@ def _filled(kept: Tensor, count: int) -> Tensor:
     return filled
 
 
-def _shapes(model: nn.Module, places: Sequence[Place]) -> dict[str, tuple[int, ...]]:
-    """What the tensors of the places will be."""
-    kept = kept_indices(places)
+def _shapes(
+    model: nn.Module, places: Sequence[Place], told: Sequence[Place]
+) -> dict[str, tuple[int, ...]]:
+    """What the tensors of the places will be, beside what the config has been told already."""
+    # Experts and their neurons are cut from the same tensors.
+    kept = kept_indices([*places, *told])
     shapes = {}
     for name in {member.name for place in places for member in place.groups.members}:
         module, key = find(model, name)

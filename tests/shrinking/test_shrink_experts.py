@@ -32,12 +32,12 @@ def pruned(family, *, kinds=KINDS, amount=0.4, settings=None, **more):
     return model.eval(), scheduler, optimizer
 
 
-def largest(family):
-    """The amount with which every layer is at a floor of four experts."""
-    model = mixture(family)
-    scheduler = platon_prune.global_structured(
-        model, amount=0.1, kinds="experts", min_experts=4, **RUN
-    )
+FOUR = {"kinds": "experts", "min_experts": 4}
+
+
+def largest(family, **floors):
+    """The amount with which every layer is at its floor."""
+    scheduler = platon_prune.global_structured(mixture(family), amount=0.1, **RUN, **floors)
     return scheduler.granularity.largest_amount
 
 
@@ -73,7 +73,7 @@ def test_a_mixture_is_trained_shrunk_saved_loaded_and_generated_from(family, tmp
 def test_equal_numbers_of_experts_are_in_the_config_and_from_pretrained_builds_them(
     family, tmp_path
 ):
-    model, _, _ = pruned(family, kinds="experts", amount=largest(family), min_experts=4)
+    model, _, _ = pruned(family, amount=largest(family, **FOUR), **FOUR)
     expected = logits(model)
     report = platon_prune.shrink(model)
     assert counts(model) == [4, 4] and report.in_config == ("experts",)
@@ -92,6 +92,18 @@ def test_experts_of_every_mixture_of_the_table_can_be_cut(name):
     places = find_groups(model, kinds="experts")
     assert places
     assert prove(model, places, guessed_inputs(model)).left_out == {}
+
+
+def test_the_config_tells_experts_and_their_neurons_together(tmp_path):
+    floors = {"kinds": ("experts", "neurons"), "min_experts": 4, "min_neurons": 0.66}
+    model, _, _ = pruned("Mixtral", amount=largest("Mixtral", **floors), **floors)
+    expected = logits(model)
+    report = platon_prune.shrink(model)
+    # Four of eight experts, 16 of 24 neurons: what the floors leave.
+    assert report.in_config == ("experts", "neurons")
+    assert (model.config.num_local_experts, model.config.intermediate_size) == (4, 16)
+    model.save_pretrained(tmp_path)
+    assert close(logits(type(model).from_pretrained(tmp_path)), expected)
 
 
 def test_a_masked_mixture_loses_as_many_experts_as_its_masks_say_and_no_more():
@@ -157,8 +169,8 @@ def counts_by_masks(model):
 
 def test_a_loss_that_balances_equal_numbers_of_experts_stays():
     model, _, _ = pruned(
-        "Mixtral", kinds="experts", amount=largest("Mixtral"), min_experts=4,
-        settings={"output_router_logits": True},
+        "Mixtral", settings={"output_router_logits": True}, amount=largest("Mixtral", **FOUR),
+        **FOUR,
     )  # fmt: skip
     platon_prune.shrink(model)
     assert model.num_experts == 4 and model.config.output_router_logits

@@ -221,7 +221,7 @@ TINY: dict[str, Tiny] = {
     # --- mixtures of experts ---
     "DeepSeek-V3": Tiny(
         "DeepseekV3",
-        {**_TEXT, "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4}
+        {**_TEXT, "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 8}
         | {"num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
         | {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4}
         | {"v_head_dim": 4},

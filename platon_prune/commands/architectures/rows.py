@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import platon_prune
 from platon_prune.commands.architectures.configs import Tiny
 from platon_prune.example_inputs import guessed_inputs
+from platon_prune.groups import experts
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.find import KINDS, Found, find
 from platon_prune.masks.default_selection import OWN_MATRIX, passed_over
@@ -24,12 +25,13 @@ from platon_prune.shrinking.resize import named_parameter
 from platon_prune.shrinking.twin import difference, outputs_of
 
 HEADER = (
-    *("architecture", "single weights", "2:4", "heads", "neurons", "channels"),
+    *("architecture", "single weights", "2:4", "heads", "neurons", "channels", "experts"),
     *("`from_pretrained` tells", "what stays whole, and why"),
 )
 YES, PART, NO, NONE = "yes", "in part", "no", "–"
 # A module with less than this share of the weights of all layers is not worth a word (routers).
 _WORTH_NAMING = 0.1
+_KINDS = (*KINDS, experts.KIND)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Row:
         heads: Whether all, some or no attention layers can lose heads.
         neurons: Likewise for neurons of feed-forward layers.
         channels: Likewise for channels of convolutions.
+        experts: Likewise for experts of mixtures.
         loads: What of a model that is shrunk alike in all layers ``from_pretrained`` builds again.
         notes: What stays whole, and why.
     """
@@ -53,6 +56,7 @@ class Row:
     heads: str
     neurons: str
     channels: str
+    experts: str
     loads: str
     notes: str
 
@@ -63,7 +67,7 @@ def row_of(name: str, tiny: Tiny) -> Row:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found, proof = tried(model)
-        cells = {kind: _cell(kind, found, proof) for kind in KINDS}
+        cells = {kind: _cell(kind, found, proof) for kind in _KINDS}
         return Row(
             name,
             _single_weights(model),
@@ -71,6 +75,7 @@ def row_of(name: str, tiny: Tiny) -> Row:
             cells["heads"],
             cells["neurons"],
             cells["channels"],
+            cells["experts"],
             _loads(model, proof.groups),
             _notes(model, found, proof),
         )
@@ -80,7 +85,7 @@ def tried(model: nn.Module) -> tuple[Found, Proof]:
     """What is found in a model, and which of it can be cut."""
     inputs = guessed_inputs(model)
     try:
-        found = find(model, inputs)
+        found = find(model, inputs, kinds=_KINDS)
     except (ValueError, TimeoutError):  # nothing is known by its name, nor can it be traced
         found = Found([], [])
     return found, prove(model, found.groups, inputs)
@@ -134,10 +139,21 @@ def _loads(model: Any, groups: Sequence[CoupledGroups]) -> str:
     return ", ".join(report.in_config) or NO
 
 
+def half_of(number: int, place: CoupledGroups) -> list[int]:
+    """Half of the groups of a place, or as many as it can lose, as many of each of its sets."""
+    per_set = place.size // place.num_sets
+    count = min(per_set // 2, (place.size - place.least) // place.num_sets)
+    ranks = [(number + k) % per_set for k in range(count)]
+    return [first + rank for first in range(0, place.size, per_set) for rank in ranks]
+
+
 def zero_(model: nn.Module, groups: Sequence[CoupledGroups]) -> None:
     """Zero some groups of each place, other ones in each."""
     for i, place in enumerate(groups):
-        gone = torch.arange(i, i + place.size // 2) % place.size
+        gone = torch.tensor(half_of(i, place))
+        if place.kind == experts.KIND:
+            flags = torch.zeros(place.size, dtype=torch.bool)
+            experts.pass_over_(model, place, flags.index_fill_(0, gone, True))
         for member in place.members:
             path, _, key = member.name.rpartition(".")
             weight: Tensor = named_parameter(model.get_submodule(path), key).data
