@@ -227,6 +227,7 @@ TINY: dict[str, Tiny] = {
         | {"v_head_dim": 4},
     ),
     "GPT-OSS": Tiny("GptOss", {**_EXPERTS, "num_local_experts": 3}),
+    "Granite-MoE": Tiny("GraniteMoe", {**_EXPERTS, "num_local_experts": 3}),
     "Mixtral": Tiny("Mixtral", {**_EXPERTS, "num_local_experts": 3}),
     "OLMoE": Tiny(
         "Olmoe", {**_GROUPED, "intermediate_size": 16, "num_experts": 3, "num_experts_per_tok": 2}
