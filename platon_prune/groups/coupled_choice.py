@@ -223,7 +223,7 @@ class Structured(Granularity):
             other = "or prune less" if is_mean else 'or compare places with normalizer="mean"'
             PruningWarning.warn(
                 f"at their floor, below which more would go: {', '.join(held)}; raise the floor "
-                f"(min_channels, min_neurons), {other}"
+                f"(min_channels, min_neurons, min_experts), {other}"
             )
 
     def _cost_of(self, place: int, count: int) -> int:

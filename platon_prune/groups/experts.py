@@ -52,8 +52,10 @@ def mixtures(model: nn.Module) -> Iterator[Mixture]:
     """Every mixture of a model, in the order of its modules."""
     modules = dict(model.named_modules())
     for path, module in modules.items():
+        if not path or not is_named(module, "", EXPERTS):
+            continue
         matrix = own_parameters(module).get(EXPERTS_WRITE)
-        if not path or not is_named(module, "", EXPERTS) or matrix is None or matrix.ndim != 3:
+        if matrix is None or matrix.ndim != 3:
             continue
         holder = path.rpartition(".")[0]
         routers = [
