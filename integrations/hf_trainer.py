@@ -24,6 +24,7 @@ try:
 except ModuleNotFoundError as missing:
     raise told(missing, "PlatonCallback", "transformers") from missing
 
+from platon_prune.integrations import hf_cutting
 from platon_prune.integrations.granularities import check_granularity, put_masks_on
 from platon_prune.integrations.hf_checkpoints import (
     folder_written_last,
@@ -136,6 +137,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Put the masks on the bare model."""
         refuse_unsupported(args)
+        hf_cutting.refuse_cutting_with(args, self.settings)
         model = bare(kwargs["model"])
         other = _CALLBACKS.get(model)
         if other not in (None, self) and other.has_masks:
@@ -177,6 +179,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Update scores and masks: after the optimizer's step, before the gradients are zeroed."""
         assert self.scheduler is not None
+        hf_cutting.note_optimizer(self.scheduler, kwargs.get("optimizer"))
         skipped = bool(getattr(kwargs.get("optimizer"), "step_was_skipped", False))
         self.scheduler.step(skipped=skipped)
 
@@ -376,7 +379,9 @@ def _follow(trainer: Trainer) -> None:
         resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         path = newest_if_true(trainer.args.output_dir, resume_from_checkpoint)
-        callback()._resume_from = os.fspath(path) if path and not isinstance(path, bool) else None
+        folder = os.fspath(path) if path and not isinstance(path, bool) else None
+        callback()._resume_from = folder
+        hf_cutting.cut_like_checkpoint(callback().scheduler, folder, trainer.optimizer)
         return train(path, *args, **kwargs)
 
     def extended_model_card(*args: Any, **kwargs: Any) -> None:

@@ -310,6 +310,15 @@ COUNTS = {
     "experts": Counts(in_modules=NUM_EXPERTS, in_configs=NUM_EXPERTS),
 }
 
+# --- layers in a row ----------------------------------------------------------------------------
+
+# How names of entries and attributes end that count the layers of a list; and what is in the names
+# of lists with an entry for each of them.
+LAYER_COUNTS = ("layers", "layer", "blocks", "depth")
+LAYER_LISTS = ("layer", "block", "attention")
+# What the modules of a layer call its position: caches and kinds of attention are found by it.
+LAYER_NUMBERS = ("layer_idx", "layer_id", "layer_index", "block_idx", "block_id")
+
 # --- weights stored inputs by outputs -----------------------------------------------------------
 
 CONV1D = "Conv1D"  # transformers' class of such a linear layer

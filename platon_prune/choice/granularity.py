@@ -43,6 +43,10 @@ class Granularity:
         """How far a choice may end from the sparsity that is asked for; 0 where it is exact."""
         return 0.0
 
+    def may_be_gone(self, name: str) -> bool:
+        """Whether it is meant that a choice leaves nothing of a tensor, as of a whole block's."""
+        return False
+
     def may_empty(self, name: str) -> bool:
         """Whether a choice could leave nothing of a tensor; its user is warned before that."""
         return True

@@ -173,10 +173,15 @@ class Savings:
         self._shapes = shapes
         # For each tensor and each dimension, the place and the indices that each group has there.
         self._cuts: dict[str, dict[int, list[tuple[int, Tensor]]]] = {}
+        held: dict[tuple[str, int], list[tuple[int, Member]]] = {}
         for i, place in enumerate(groups):
             for member in place.members:
+                held.setdefault((member.name, member.dim), []).append((i, member))
                 cuts = self._cuts.setdefault(member.name, {}).setdefault(member.dim, [])
                 cuts.append((i, indices_per_group(member, place.size)))
+        # Where places hold the same indices, as a block and its heads do of a bias: counts would
+        # count them twice.
+        self._common = {key: each for key, each in held.items() if _overlap(each)}
         self.total = self.of(torch.ones(sum(self._sizes), dtype=torch.bool))
 
     def of(self, pruned: Tensor) -> int:
@@ -191,6 +196,26 @@ class Savings:
             left = list(shape)
             # A rectangle is left, so an entry that a row and a column lose is counted once.
             for dim, counted in cuts.items():
-                left[dim] -= sum(int(counts[places[place]].sum()) for place, counts in counted)
+                common = self._common.get((name, dim))
+                left[dim] -= (
+                    sum(int(counts[places[place]].sum()) for place, counts in counted)
+                    if common is None
+                    else _num_gone(common, places)
+                )
             saved += self._prices.of_entry[name] * (shape.numel() - math.prod(left))
         return saved
+
+
+def _overlap(held: Sequence[tuple[int, Member]]) -> bool:
+    """Whether several places hold one index of a tensor's dimension."""
+    num_holders = torch.stack([member.group_of >= 0 for _, member in held]).sum(dim=0)
+    return bool((num_holders > 1).any())
+
+
+def _num_gone(held: Sequence[tuple[int, Member]], places: Sequence[Tensor]) -> int:
+    """How many indices go with the groups that are flagged, place by place."""
+    gone = torch.zeros_like(held[0][1].group_of, dtype=torch.bool)
+    for place, member in held:
+        # Behind the last group stands what is in none, as -1 is in a tensor's index.
+        gone |= torch.cat([places[place], places[place].new_zeros(1)])[member.group_of]
+    return int(gone.sum())

@@ -35,7 +35,7 @@ class CoupledGroups:
 
     Args:
         name: The place: the name of the module that holds it.
-        kind: "heads", "neurons", "channels" or "experts".
+        kind: "heads", "neurons", "channels", "experts" or "blocks".
         size: How many groups there are, numbered from 0.
         members: What they hold; a tensor may be a member of several places.
         least: How many groups the model can't run without, whatever floor is asked for.
@@ -74,6 +74,18 @@ class CoupledGroups:
         found = torch.zeros(self.size + 1, dtype=torch.bool)
         found[member.group_of[along]] = True
         return found[:-1]  # what is in no group, -1, was noted behind the last one
+
+
+def telling(place: CoupledGroups) -> list[Member]:
+    """The first members that together hold something of every group: of slices a single one."""
+    untold = torch.ones(place.size + 1, dtype=torch.bool)
+    untold[-1] = False  # what belongs to no group
+    found = []
+    for member in place.members:
+        if untold[member.group_of].any():
+            untold[member.group_of] = False
+            found.append(member)
+    return found
 
 
 @dataclass(frozen=True)

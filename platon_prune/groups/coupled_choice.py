@@ -12,8 +12,10 @@ from torch import Tensor
 
 from platon_prune.choice.granularity import Granularity
 from platon_prune.choice.scored import ScoredTensor
+from platon_prune.groups.blocks import KIND as BLOCKS
 from platon_prune.groups.costs import Prices, Savings
-from platon_prune.groups.coupled import CoupledGroups, Member
+from platon_prune.groups.coupled import CoupledGroups, Member, telling
+from platon_prune.groups.emptied import Emptied
 from platon_prune.groups.group_scores import group_scores, normalized
 from platon_prune.groups.units import Units, num_units, units_of
 from platon_prune.tensors.collectives import Processes
@@ -39,7 +41,7 @@ class Structured(Granularity):
         groups: All places.
         shapes: The shape of each of their tensors.
         prices: What entries and groups cost.
-        floors: How many groups each place keeps at least, at least 1.
+        floors: How many groups each place keeps at least.
         aggregate: How a group's score is made of those of all its entries: "mean", "sum", "max" or
             "l2", the root of the sum of squares.
         budget: What the prices are, for settings.
@@ -68,6 +70,12 @@ class Structured(Granularity):
         self.floors = tuple(
             _in_whole_sets(place, floor) for place, floor in zip(groups, floors, strict=True)
         )
+        self._prices = prices
+        # What a cut has taken out: its cost, groups of each place, and settings from before it.
+        self._saved = 0
+        self._num_cut = [0] * len(self.groups)
+        self._floors_before = self.floors
+        self.num_choices_out = torch.zeros(sum(place.size for place in groups), dtype=torch.int64)
         self.aggregate = aggregate
         self.budget = budget
         if normalizer == "auto":
@@ -84,9 +92,11 @@ class Structured(Granularity):
         sizes = torch.tensor([num_units(place) for place in groups])
         self._place_of = torch.arange(len(sizes)).repeat_interleave(sizes)  # of each unit
         self._told: set[str] = set()  # places at their floor, that were warned of
-        self._costs = [self._cost_of(i, 1) for i in range(len(self.groups))]
-        self._unit_costs = [self._cost_of(i, place.num_sets) for i, place in enumerate(groups)]
-        self.smallest = min(self._unit_costs) / max(1, self.total)
+        self._costs = torch.cat([self._costs_in(i) for i in range(len(self.groups))])
+        self._unit_costs = torch.cat([self._unit_costs_in(i) for i in range(len(self.groups))])
+        self.smallest = int(self._unit_costs.min()) / max(1, self.total)
+        self._telling = [telling(place) for place in self.groups]
+        self._emptied = Emptied(self.groups)
         self._members: dict[str, list[tuple[int, Member]]] = {}  # by tensor, with their places
         for i, place in enumerate(groups):
             for member in place.members:
@@ -99,7 +109,7 @@ class Structured(Granularity):
             **super().settings,
             "aggregate": self.aggregate,
             "budget": self.budget,
-            "floors": list(self.floors),
+            "floors": list(self._floors_before),
             "groups": self._digest,
             # Only where it is in use: a state that was saved before there was one still fits.
             **({} if self.normalizer == "none" else {"normalizer": self.normalizer}),
@@ -111,13 +121,13 @@ class Structured(Granularity):
         pruned = torch.ones(self.num_groups, dtype=torch.bool)
         for flags, floor in zip(self.per_place(pruned), self.floors, strict=True):
             flags[:floor] = False
-        return self._savings.of(pruned) / self.total
+        return (self._saved + self._savings.of(pruned)) / self.total
 
     @property
     def tolerance(self) -> float:
         """Half of the largest group, as a fraction of all entries."""
         # A group is passed over, or goes beyond the amount, by half of what it costs at most.
-        largest = max(self._unit_costs)
+        largest = int(self._unit_costs.max())
         return largest / 2 / self._num_entries if self.budget == "parameters" else 0.0
 
     def sparsity_of(self, amount: float) -> float:
@@ -125,6 +135,11 @@ class Structured(Granularity):
         if self.budget != "parameters":
             return 0.0
         return amount * self.total / self._num_entries
+
+    def may_be_gone(self, name: str) -> bool:
+        """Of a tensor of a block, or of a place without a floor: its residual leads around it."""
+        holding = [i for i, _ in self._members[name]]
+        return any(self.groups[i].kind == BLOCKS or not self.floors[i] for i in holding)
 
     def may_empty(self, name: str) -> bool:
         """No: each place keeps its floor."""
@@ -144,14 +159,17 @@ class Structured(Granularity):
             The largest score of a group that is pruned, normalized.
         """
         scores = group_scores(self.groups, tensors, self.aggregate, processes)
-        scores = normalized(scores, self.groups, self.normalizer, self._costs)
+        scores = normalized(
+            scores, self.groups, self.normalizer, list(self.per_place(self._costs)), self._num_cut
+        )
         kept = torch.cat(self.kept({tensor.name: tensor.mask for tensor in tensors}))
         units = units_of(self.groups, scores, kept)
         order = _in_order(units.scores, units.kept)
         candidates = order[~self._protected(order)[order]]
-        chosen = self._nearest(candidates, round(amount * self.total), units)
-        pruned = units.groups_of(_flags(chosen, len(order)))
+        chosen = self._nearest(candidates, round(amount * self.total) - self._saved, units)
+        pruned = self._emptied.completed(units.groups_of(_flags(chosen, len(order))))
         self._tell_floors(scores, pruned)
+        self.num_choices_out = torch.where(pruned, self.num_choices_out + 1, 0)
         for tensor in tensors:
             self._write_(tensor, pruned)
         return float(units.scores[chosen[-1]]) if len(chosen) else None
@@ -160,8 +178,49 @@ class Structured(Granularity):
         """For each place, which of its groups the masks of all tensors leave; bool, on the CPU."""
         # One tensor tells: a choice writes all members of a group alike, and a group whose rows are
         # left is left, though another place may have taken some of their entries.
-        first = [(place, place.members[0]) for place in self.groups]
-        return [place.left(member, masks[member.name]) for place, member in first]
+        found = []
+        for place, members in zip(self.groups, self._telling, strict=True):
+            left = [place.left(member, masks[member.name]) for member in members]
+            found.append(torch.stack(left).any(dim=0))
+        return found
+
+    def after_cut(
+        self,
+        groups: Sequence[CoupledGroups],
+        shapes: Mapping[str, torch.Size],
+        stays: Tensor,
+        called: Mapping[str, str],
+    ) -> Structured:
+        """The same choice over what is left of a model once groups are cut out of it.
+
+        The amount goes on to count what was cut: it is of all that there was in the beginning.
+
+        Args:
+            groups: The places that are left, in the order in which they were.
+            shapes: The shape of each of their tensors now.
+            stays: For each group of before whether it is there still; bool.
+            called: What tensors that are left were called before.
+        """
+        numbers = [i for i, place in enumerate(self.per_place(stays)) if place.any()]
+        prices = Prices(
+            {name: self._prices.of_entry[called[name]] for name in shapes},
+            tuple(self._prices.of_group[i] for i in numbers),
+        )
+        floors = [self.floors[i] for i in numbers]
+        left = Structured(
+            groups, shapes, prices, floors, self.aggregate, self.budget, self.normalizer
+        )
+        left._saved = self._saved + self._savings.of(~stays)
+        left._num_cut = [
+            self._num_cut[i] + self.groups[i].size - place.size
+            for i, place in zip(numbers, groups, strict=True)
+        ]
+        left.num_choices_out = self.num_choices_out[stays]
+        # What is said of the run, and what processes and states compare, is as it began.
+        left.total, left._num_entries = self.total, self._num_entries
+        left._digest, left._floors_before = self._digest, self._floors_before
+        left._told = self._told
+        return left
 
     def per_place(self, values: Tensor) -> Iterator[Tensor]:
         """Views of values of all groups, place by place."""
@@ -195,8 +254,10 @@ class Structured(Granularity):
                 return torch.cat([chosen, candidates[:count]])
             chosen = torch.cat([chosen, candidates[: count - 1]])
             passed, candidates = candidates[count - 1], candidates[count:]
-            # Its whole place: the groups of one cost the same, and would be passed over one by one.
-            candidates = candidates[self._place_of[candidates] != self._place_of[passed]]
+            # With all of its place that cost as much, which would be passed over one by one.
+            beside = self._place_of[candidates] == self._place_of[passed]
+            costs = self._unit_costs[candidates]
+            candidates = candidates[~(beside & (costs >= self._unit_costs[passed]))]
         return chosen
 
     def _tell_floors(self, scores: Tensor, pruned: Tensor) -> None:
@@ -226,11 +287,27 @@ class Structured(Granularity):
                 f"(min_channels, min_neurons, min_experts), {other}"
             )
 
-    def _cost_of(self, place: int, count: int) -> int:
+    def _cost_of(self, place: int, groups: int | slice) -> int:
         """What is saved when some groups of a place go and all else stays."""
         pruned = torch.zeros(self.num_groups, dtype=torch.bool)
-        list(self.per_place(pruned))[place][:count] = True
+        list(self.per_place(pruned))[place][groups] = True
         return self._savings.of(pruned)
+
+    def _costs_in(self, place: int) -> Tensor:
+        """What each group of a place saves when it goes and all else stays; int64."""
+        size = self.groups[place].size
+        # Those of a place are slices of the same size, but for blocks, which are whole layers.
+        num_costs = size if self.groups[place].kind == BLOCKS else 1
+        costs = [self._cost_of(place, group) for group in range(num_costs)]
+        return torch.tensor(costs).expand(size)
+
+    def _unit_costs_in(self, place: int) -> Tensor:
+        """What each unit of a place saves when it goes and all else stays; int64."""
+        num_sets = self.groups[place].num_sets
+        if num_sets == 1:
+            return self._costs_in(place)
+        cost = self._cost_of(place, slice(0, num_sets))
+        return torch.full((num_units(self.groups[place]),), cost)
 
     def _write_(self, tensor: ScoredTensor, pruned: Tensor) -> None:
         """An entry is kept if all groups that hold it are."""

@@ -9,13 +9,15 @@ from typing import Any
 from torch import nn
 
 from platon_prune.groups import experts
+from platon_prune.groups.blocks import KIND as BLOCKS
+from platon_prune.groups.blocks import find_blocks
 from platon_prune.groups.coupled import CoupledGroups, Missed
 from platon_prune.groups.dependencies import traced_places
 from platon_prune.groups.layouts import layouts
 from platon_prune.masks.masked import pruned_tensors, refuse_other_masks
 
 KINDS = ("heads", "neurons", "channels")  # what is pruned unless kinds are named
-ALL_KINDS = (*KINDS, experts.KIND)
+ALL_KINDS = (*KINDS, experts.KIND, BLOCKS)
 _MOST_NAMED = 8
 
 
@@ -56,8 +58,9 @@ def find_groups(
         model: The model, with masks of ours or without.
         example_inputs: What a model is traced with if its layers are not known by their names: a
             tensor, a tuple of arguments, or a dict of them.
-        kinds: Which of "heads", "neurons", "channels" and "experts" to find; experts only if they
-            are named.
+        kinds: Which of "heads", "neurons", "channels", "experts" and "blocks" to find; the last two
+            only if they are named. Blocks are whole layers of a list that hand their input on once
+            all of them is zero, which is tried on ``example_inputs`` or a guess by the config.
         time_limit: Seconds that tracing the model may take; where it fails or takes longer, as many
             more go into finding the modules at fault, around which the rest is traced.
 
@@ -86,6 +89,25 @@ def find(
     unknown = [kind for kind in wanted if kind not in ALL_KINDS]
     if unknown or not wanted:
         raise ValueError(f"kinds must be some of {', '.join(ALL_KINDS)}; got {kinds!r}")
+    found: list[CoupledGroups] = []
+    missed: list[Missed] = []
+    if set(wanted) - {BLOCKS}:
+        found, missed = _inside_layers(model, example_inputs, wanted, time_limit)
+    found = [groups for groups in found if groups.kind in wanted]
+    if BLOCKS in wanted:
+        blocks, others = find_blocks(model, example_inputs, found)
+        found, missed = found + blocks, missed + others
+    refuse_other_masks(model, {member.name for groups in found for member in groups.members})
+    # Groups must come out alike in every process and run: choices break ties by their numbers.
+    order = {name: i for i, name in enumerate(_names(model))}
+    found.sort(key=lambda groups: min(order[member.name] for member in groups.members))
+    return Found(found, [place for place in missed if place.kind in wanted])
+
+
+def _inside_layers(
+    model: nn.Module, example_inputs: Any, wanted: Sequence[str], time_limit: float
+) -> tuple[list[CoupledGroups], list[Missed]]:
+    """The heads, neurons, channels and experts of a model, and places that have none."""
     looked = list(layouts(model))
     if experts.KIND in wanted:
         looked += experts.expert_places(model)
@@ -102,14 +124,7 @@ def find(
         refuse_other_masks(model)  # the copy that is traced can't be made with them
         found, others = traced_places(model, example_inputs, time_limit)
         missed += others
-    refuse_other_masks(model, {member.name for groups in found for member in groups.members})
-    # Groups must come out alike in every process and run: choices break ties by their numbers.
-    order = {name: i for i, name in enumerate(_names(model))}
-    found.sort(key=lambda groups: min(order[member.name] for member in groups.members))
-    return Found(
-        [groups for groups in found if groups.kind in wanted],
-        [place for place in missed if place.kind in wanted],
-    )
+    return found, missed
 
 
 def _names(model: nn.Module) -> list[str]:

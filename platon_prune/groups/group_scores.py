@@ -62,7 +62,11 @@ def group_scores(
 
 
 def normalized(
-    scores: Tensor, groups: Sequence[CoupledGroups], normalizer: str, costs: Sequence[int]
+    scores: Tensor,
+    groups: Sequence[CoupledGroups],
+    normalizer: str,
+    costs: Sequence[int | Tensor],
+    num_cut: Sequence[int] | None = None,
 ) -> Tensor:
     """Scores that can be compared between places.
 
@@ -70,7 +74,8 @@ def normalized(
         scores: Of the groups of all places, one after another; float64.
         groups: All places.
         normalizer: "none"; "mean", by the mean over the place; "cost", by what a group costs.
-        costs: What one group of each place costs, of the budget.
+        costs: What one group of each place costs, of the budget; or of each of its groups.
+        num_cut: How many groups of each place were cut out, which count as zero in its mean.
 
     Returns:
         Same shape and dtype; what is infinite stays so.
@@ -79,14 +84,14 @@ def normalized(
         return scores
     result = scores.clone()
     pieces = torch.split(result, [place.size for place in groups])
-    for piece, cost in zip(pieces, costs, strict=True):
-        finite = piece[piece.isfinite()]
-        divisor = float(cost)
+    for piece, cost, cut in zip(pieces, costs, num_cut or [0] * len(groups), strict=True):
+        divisor = torch.as_tensor(cost)
         if normalizer == "mean":
-            divisor = float(finite.mean()) if len(finite) else 0.0
+            finite = piece[piece.isfinite()]
+            share = len(finite) / max(1, len(finite) + cut)
+            divisor = share * finite.mean() if len(finite) else torch.zeros(())
         # A place whose scores are all 0, or whose groups cost nothing, is left as it is.
-        if divisor > 0:
-            piece /= divisor
+        piece /= torch.where(divisor > 0, divisor, 1)
     return result
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from platon_prune.amounts import fraction, is_count, is_number
+from platon_prune.amounts import fraction
 from platon_prune.choice.limits import MaxAmount, caps_of, checked
 from platon_prune.criteria import Criterion, CriterionName
 from platon_prune.example_inputs import guessed_inputs, moved_to
@@ -25,6 +25,8 @@ from platon_prune.groups.noted import note_groups_, note_inputs_
 from platon_prune.masks.method import Masking
 from platon_prune.masks.targets import Pairs, bare, select
 from platon_prune.name_patterns import NamePatterns
+from platon_prune.pruning.cutting import GroupCutter, check_cutting, refuse_experts_in_cuts
+from platon_prune.pruning.floors import Floors
 from platon_prune.pruning.setting_up import Plan, parameter_of, set_up
 from platon_prune.pruning.settings import Settings
 from platon_prune.schedule import RampSchedule, ScheduleName
@@ -58,7 +60,10 @@ def global_structured(
     min_neurons: float = 0.05,
     min_channels: float = 0.05,
     min_experts: int = 1,
+    min_blocks: int = 1,
     kinds: str | Sequence[str] = KINDS,
+    cut_after: int | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     time_limit: float = 120.0,
     history: bool = True,
     mask_history: str | os.PathLike[str] | None = None,
@@ -113,11 +118,19 @@ def global_structured(
             with channels and "none" for one of heads and neurons.
         min_heads: Heads (with grouped queries, key-value heads) that each attention layer keeps.
         min_neurons: Share of its neurons that each feed-forward layer keeps, in [0, 1]; one at
-            least.
-        min_channels: Likewise for channels.
+            least. It may be 0, as ``min_heads`` may, where a layer without heads and neurons hands
+            on what it is given, and so can go.
+        min_channels: Likewise for channels, one at least.
         min_experts: Experts that each mixture keeps; at least as many as a token is routed to.
-        kinds: Which of "heads", "neurons", "channels" and "experts" to prune; experts only if they
-            are named.
+        min_blocks: Layers that each list of them keeps, at least 1.
+        kinds: Which of "heads", "neurons", "channels", "experts" and "blocks" to prune; the last
+            two only if they are named. Blocks are whole layers; see :func:`find_groups`.
+        cut_after: For how many choices a group must have stayed out to be cut out of the model
+            while it is trained, at least 1, so that training gets faster as it prunes; what was
+            cut can't come back. None to cut nothing: see :meth:`PlatonScheduler.cut` and
+            :func:`shrink`. In one process only.
+        optimizer: The optimizer of the model, whose state is cut along; needed for ``cut_after``
+            unless it is set later (``scheduler.optimizer``, ``step_with``).
         time_limit: Seconds that tracing a model of unknown layers may take.
         history: As for :func:`global_unstructured`, and so are all others.
         mask_history: Likewise.
@@ -150,6 +163,7 @@ def global_structured(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     settings = Settings.of(locals())
+    check_cutting(cut_after, optimizer, mask_history, capturable, process_group)
 
     def plan(given: nn.Module | Pairs) -> Plan:
         assert isinstance(given, nn.Module)
@@ -159,6 +173,8 @@ def global_structured(
         places, notes = _removable(
             given, _selected(given, everything, include, exclude), example_inputs
         )
+        if cut_after is not None:
+            refuse_experts_in_cuts(places)
         names = {member.name for place in places for member in place.members}
         # The patterns are of places: a place is taken whole, biases too.
         targets = select(given, None, None, own_keys, names)
@@ -172,8 +188,10 @@ def global_structured(
                     "model takes it"
                 )
             prices = mac_prices(given, places, example_inputs)
+        least = Floors(min_heads, min_neurons, min_channels, min_experts, min_blocks)
+        least.require_empty_layers_can_go(given, places, example_inputs)
         floors = [
-            max(_floor(place, min_heads, min_neurons, min_channels, min_experts), kept)
+            max(least.of(given, place), kept)
             for place, kept in zip(places, _kept_by_limits(places, max_amount), strict=True)
         ]
         granularity = Structured(places, shapes, prices, floors, aggregate, budget, normalizer)
@@ -187,6 +205,8 @@ def global_structured(
     assert isinstance(scheduler.granularity, Structured)
     note_groups_(bare(model), scheduler.granularity.groups)
     pass_over_pruned_experts_(bare(model), scheduler.granularity.groups)
+    scheduler.optimizer = optimizer
+    scheduler._cutter = GroupCutter(scheduler, bare(model), cut_after)
     if example_inputs is not None:
         note_inputs_(bare(model), example_inputs)
     return scheduler
@@ -239,7 +259,7 @@ def _selected(
         kept = [place for place in kept if patterns.matches(*_names(place)) == wanted]
     if not kept:
         raise ValueError(
-            "model must have heads, neurons or channels that can be removed, got "
+            "model must have heads, neurons, channels or blocks that can be removed, got "
             + ("none that include, exclude and kinds leave" if groups else f"none{holders}")
             + ": change what the reasons name, or prune single weights with global_unstructured "
             "instead"
@@ -263,8 +283,8 @@ def _removable(
     reasons = "; ".join(f"{name} ({why})" for name, why in proof.left_out.items())
     if not proof.groups:
         raise ValueError(
-            "model must have heads, neurons or channels that shrink can cut out, got none that it "
-            f"can: {reasons}: change what the reasons name, or prune single weights with "
+            "model must have heads, neurons, channels or blocks that shrink can cut out, got none "
+            f"that it can: {reasons}: change what the reasons name, or prune single weights with "
             "global_unstructured instead"
         )
     notes = [f"left out of pruning, for shrink could not cut it out: {reasons}"] if reasons else []
@@ -273,30 +293,6 @@ def _removable(
 
 def _names(place: CoupledGroups) -> list[str]:
     return [member.name for member in place.members]
-
-
-def _floor(
-    place: CoupledGroups,
-    min_heads: int,
-    min_neurons: float,
-    min_channels: float,
-    min_experts: int,
-) -> int:
-    """How many groups a place keeps at least."""
-    for kind, name, count in (
-        ("heads", "min_heads", min_heads),
-        ("experts", "min_experts", min_experts),
-    ):
-        if place.kind == kind:
-            if not is_count(count) or count < 1:
-                raise ValueError(f"{name} must be a count of at least 1, got {count!r}")
-            return min(place.size, max(place.least, int(count)))
-    argument, share = (
-        ("min_neurons", min_neurons) if place.kind == "neurons" else ("min_channels", min_channels)
-    )
-    if not is_number(share) or not 0 <= share <= 1:
-        raise ValueError(f"{argument} must be a share of each layer in [0, 1], got {share!r}")
-    return max(1, math.ceil(share * place.size - 1e-9))  # 0.1 * 30 is above 3
 
 
 def _kept_by_limits(places: Sequence[CoupledGroups], max_amount: MaxAmount | None) -> list[int]:

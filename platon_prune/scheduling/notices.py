@@ -13,11 +13,21 @@ class Notices:
 
     Args:
         may_empty: Whether a choice could leave nothing of a tensor, given its name.
+        may_be_gone: Whether that is meant, and no news; by default of none.
     """
 
-    def __init__(self, may_empty: Callable[[str], bool]) -> None:
-        self._may_empty = may_empty
+    def __init__(
+        self,
+        may_empty: Callable[[str], bool],
+        may_be_gone: Callable[[str], bool] = lambda name: False,
+    ) -> None:
         self._named: set[tuple[str, str]] = set()
+        self.follow(may_empty, may_be_gone)
+
+    def follow(self, may_empty: Callable[[str], bool], may_be_gone: Callable[[str], bool]) -> None:
+        """Ask others from here on, as once a model was cut; what was said is not said again."""
+        self._may_empty = may_empty
+        self._may_be_gone = may_be_gone
 
     def of_no_gradient(self, names: Sequence[str]) -> None:
         """Name the tensors that had no gradient in the window that ended."""
@@ -56,7 +66,9 @@ class Notices:
             f"{change.name} keeps {change.kept} of {change.numel} weights"
             for change in changed
             # What has no gradients has no scores, so that it goes first: that is said.
-            if ("gradient", change.name) not in self._named and self._is_first(kind, change.name)
+            if not self._may_be_gone(change.name)
+            and ("gradient", change.name) not in self._named
+            and self._is_first(kind, change.name)
         ]
         if named:
             PruningWarning.warn(

@@ -24,6 +24,11 @@ class Recording:
         self._tensors = tensors
         self._recorder: MaskRecorder | None = None
 
+    @property
+    def is_on(self) -> bool:
+        """Whether masks are recorded."""
+        return self._recorder is not None
+
     def start(self, path: str | os.PathLike[str]) -> None:
         """Record every choice from here on; see :class:`~platon_prune.PlatonScheduler`.
 

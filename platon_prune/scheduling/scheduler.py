@@ -18,6 +18,7 @@ from platon_prune.history.history import History
 from platon_prune.masks.targets import Target
 from platon_prune.schedule import Schedule
 from platon_prune.scheduling.averages import Storage
+from platon_prune.scheduling.cutting import Cuts, Cutter, Cutting, Weak
 from platon_prune.scheduling.gradients import Following, as_skipped
 from platon_prune.scheduling.modes import in_plain_mode
 from platon_prune.scheduling.notices import Notices
@@ -32,7 +33,7 @@ from platon_prune.tensors import capture
 from platon_prune.tensors.collectives import Processes
 
 
-class PlatonScheduler(Replays):
+class PlatonScheduler(Cutting, Replays):
     """Scores the weights of a model at every step and chooses the masks by its schedule.
 
     Made by :func:`platon_prune.global_unstructured` and its like. With the window length ``ΔT``,
@@ -94,18 +95,22 @@ class PlatonScheduler(Replays):
         self.last_step = 0
         self.threshold: float | None = None
         self._counters = Counters()
-        self._notices = Notices(self.granularity.may_empty)
+        self._notices = Notices(self.granularity.may_empty, self.granularity.may_be_gone)
         self._following = Following()
+        self._storage = storage or Storage()
         self._tensors = SelectedTensors(
-            targets, criterion, masking, storage or Storage(), processes or Processes(),
-            self.granularity,
-        )  # fmt: skip
+            targets, criterion, masking, self._storage, processes or Processes(), self.granularity
+        )
         self._progress = Progress(schedule)
         for tensor in self._tensors:
             tensor.warn_when_removed(self._progress.warn_of_early_end)
         self._modules = Modules(model)
         self._recording = Recording(self._tensors)
-        self.history = History([(tensor.name, tensor.whole_numel) for tensor in self._tensors])
+        sizes = [(tensor.name, tensor.whole_numel) for tensor in self._tensors]
+        self.history = History(sizes)
+        self._cuts = Cuts(sizes)
+        self._cutter: Cutter | None = None
+        self._optimizer = Weak()
         self._records_history = history
         self.adopts_zeros = adopts_zeros
         self._adopted: float | None = None  # the sparsity that the model had
@@ -163,6 +168,7 @@ class PlatonScheduler(Replays):
                 be is captured.
             TypeError: If ``skipped`` is neither True nor False nor such a tensor.
         """
+        self._require_optimizer()
         skipped = as_skipped(skipped, unread=self.capturable)
         if skipped is not True:
             self._following.refuse_other_calls()
@@ -222,13 +228,16 @@ class PlatonScheduler(Replays):
         if chooses or (not learns and t % self.schedule.window == 0):
             self._modules.warn_of_replaced(tensor.target for tensor in self._tensors)
         self._progress.warn_of_late_step()
+        if chooses and has_scores:
+            self._cut_if_due()
 
     def _choose(self, t: int) -> list[Change]:
         """Write the masks; what changed in each tensor."""
         amount = self.schedule.amount_at(t)
         self.threshold, changed = self._tensors.choose(amount, tells=self._records_history)
         if self._records_history:
-            self.history.record(t, amount, self.threshold, changed)
+            whole = self._cuts.of_whole(changed)
+            self.history.record(t, amount, self.threshold, whole)
         return changed
 
     def _learn(self, outcomes: Sequence[Outcome]) -> None:
@@ -285,7 +294,9 @@ class PlatonScheduler(Replays):
             ValueError: If the optimizer is known to train other weights than those it shows, or
                 another one is followed already.
         """
-        return self._following.begin(optimizer, self.step)
+        handle = self._following.begin(optimizer, self.step)
+        self.optimizer = optimizer
+        return handle
 
     def record_masks(self, path: str | os.PathLike[str]) -> None:
         """Append the masks of every choice from here on to a file, for :meth:`masks`; collective.
@@ -352,6 +363,7 @@ class PlatonScheduler(Replays):
             "adopted": self._adopted,
             "history": self.history.state() if self._records_history else None,
             "tensors": {tensor.name: tensor.state_dict() for tensor in self._tensors},
+            **self._cuts_state(),
         }
 
     @in_plain_mode
@@ -369,7 +381,7 @@ class PlatonScheduler(Replays):
         """
         self._require_closed("load_state_dict()")
         # All of it is checked before anything is changed.
-        self._tensors.check_state(state, self.settings)
+        self._tensors.check_state(self._cuts.without_history(state), self.settings)
         self._tensors.outcomes()  # of steps that are given up
         self._adopted = state["adopted"]
         if self._adopted is not None:
@@ -381,4 +393,5 @@ class PlatonScheduler(Replays):
         names = (field.name for field in dataclasses.fields(Counters))
         self._counters = Counters(**{name: state[name] for name in names})
         self.history.load_state((state["history"] if self._records_history else None) or [])
+        self._load_cuts_state(state)
         self._recording.restart()

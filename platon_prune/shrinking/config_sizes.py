@@ -34,7 +34,7 @@ def config_for(
     now: Shapes | None = None
     # Built and compared, since what an entry means to a model is in its code alone.
     for changed in _candidates(config, kind, count):
-        new = _built_from(model, changed)
+        new = built_from(model, changed)
         built = _shapes_of(new)
         if new is None or any(built.get(name) != shape for name, shape in shapes.items()):
             continue
@@ -49,7 +49,7 @@ def config_for(
         ):
             continue
         # An entry may count other layers, too, which are not at these places (MobileBERT's).
-        now = _shapes_of(_built_from(model, config)) if now is None else now
+        now = _shapes_of(built_from(model, config)) if now is None else now
         others = built.keys() - shapes.keys() - set(also)
         if now and all(built[name] == now.get(name) for name in others):
             return changed
@@ -80,7 +80,7 @@ def _candidates(config: Any, kind: str, count: int) -> Iterator[Any]:
         yield changed
 
 
-def _built_from(model: Any, config: Any) -> Any | None:
+def built_from(model: Any, config: Any) -> Any | None:
     """A model without values that is built from a saved config; None if it can't be."""
     try:
         # As it would be read from a file: what it says must survive that, and its own checks.

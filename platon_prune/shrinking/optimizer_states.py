@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -38,6 +39,16 @@ def cut_states_(optimizer: torch.optim.Optimizer, parameter: Tensor, kept: Kept)
     state = optimizer.state.get(parameter, {})
     for key, value in state.items():
         state[key] = _cut(key, value, parameter.shape, kept, "a parameter")
+
+
+def forget_(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Take parameters that are gone from the model out of an optimizer, and what it remembers."""
+    gone = set(map(id, parameters))
+    for group in optimizer.param_groups:
+        # In place: some wrappers of optimizers hold the very list.
+        group["params"][:] = [each for each in group["params"] if id(each) not in gone]
+    for parameter in [each for each in optimizer.state if id(each) in gone]:
+        del optimizer.state[parameter]
 
 
 def _cut(key: str, value: Any, shape: torch.Size, kept: Kept, name: str) -> Any:

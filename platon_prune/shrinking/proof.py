@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from platon_prune.groups.blocks import KIND as BLOCKS
+from platon_prune.groups.blocks import only, path_of, positions_of
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.experts import KIND, pass_over_
 from platon_prune.shrinking import twin as twins
 from platon_prune.shrinking.cut_out import cut_out_, plan_cut
+from platon_prune.shrinking.fewer_blocks import Untold
 from platon_prune.shrinking.head_bias import without_unknown
 from platon_prune.shrinking.removable import Place, in_whole_steps, refusals, step_of
 from platon_prune.shrinking.resize import find, named_parameter
@@ -58,18 +61,45 @@ def prove(model: nn.Module, groups: Sequence[CoupledGroups], inputs: Any) -> Pro
     Raises:
         CannotRun: If the model does not run on the inputs.
     """
+    stacks = {i: place for i, place in enumerate(groups) if place.kind == BLOCKS}
     trials = [_trial(i, place) for i, place in enumerate(groups)]
     reasons = dict(enumerate(refusals(model, groups)))
-    for i, place in enumerate(without_unknown(model, trials)):
-        reasons[i] = reasons[i] or place.note
+    for i, trial in enumerate(without_unknown(model, trials)):
+        reasons[i] = reasons[i] or trial.note
     # A place of one group is never cut.
-    able = [i for i, place in enumerate(groups) if not reasons[i] and place.size > 1]
+    able = [
+        i for i, place in enumerate(groups)
+        if not reasons[i] and place.size > 1 and i not in stacks
+    ]  # fmt: skip
     found = failures(model, [trials[i] for i in able], inputs, bounded=True)
     reasons |= {able[i]: reason for i, reason in found.items()}
-    return Proof(
-        [place for i, place in enumerate(groups) if not reasons[i]],
-        {place.name: reason for i, place in enumerate(groups) if (reason := reasons[i])},
-    )
+    proof = Proof([], {})
+    for i, place in enumerate(groups):
+        if i in stacks:
+            left, layers = _proven_blocks(model, place, inputs)
+            proof.groups.extend(left)
+            proof.left_out.update(layers)
+        elif reasons[i]:
+            proof.left_out[place.name] = reasons[i]
+        else:
+            proof.groups.append(place)
+    return proof
+
+
+def _proven_blocks(
+    model: nn.Module, stack: CoupledGroups, inputs: Any
+) -> tuple[list[CoupledGroups], dict[str, str]]:
+    """The layers of a list without which the model runs alike, and why not without others."""
+    each = [Place(stack, torch.arange(stack.size) != i) for i in range(stack.size)]
+    reasons: dict[int, str] = {}
+    # All but the last at once, then the last: a list must keep a layer.
+    for numbers in (range(stack.size - 1), [stack.size - 1]):
+        tried = failures(model, [each[i] for i in numbers], inputs)
+        reasons |= {numbers[i]: reason for i, reason in tried.items()}
+    positions = positions_of(stack)
+    left_out = {path_of(stack.name, positions[i]): reason for i, reason in reasons.items()}
+    left = [i for i in range(stack.size) if i not in reasons]
+    return [only(stack, left)] if left else [], left_out
 
 
 def failures(
@@ -210,20 +240,35 @@ class _Trials:
         try:
             _zero_(twin, places)
             expected = twins.outputs_of(twin, self._inputs)
+            weights = _weights(twin, places)
             cut_out_(twin, plan_cut(twin, places))
             found = twins.outputs_of(twin, self._inputs)
             if differs := twins.difference(found, expected):
                 return f"without it the model runs, but {differs}"
+        except Untold as error:
+            return str(error)
         except Exception as error:  # whatever the model's own code raises
             return f"without it the model does not run: {_said(error)}"
         if self._train is not None:
-            names = dict.fromkeys(m.name for place in places for m in place.groups.members)
-            weights = {id(w): w for w in (named_parameter(*find(twin, name)) for name in names)}
             try:
-                self._train(twin, self._inputs, list(weights.values()))
+                self._train(twin, self._inputs, _still_in(twin, weights))
             except Exception as error:
                 return f"without it the model does not train: {_said(error)}"
         return None
+
+
+def _weights(twin: nn.Module, places: Sequence[Place]) -> list[Tensor]:
+    names = dict.fromkeys(m.name for place in places for m in place.groups.members)
+    found = (named_parameter(*find(twin, name)) for name in names)
+    return list({id(weight): weight for weight in found}.values())
+
+
+def _still_in(twin: nn.Module, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Those that the twin has left; where all are gone with their layers, its smallest one."""
+    there = set(map(id, twin.parameters()))
+    return [weight for weight in weights if id(weight) in there] or [
+        min(twin.parameters(), key=Tensor.numel)
+    ]
 
 
 @torch.no_grad()
@@ -236,7 +281,10 @@ def _zero_(twin: nn.Module, places: Sequence[Place]) -> None:
         for member in place.groups.members:
             parameter = named_parameter(*find(twin, member.name))
             index = place.groups.indices(member, gone).to(parameter.device)
-            if parameter.index_select(member.dim, index).count_nonzero():
+            if place.groups.kind == BLOCKS and len(index):
+                # All of it, which is gone with its layer soon: zeros of no memory.
+                parameter.data = parameter.data.new_zeros(()).expand(parameter.shape)
+            elif parameter.index_select(member.dim, index).count_nonzero():
                 parameter.data = parameter.data.index_fill(member.dim, index, 0)
 
 

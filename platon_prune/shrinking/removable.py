@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from platon_prune.groups import experts
+from platon_prune.groups.blocks import KIND as BLOCKS
 from platon_prune.groups.coupled import CoupledGroups, Member
 from platon_prune.masks.masked import forms_of, mask_of
 from platon_prune.shrinking.resize import find, has_fixed_width, refusal, tensor_at
@@ -59,12 +60,7 @@ def find_places(model: nn.Module, every: Iterable[CoupledGroups]) -> list[Place]
     owners = _owners(model)
     places = []
     for groups in every:
-        kept = torch.zeros(groups.size, dtype=torch.bool)
-        if groups.kind == experts.KIND:
-            # One of zeros that tokens still go to is no empty place: the others share its weights.
-            kept = ~experts.passed_over(model, groups)
-        for member in groups.members:
-            kept |= _groups_left(model, groups, member)
+        kept = what_is_left(model, groups)
         place = Place(groups, kept)
         # Asked only where something could go: elsewhere a reason would be no news.
         if not kept.all() and (reason := _refusal(model, groups, owners)):
@@ -75,6 +71,17 @@ def find_places(model: nn.Module, every: Iterable[CoupledGroups]) -> list[Place]
         place = experts_in_sets(in_whole_steps(place))
         places.append(place)
     return places
+
+
+def what_is_left(model: nn.Module, groups: CoupledGroups) -> Tensor:
+    """For each group of a place, whether something is left of it; bool."""
+    kept = torch.zeros(groups.size, dtype=torch.bool)
+    if groups.kind == experts.KIND:
+        # One of zeros that tokens still go to is no empty place: the others share its weights.
+        kept = ~experts.passed_over(model, groups)
+    for member in groups.members:
+        kept |= _groups_left(model, groups, member)
+    return kept
 
 
 def step_of(groups: CoupledGroups) -> int:
@@ -204,6 +211,8 @@ def _refusal(
     model: nn.Module, groups: CoupledGroups, owners: dict[int, dict[int, str]]
 ) -> str | None:
     """Why groups of a place can't be cut out; None if they can."""
+    if groups.kind == BLOCKS:
+        return None  # whole modules, no tensor of which is cut
     holder = groups.members[0].name.rpartition(".")[0].rpartition(".")[0]
     attention: Any = type(model.get_submodule(holder))
     if groups.kind == "heads" and has_fixed_width(attention):

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import prune
 
 from platon_prune.example_inputs import guessed_inputs, moved_to
 from platon_prune.groups import experts
+from platon_prune.groups.blocks import KIND as BLOCKS
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.find import ALL_KINDS, find_groups
 from platon_prune.groups.noted import (
@@ -23,14 +24,14 @@ from platon_prune.groups.noted import (
 from platon_prune.masks.masked import pruned_tensors, refuse_other_masks
 from platon_prune.masks.targets import bare
 from platon_prune.shrinking import head_bias
-from platon_prune.shrinking.config_sizes import adopt_
-from platon_prune.shrinking.cut_out import cut_out_, plan_cut
+from platon_prune.shrinking.carrying_out import carry_out_, check_optimizer
+from platon_prune.shrinking.cut_out import plan_cut
+from platon_prune.shrinking.empty_blocks import empty_blocks, merged
 from platon_prune.shrinking.expert_counts import say_what_balancing_is_left_
-from platon_prune.shrinking.optimizer_states import check_states, cut_states_
+from platon_prune.shrinking.fewer_blocks import Gone, is_gone
 from platon_prune.shrinking.proof import CannotRun, failures
-from platon_prune.shrinking.removable import Place, find_places, groups_left
-from platon_prune.shrinking.resize import Kept, find, named_parameter
-from platon_prune.shrinking.uniform import config_as_left, with_same_counts
+from platon_prune.shrinking.removable import Place, find_places
+from platon_prune.shrinking.uniform import with_same_counts
 from platon_prune.tables import table
 from platon_prune.warning import PruningWarning
 
@@ -80,10 +81,11 @@ def shrink(
     uniform: bool = False,
     time_limit: float = 120.0,
 ) -> ShrinkReport:
-    """Remove from a model the heads, neurons and channels of which nothing is left.
+    """Remove from a model the heads, neurons, channels and blocks of which nothing is left.
 
     A group goes when every entry of it is pruned by a mask or, in a tensor without mask, zero; one
-    group of each place stays. The outputs stay what they are. All masks are finalized first, as
+    group of each place stays. A layer whose heads and neurons are all gone goes as a whole where it
+    hands on what it is given. The outputs stay what they are. All masks are finalized first, as
     :func:`platon_prune.remove` does, so what comes out is an ordinary model, which can be trained
     further, pruned again and shrunk again. Parameters stay the same objects.
 
@@ -116,44 +118,40 @@ def shrink(
     """
     _check_model(model)
     model = bare(model)
-    before = _num_parameters(model)
-    places = find_places(model, _groups_of(model, example_inputs, time_limit))
+    before = num_parameters(model)
+    groups = _groups_of(model, example_inputs, time_limit)
+    places = find_places(model, [each for each in groups if each.kind != BLOCKS])
     places = head_bias.without_unknown(model, places)
     inputs = _inputs_of(model, example_inputs)
-    places = _verified(model, places, inputs, example_inputs is not None)
-    if all(place.kept.all() for place in places):
-        raise _nothing_to_remove(places)
+    blocks = empty_blocks(model, groups)
+    places, blocks = _verified(model, places, blocks, inputs, example_inputs is not None)
+    if all(place.kept.all() for place in (*places, *blocks)):
+        raise _nothing_to_remove(groups, [*places, *blocks])
     if uniform:
         # What is put back for the config must fit too.
         places = with_same_counts(model, places)
-        places = _verified(model, places, inputs, example_inputs is not None)
-        if all(place.kept.all() for place in places):
+        places, blocks = _verified(model, places, blocks, inputs, example_inputs is not None)
+        if all(place.kept.all() for place in (*places, *blocks)):
             PruningWarning.warn(
                 "nothing was cut out, for the config can tell no smaller counts: shrink without "
                 "uniform=True, and save with platon_prune.save"
             )
         _tell_experts_of_zeros(model, places)
-    cut = plan_cut(model, places)
-    if optimizer is not None:
-        check_states(optimizer, *_by_parameter(model, cut.kept))
-    config, in_config = config_as_left(model, places)
+    cut = plan_cut(model, [*places, *blocks])
+    check_optimizer(model, cut, optimizer)
     # Nothing was changed up to here, and nothing is refused from here on.
 
     for _, module, key in list(pruned_tensors(model)):
         prune.remove(module, key)  # type: ignore[no-untyped-call]
 
-    def also(tensor: Tensor, indices: Kept) -> None:
-        if optimizer is not None:
-            cut_states_(optimizer, tensor, indices)
-
-    cut_out_(model, cut, also)
-    if config is not None:
-        adopt_(model, config)
+    # Of layers that were merely found empty, and stay, their places tell.
+    told = [b for b in blocks if not b.kept.all() or any(b.groups is each for each in groups)]
+    rows = report_rows(places, told, cut.layers)
+    left = carry_out_(model, cut, places, told, optimizer)
     say_what_balancing_is_left_(model)
     forget_groups_(model)  # they count what is no longer there
-    note_left_(model, groups_left(model, places))
-    rows = tuple(_row(place) for place in places)
-    return ShrinkReport(rows, before, _num_parameters(model), in_config)
+    note_left_(model, [*left.places, *left.blocks])
+    return ShrinkReport(rows, before, num_parameters(model), left.in_config)
 
 
 def _inputs_of(model: nn.Module, example_inputs: Any) -> Any | None:
@@ -168,17 +166,38 @@ def _inputs_of(model: nn.Module, example_inputs: Any) -> Any | None:
 
 
 def _verified(
-    model: nn.Module, places: Sequence[Place], inputs: Any | None, are_given: bool
-) -> list[Place]:
-    """The plan without what changes the outputs on example inputs, which then stays as zeros."""
+    model: nn.Module,
+    places: Sequence[Place],
+    blocks: Sequence[Place],
+    inputs: Any | None,
+    are_given: bool,
+) -> tuple[list[Place], list[Place]]:
+    """The plan without what changes the outputs on example inputs, which then stays as zeros.
+
+    Args:
+        model: Not changed.
+        places: Heads, neurons and channels.
+        blocks: Layers, each by itself or several of a list together.
+        inputs: Example inputs, if any are known.
+        are_given: Whether it is an error if the model does not run on them.
+
+    Returns:
+        The places, and one place for each list of which layers go or could have gone.
+    """
+    every = [*places, *blocks]
     try:
-        found = failures(model, places, inputs)
+        found = failures(model, every, inputs)
     except CannotRun:
         if are_given:
             raise
         # The inputs were a guess, or the model has changed since set-up.
-        found = failures(model, places, None)
-    return [place.keeping_all(found[i]) if i in found else place for i, place in enumerate(places)]
+        inputs, found = None, failures(model, every, None)
+    if inputs is None:  # sizes say nothing of what a layer hands on
+        found |= dict.fromkeys(
+            range(len(places), len(every)), "example_inputs are needed to try it"
+        )
+    left = [place.keeping_all(found[i]) if i in found else place for i, place in enumerate(every)]
+    return left[: len(places)], merged(left[len(places) :])
 
 
 def _tell_experts_of_zeros(model: nn.Module, places: Sequence[Place]) -> None:
@@ -217,13 +236,17 @@ def _groups_of(model: nn.Module, example_inputs: Any, time_limit: float) -> Sequ
     # Those of the run first: a traced model needs no example inputs again.
     groups: Sequence[CoupledGroups] = noted_groups(model)
     if not groups:
-        found = find_groups(model, example_inputs, kinds=ALL_KINDS, time_limit=time_limit)
+        inside = [kind for kind in ALL_KINDS if kind != BLOCKS]
+        found = find_groups(model, example_inputs, kinds=inside, time_limit=time_limit)
         # A mixture whose routers pass over nothing has no experts to remove, nor a row to show.
         groups = [
             place
             for place in found
             if place.kind != experts.KIND or experts.passed_over(model, place).any()
         ]
+    if not groups:
+        # Layers alone last: of one that has other places it shows in these that it is empty.
+        groups = find_groups(model, example_inputs, kinds=BLOCKS, time_limit=time_limit)
     if not groups:
         raise ValueError(
             f"model must have coupled groups, such as heads or neurons, got a "
@@ -233,28 +256,30 @@ def _groups_of(model: nn.Module, example_inputs: Any, time_limit: float) -> Sequ
     return groups
 
 
-def _nothing_to_remove(places: Sequence[Place]) -> ValueError:
+def _nothing_to_remove(groups: Sequence[CoupledGroups], places: Sequence[Place]) -> ValueError:
     notes = sorted({place.note for place in places if place.note})
-    total = sum(place.groups.size for place in places)
+    total = sum(place.size for place in groups)
     return ValueError(
         f"model must have groups of which nothing is left and that can be cut out, got none of "
-        f"{total:,} in {len(places)} places ({'; '.join(notes) or 'something is left of each'}): "
+        f"{total:,} in {len(groups)} places ({'; '.join(notes) or 'something is left of each'}): "
         "prune with global_structured, which prunes whole groups"
     )
 
 
-def _by_parameter(
-    model: nn.Module, kept: dict[str, dict[int, Tensor]]
-) -> tuple[dict[Tensor, Kept], dict[Tensor, str]]:
-    """What stays of each parameter, and its name, by the parameter itself."""
-    parameters: dict[Tensor, str] = {named_parameter(*find(model, name)): name for name in kept}
-    return {parameter: kept[name] for parameter, name in parameters.items()}, parameters
-
-
-def _num_parameters(model: nn.Module) -> int:
+def num_parameters(model: nn.Module) -> int:
+    """Number of parameters of a model, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _row(place: Place) -> PlaceReport:
-    groups = place.groups
+def report_rows(
+    places: Sequence[Place], blocks: Sequence[Place], layers: Gone
+) -> tuple[PlaceReport, ...]:
+    """A row for each place and each list of layers, of a plan that takes out whole layers too."""
+    return tuple(_row(place, layers) for place in (*places, *blocks))
+
+
+def _row(place: Place, layers: Gone) -> PlaceReport:
+    groups, is_block = place.groups, place.groups.kind == BLOCKS
+    if not is_block and layers and all(is_gone(member.name, layers) for member in groups.members):
+        return PlaceReport(groups.name, groups.kind, groups.size, 0, "its block is gone")
     return PlaceReport(groups.name, groups.kind, groups.size, place.after, place.note)

@@ -66,3 +66,35 @@ def sharded(before):
     except ValueError as error:
         return str(error)
     return "no error"
+
+
+def cut_under_ddp():
+    """Weights after a cut in the middle of a run under DistributedDataParallel, wrapped again."""
+    bare = rank_jobs.net()
+    model = nn.parallel.DistributedDataParallel(bare)
+    scheduler = platon_prune.global_structured(
+        model, torch.ones(2, 9), **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+    )
+    optimizer = torch.optim.AdamW(bare.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    before = sum(parameter.numel() for parameter in bare.parameters())
+    for step in range(12):
+        model(torch.randn(4, 9, generator=generator)).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if step == 7:
+            scheduler.cut(optimizer)
+            model = nn.parallel.DistributedDataParallel(bare)
+    after = sum(parameter.numel() for parameter in bare.parameters())
+    platon_prune.remove(bare)
+    return after < before, {name: value.tolist() for name, value in bare.state_dict().items()}
+
+
+def cut_by_itself():
+    """The error for a run of several processes that is to cut by itself."""
+    try:
+        platon_prune.global_structured(rank_jobs.net(), torch.ones(2, 9), cut_after=1, **SETTINGS)
+    except ValueError as error:
+        return str(error)
+    return "no error"
