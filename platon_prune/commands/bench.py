@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="n:m instead: the time of a choice, and 2:4 layers beside dense ones on a GPU",
     )
+    parser.add_argument(
+        "--cut",
+        action="store_true",
+        help="whole runs of structured pruning instead: masks alone beside runs cut as they go",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.device or "cpu").startswith("cuda") and not has_cuda:
         raise ValueError(f"--device must be there, got {arguments.device}: use --device cpu")
     names = [arguments.device] if arguments.device else ["cpu", "cuda"] if has_cuda else ["cpu"]
+    if arguments.cut:
+        return _whole_runs(arguments, names)
     if arguments.semi_structured:
         return _semi_structured(arguments, names)
     # Keys of devices hold what they always held, a list of figures; what came later has its own.
@@ -120,6 +127,20 @@ def _measure_training(
     found = figures(device, arguments.repeats, timed)
     print("\n" + training_table(found, device))
     reports[f"{device}: training"] = [figure._asdict() for figure in found]
+
+
+def _whole_runs(arguments: argparse.Namespace, names: list[str]) -> int:
+    from platon_prune.commands.benchmarks.whole_runs import outcomes, whole_run_table
+    from platon_prune.timing import clock
+
+    reports = {}
+    for name in names:
+        timed = clock(name, arguments.processor_time)
+        found = outcomes(name, arguments.scale, arguments.repeats, timed)
+        print(f"\n{name}\n\n{whole_run_table(found)}")
+        reports[name] = [each._asdict() for each in found]
+    write_json(arguments, reports)
+    return 0
 
 
 def _semi_structured(arguments: argparse.Namespace, names: list[str]) -> int:

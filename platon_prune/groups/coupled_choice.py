@@ -269,15 +269,17 @@ class Structured(Granularity):
         places = zip(
             self.groups,
             self.floors,
+            self._num_cut,
             self.per_place(scores),
             self.per_place(pruned),
             strict=True,
         )
-        for place, floor, own, gone in places:
+        for place, floor, cut, own, gone in places:
             is_held = int(gone.sum()) == place.size - floor and bool((own[~gone] < largest).any())
             # One of a few is nothing to be warned of: its layer is small itself.
-            if is_held and place.size >= _LARGE and place.name not in self._told:
-                held.append(f"{place.name} keeps {floor} of {place.size} {place.kind}")
+            if is_held and place.size + cut >= _LARGE and place.name not in self._told:
+                whole = place.size + cut
+                held.append(f"{place.name} keeps {floor} of {whole} {place.kind}")
                 self._told.add(place.name)
         if held:
             is_mean = self.normalizer == "mean"

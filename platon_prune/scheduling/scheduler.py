@@ -18,7 +18,6 @@ from platon_prune.history.history import History
 from platon_prune.masks.targets import Target
 from platon_prune.schedule import Schedule
 from platon_prune.scheduling.averages import Storage
-from platon_prune.scheduling.cutting import Cuts, Cutter, Cutting, Weak
 from platon_prune.scheduling.gradients import Following, as_skipped
 from platon_prune.scheduling.modes import in_plain_mode
 from platon_prune.scheduling.notices import Notices
@@ -28,6 +27,7 @@ from platon_prune.scheduling.recording import Recording
 from platon_prune.scheduling.replaced import Modules
 from platon_prune.scheduling.selected import SelectedTensors
 from platon_prune.scheduling.states import STATE_VERSION
+from platon_prune.scheduling.steps.cutting import Cuts, Cutter, Cutting, Weak
 from platon_prune.scheduling.steps.replays import Replays
 from platon_prune.tensors import capture
 from platon_prune.tensors.collectives import Processes

@@ -39,8 +39,8 @@ def check_optimizer(model: nn.Module, cut: Cut, optimizer: torch.optim.Optimizer
     """Raise a ValueError if what an optimizer remembers can't be cut as the model is."""
     if optimizer is None:
         return
-    names = {named_parameter(*find(model, name)): name for name in cut.kept}
-    check_states(optimizer, {p: cut.kept[name] for p, name in names.items()}, names)  # type: ignore[misc]
+    names: dict[Tensor, str] = {named_parameter(*find(model, n)): n for n in cut.kept}
+    check_states(optimizer, {p: cut.kept[name] for p, name in names.items()}, names)
 
 
 def carry_out_(

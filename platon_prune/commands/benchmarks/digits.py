@@ -244,6 +244,8 @@ def _train(
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / ramp, 1 - step / steps)
     )
+    if isinstance(scheduler, platon_prune.PlatonScheduler):
+        scheduler.optimizer = optimizer  # for runs that are cut as they go
     evaluate_every = max(1, steps // settings.num_evaluations)
     # A generator of its own: whatever else a run draws, its batches come in the same order.
     order = torch.Generator().manual_seed(settings.seed)

@@ -40,6 +40,7 @@ OPTIONS: dict[str, Option] = {
     "window": Option(_DEFAULT.window),
     "beta1": Option(0.85),
     "beta2": Option(0.95),
+    "cut_after": Option(0),  # choices that a group stays out before it is cut; 0 cuts in the end
     "warmup": Option(_DEFAULT.warmup),  # share of the steps
     "cooldown": Option(_DEFAULT.cooldown),  # share of the steps
 }
@@ -143,7 +144,10 @@ def _of_ours(
         )
         return run
     _digits.fine_tune_with(scheduler, run, digits, training, _digits.unwatched)
-    platon_prune.shrink(run.model)
+    rows = platon_prune.structure(run.model).rows
+    # Of a run that was cut as it went there may be nothing left to take out.
+    if any(row.kept < row.size for row in rows):
+        platon_prune.shrink(run.model)
     run.accuracies[training.steps] = _digits.accuracy(run.model, digits)
     return run
 
@@ -191,6 +195,7 @@ def _set_up(
         total_steps=training.steps + learn,
         warmup_steps=learn or training.warmup_steps,
         cooldown_steps=training.cooldown_steps,
+        cut_after=chosen["cut_after"] or None,
         **{name: chosen[name] for name in _PASSED_ON},
     )
     return scheduler
@@ -235,6 +240,11 @@ def check(cell: Cell) -> None:
     learn = chosen["learn"]
     if learn < 0:
         raise ValueError(f"learn must be a number of batches, 0 or more, got {learn}")
+    if chosen["cut_after"] < 0 or (chosen["cut_after"] and learn):
+        raise ValueError(
+            f"cut_after must be a number of choices, 0 or more, and 0 with learn, got "
+            f"{chosen['cut_after']}"
+        )
     for name in ("min_neurons", "min_channels"):
         if not 0 <= chosen[name] <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {chosen[name]}: it is a share")
