@@ -22,20 +22,24 @@ _FUNCTIONS = {
 }
 
 
-def check_granularity(granularity: str, amount: float | int | None) -> float | int | None:
+def check_granularity(
+    granularity: str, amount: float | int | None, settings: Mapping[str, Any] | None = None
+) -> float | int | None:
     """The amount as a plain number, which goes into JSON.
 
     Args:
         granularity: "unstructured", "semi_structured", or what else the package can prune by.
         amount: What is pruned in the end; None for what the granularity prunes by default.
+        settings: The other settings, one of which may say it instead.
 
     Raises:
         ValueError: If there is no such granularity.
         TypeError: If it has no default and ``amount`` is None.
     """
     # Asked of the function itself: only it knows whether it prunes without being told how much.
-    required = inspect.signature(_function(granularity)).parameters["amount"].default
-    if amount is None and required is inspect.Parameter.empty:
+    default = inspect.signature(_function(granularity)).parameters["amount"].default
+    is_required = default is inspect.Parameter.empty or default is None
+    if amount is None and is_required and (settings or {}).get("speedup") is None:
         raise TypeError(f"amount must be given for {granularity} pruning, got None")
     if amount is None or isinstance(amount, bool):
         return amount

@@ -91,7 +91,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         finalize: bool = True,
         **settings: Any,
     ) -> None:
-        self.amount = check_granularity(granularity, amount)
+        self.amount = check_granularity(granularity, amount, settings)
         self.granularity = granularity
         self.warmup_steps = warmup_steps
         self.cooldown_steps = cooldown_steps

@@ -75,7 +75,7 @@ class PlatonLightningCallback(Callback):
         finalize: bool = True,
         **settings: Any,
     ) -> None:
-        self.amount = check_granularity(granularity, amount)
+        self.amount = check_granularity(granularity, amount, settings)
         self.granularity = granularity
         self.warmup_steps = warmup_steps
         self.cooldown_steps = cooldown_steps

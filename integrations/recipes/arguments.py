@@ -131,11 +131,21 @@ class PruningArguments:
         "over the mean of its layer (auto: where there are channels); or over what one costs.",
         "auto",
     )
+    pruning_budget: Literal["parameters", "macs", "latency"] = setting(
+        "What --amount counts, for structured: parameters; or of a batch as it is evaluated, "
+        "multiply-adds, or the time that is measured on this machine.",
+        "parameters",
+    )
+    pruning_speedup: float | None = setting(
+        "Instead of --amount, how many times as fast the model is to be, such as 1.5; for "
+        "--pruning_budget latency."
+    )
     pruning_mask_history: bool = setting(
         f"Keep the masks of every choice, in {MASKS_FILE} of --output_dir.", False
     )
 
     def __post_init__(self) -> None:
+        self._check_budget()
         self._check_granularity()
         if self.initial_amount == ZEROS and self.pruning_masking != "step":
             raise ValueError(
@@ -158,6 +168,26 @@ class PruningArguments:
                 "--pruning_beta1 must be above 0 for --criterion platon, got 0, which makes all of "
                 "its scores 0: give one such as 0.85, or --criterion sensitivity"
             )
+
+    def _check_budget(self) -> None:
+        if self.pruning_granularity != STRUCTURED and self.pruning_budget != "parameters":
+            raise ValueError(
+                f"--pruning_budget {self.pruning_budget} must go with --pruning_granularity "
+                f"{STRUCTURED}, got {self.pruning_granularity}: leave one of them out"
+            )
+        if self.pruning_speedup is None:
+            return
+        if self.pruning_budget != "latency":
+            raise ValueError(
+                "--pruning_speedup must go with --pruning_budget latency, got "
+                f"{self.pruning_budget}: only measured times tell how fast a model is"
+            )
+        if not 1 < self.pruning_speedup < math.inf:
+            raise ValueError(
+                f"--pruning_speedup must be a number above 1, got {self.pruning_speedup}: 1.5 "
+                "leaves two thirds of the time"
+            )
+        self.amount = 1 - 1 / self.pruning_speedup  # of the time; for titles and reports
 
     def _check_granularity(self) -> None:
         if self.pruning_granularity != STRUCTURED and self.pruning_normalizer != "auto":
@@ -234,7 +264,12 @@ class PruningArguments:
             settings["state_dtype"] = getattr(torch, self.pruning_state_dtype)
         if self.pruning_offload_averages:
             settings["offload_averages"] = True
-        return {"amount": self.amount, "criterion": self.criterion, **settings}
+        if self.pruning_budget != "parameters":
+            settings["budget"] = self.pruning_budget
+        if self.pruning_speedup is not None:
+            settings["speedup"] = self.pruning_speedup
+        amount = self.amount if self.pruning_speedup is None else None
+        return {"amount": amount, "criterion": self.criterion, **settings}
 
 
 @dataclass

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import set_seed
 
+from platon_prune.integrations.hf_example_batch import example_batch
 from platon_prune.integrations.hf_trainer import PlatonCallback
 from platon_prune.integrations.recipes.authors_warmup import WarmupHint
 from platon_prune.integrations.recipes.distillation import RecipeTrainer
@@ -107,7 +108,10 @@ def run(
     if training.do_train:
         if not pruning.is_dense:
             trainer.add_callback(WarmupHint(arguments))
-            callback = PlatonCallback(**pruning.callback(training.output_dir)).install(trainer)
+            settings = pruning.callback(training.output_dir)
+            if pruning.pruning_budget != "parameters":
+                settings["example_inputs"] = example_batch(trainer)
+            callback = PlatonCallback(**settings).install(trainer)
         if trainer.is_world_process_zero():
             remember(arguments.deciding, Path(training.output_dir or "."))
         started = time.perf_counter()

@@ -105,6 +105,10 @@ def parse_arguments(
         if name not in given
     }
     chosen = {**from_preset, **given}
+    if {"amount", "pruning_speedup"} <= given.keys():
+        raise ValueError(
+            "--pruning_speedup must stand instead of --amount, got both: leave one of them out"
+        )
     if chosen.get("pruning_granularity") in DEFAULT_AMOUNTS:
         chosen.setdefault("amount", DEFAULT_AMOUNTS[chosen["pruning_granularity"]])
     model, data, pruning, distillation, training = (_make(cls, chosen) for cls in classes)

@@ -51,6 +51,21 @@ class Granularity:
         """Whether a choice could leave nothing of a tensor; its user is warned before that."""
         return True
 
+    def state_dict(self) -> dict[str, Any]:
+        """What its choices go by beside its settings, as plain numbers; empty if there is none."""
+        return {}
+
+    def check_state(self, state: Any) -> None:
+        """Raise a ValueError unless it can go on from what :meth:`state_dict` returned.
+
+        Args:
+            state: The same of a saved scheduler; None if that has nothing.
+        """
+        # Nothing to look at by default: most are made of their settings alone.
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from what :meth:`state_dict` returned, which was checked."""
+
     def require_shard(self, name: str, shard: Shard) -> None:
         """Raise a ValueError if the masks of a tensor can't be chosen over its shards.
 

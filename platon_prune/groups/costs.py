@@ -1,4 +1,4 @@
-"""What coupled groups cost: parameters, or multiply-adds on example inputs."""
+"""What coupled groups cost: parameters, or multiply-adds or time on example inputs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from platon_prune.groups.coupled import CoupledGroups, Member
 from platon_prune.masks.default_selection import is_named
 from platon_prune.spellings import EXPERTS
 
-Budget = Literal["parameters", "macs"]
-BUDGETS: tuple[Budget, ...] = ("parameters", "macs")
+Budget = Literal["parameters", "macs", "latency"]
+BUDGETS: tuple[Budget, ...] = ("parameters", "macs", "latency")
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,12 @@ class Prices:
     Args:
         of_entry: For each tensor, by its name, what one of its entries costs.
         of_group: For each place, in order, what one of its groups costs beyond its entries.
+        whole: What an amount is a share of; None for what all groups together cost.
     """
 
     of_entry: Mapping[str, int]
     of_group: tuple[int, ...]
+    whole: int | None = None
 
 
 def parameter_prices(groups: Sequence[CoupledGroups]) -> Prices:

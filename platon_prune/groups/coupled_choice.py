@@ -17,10 +17,10 @@ from platon_prune.groups.costs import Prices, Savings
 from platon_prune.groups.coupled import CoupledGroups, Member, telling
 from platon_prune.groups.emptied import Emptied
 from platon_prune.groups.group_scores import group_scores, normalized
+from platon_prune.groups.over_shards import kept_groups, member_of_shard
 from platon_prune.groups.units import Units, num_units, units_of
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.ordering import tie_keys
-from platon_prune.tensors.shards import Shard
 from platon_prune.warning import PruningWarning
 
 # Of places with as many groups, being at the floor means that most of a layer is gone.
@@ -49,8 +49,9 @@ class Structured(Granularity):
             "auto" is "mean" where there are channels, and else "none".
 
     Attributes:
-        total: What all groups together cost, in the unit of the budget.
-        smallest: What the cheapest group costs, as a fraction of all groups together.
+        total: What an amount is a share of, in the unit of the budget: what all groups together
+            cost, or the time of the whole forward.
+        smallest: What the cheapest group costs, as a fraction of that.
     """
 
     name: ClassVar[str] = "structured"
@@ -70,7 +71,6 @@ class Structured(Granularity):
         self.floors = tuple(
             _in_whole_sets(place, floor) for place, floor in zip(groups, floors, strict=True)
         )
-        self._prices = prices
         # What a cut has taken out: its cost, groups of each place, and settings from before it.
         self._saved = 0
         self._num_cut = [0] * len(self.groups)
@@ -86,21 +86,26 @@ class Structured(Granularity):
         self.normalizer = normalizer
         self.num_groups = sum(place.size for place in groups)
         self._num_entries = sum(shape.numel() for shape in shapes.values())
-        self._savings = Savings(groups, shapes, prices)
-        self.total = self._savings.total
-        self._digest = _digest_of(groups, self.total)
+        self._shapes = shapes
+        self._set_prices(prices)
+        self._digest = digest_of(groups, self.total)
         sizes = torch.tensor([num_units(place) for place in groups])
         self._place_of = torch.arange(len(sizes)).repeat_interleave(sizes)  # of each unit
         self._told: set[str] = set()  # places at their floor, that were warned of
-        self._costs = torch.cat([self._costs_in(i) for i in range(len(self.groups))])
-        self._unit_costs = torch.cat([self._unit_costs_in(i) for i in range(len(self.groups))])
-        self.smallest = int(self._unit_costs.min()) / max(1, self.total)
         self._telling = [telling(place) for place in self.groups]
         self._emptied = Emptied(self.groups)
         self._members: dict[str, list[tuple[int, Member]]] = {}  # by tensor, with their places
         for i, place in enumerate(groups):
             for member in place.members:
                 self._members.setdefault(member.name, []).append((i, member))
+
+    def _set_prices(self, prices: Prices) -> None:
+        self._prices = prices
+        self._savings = Savings(self.groups, self._shapes, prices)
+        self.total = self._savings.total if prices.whole is None else prices.whole
+        self._costs = torch.cat([self._costs_in(i) for i in range(len(self.groups))])
+        self._unit_costs = torch.cat([self._unit_costs_in(i) for i in range(len(self.groups))])
+        self.smallest = int(self._unit_costs.min()) / max(1, self.total)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -131,7 +136,7 @@ class Structured(Granularity):
         return largest / 2 / self._num_entries if self.budget == "parameters" else 0.0
 
     def sparsity_of(self, amount: float) -> float:
-        """About this: what multiply-adds leave of the entries is not known before a choice."""
+        """About this: what multiply-adds or time leave of the entries, only a choice tells."""
         if self.budget != "parameters":
             return 0.0
         return amount * self.total / self._num_entries
@@ -145,11 +150,6 @@ class Structured(Granularity):
         """No: each place keeps its floor."""
         return False
 
-    def require_shard(self, name: str, shard: Shard) -> None:
-        """Raise a ValueError if this process holds less than the whole tensor."""
-        if any(index is not None for index in shard.indices):
-            raise ValueError(whole_only(name))
-
     def choose_(
         self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes
     ) -> float | None:
@@ -162,7 +162,7 @@ class Structured(Granularity):
         scores = normalized(
             scores, self.groups, self.normalizer, list(self.per_place(self._costs)), self._num_cut
         )
-        kept = torch.cat(self.kept({tensor.name: tensor.mask for tensor in tensors}))
+        kept = kept_groups(self.groups, self._telling, tensors, processes)
         units = units_of(self.groups, scores, kept)
         order = _in_order(units.scores, units.kept)
         candidates = order[~self._protected(order)[order]]
@@ -183,6 +183,9 @@ class Structured(Granularity):
             left = [place.left(member, masks[member.name]) for member in members]
             found.append(torch.stack(left).any(dim=0))
         return found
+
+    def refuse_cut(self) -> None:
+        """Raise a ValueError if groups can't be cut out while the run goes on."""
 
     def after_cut(
         self,
@@ -317,16 +320,9 @@ class Structured(Granularity):
         mask = tensor.mask.fill_(True)
         places = list(self.per_place(pruned))
         for i, member in self._members[tensor.name]:
-            gone = self.groups[i].indices(member, places[i].nonzero().flatten())
+            here = member_of_shard(member, tensor.shard)
+            gone = self.groups[i].indices(here, places[i].nonzero().flatten())
             mask.index_fill_(member.dim, gone.to(mask.device), False)
-
-
-def whole_only(name: str) -> str:
-    """The error's sentence about a tensor that is sharded."""
-    return (
-        f"{name} must be whole in every process for structured pruning, got a sharded tensor: "
-        "train with DistributedDataParallel, or finish pruning before sharding"
-    )
 
 
 def _in_whole_sets(place: CoupledGroups, floor: int) -> int:
@@ -346,7 +342,7 @@ def _in_order(scores: Tensor, kept: Tensor) -> Tensor:
     return order[scores[order].argsort(stable=True)]
 
 
-def _digest_of(groups: Sequence[CoupledGroups], total: int) -> str:
+def digest_of(groups: Sequence[CoupledGroups], total: int) -> str:
     """The same for the same groups at the same cost, in every process and run."""
     found = hashlib.sha256(str(total).encode())
     for place in groups:

@@ -140,11 +140,11 @@ def pass_over_zeros_(model: nn.Module) -> None:
             warn_when_saved_(model)
 
 
-def refuse_experts(places: Iterable[CoupledGroups]) -> None:
-    """Raise a ValueError if there are experts among places whose multiply-adds are counted."""
+def refuse_experts(places: Iterable[CoupledGroups], budget: str) -> None:
+    """Raise a ValueError if there are experts among places of which a forward is counted."""
     if named := next((place.name for place in places if place.kind == KIND), None):
         raise ValueError(
-            'budget must be "parameters" for kinds with "experts", got "macs": each token runs '
+            f'budget must be "parameters" for kinds with "experts", got "{budget}": each token runs '
             f"through as many experts of {named} as before, so that none of them costs "
             "multiply-adds"
         )

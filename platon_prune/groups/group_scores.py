@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from platon_prune.choice.scored import ScoredTensor
 from platon_prune.choice.selection import require_same_replicas
 from platon_prune.groups.costs import indices_per_group
 from platon_prune.groups.coupled import CoupledGroups
+from platon_prune.groups.over_shards import is_whole_everywhere, whole_shape
 from platon_prune.tensors.blocks import Scratch, block_size, digest
 from platon_prune.tensors.collectives import Processes
 
@@ -32,16 +33,18 @@ def group_scores(
 
     Args:
         groups: All places.
-        tensors: All of their tensors.
+        tensors: All of their tensors; of a sharded one, this process's shard.
         aggregate: "mean", "sum", "max" or "l2" (the root of the sum of squares) over all entries
             of a group.
-        processes: Those that hold the same; collective.
+        processes: Those that hold the same, or the other shards; collective.
 
     Returns:
-        float64, on the CPU, never NaN: what can't be told is infinite, and so is kept.
+        float64, on the CPU, never NaN: what can't be told is infinite, and so is kept. The same in
+        all processes; over shards it may differ from that of one process by the rounding of a
+        float64 sum.
 
     Raises:
-        RuntimeError: If processes had different scores or masks.
+        RuntimeError: If processes had different scores or masks of what they hold alike.
     """
     sums = _Sums(aggregate)
     along: dict[tuple[str, int], Tensor] = {}
@@ -55,8 +58,15 @@ def group_scores(
         along |= {(tensor.name, dim): result for dim, result in results.items()}
         digests.append(digested)
     require_same_replicas(tensors, digests, processes)
-    shapes = {tensor.name: tensor.mask.shape for tensor in tensors}
-    scores = torch.cat([sums.of_groups(place, along, shapes) for place in groups])
+    shapes = {tensor.name: whole_shape(tensor) for tensor in tensors}
+    sharded = {t.name for t in tensors if not is_whole_everywhere(t, processes)}
+    totals = sums.totals(groups, along, without=sharded)
+    if sharded:
+        # Only the first of those that hold the same shard tells of it: each entry counts once.
+        told = {t.name for t in tensors if t.shard is not None and t.shard.replica}
+        parts = sums.totals(groups, along, without=shapes.keys() - sharded | told)
+        totals = sums.together(totals, parts, processes)
+    scores = sums.scores(totals, groups, shapes)
     scores.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-math.inf)
     return _of_first(scores, processes)
 
@@ -105,7 +115,10 @@ class _Sums:
     def along(
         self, tensor: ScoredTensor, dims: Sequence[int]
     ) -> tuple[dict[int, Tensor], int | Tensor]:
-        """One number per index of each dimension; and the digest that replicas are compared by."""
+        """One number per index of each dimension; and the digest that replicas are compared by.
+
+        Of a shard, the other indices have what nothing adds up to.
+        """
         shape, device = tensor.mask.shape, tensor.mask.device
         # On the tensor's device: one read of the scores serves all dimensions, and only the sums
         # go to the CPU.
@@ -124,7 +137,16 @@ class _Sums:
             block = scores.view(-1, *shape[1:])
             for dim, result in results.items():
                 self._accumulate(block, dim, result[rows] if dim == 0 else result)
-        return {dim: result.cpu() for dim, result in results.items()}, digested
+        return {dim: self._spread(tensor, dim, each) for dim, each in results.items()}, digested
+
+    def _spread(self, tensor: ScoredTensor, dim: int, local: Tensor) -> Tensor:
+        """Numbers of a shard's indices at their places among those of the whole tensor."""
+        index = None if tensor.shard is None else tensor.shard.indices[dim]
+        if index is None:
+            return local.cpu()
+        assert tensor.shard is not None
+        whole = torch.full((tensor.shard.shape[dim],), self._nothing, dtype=torch.float64)
+        return whole.index_copy_(0, index.cpu(), local.cpu())
 
     def _accumulate(self, block: Tensor, dim: int, result: Tensor) -> None:
         others = [i for i in range(block.ndim) if i != dim]
@@ -137,30 +159,60 @@ class _Sums:
             block = block.double().square()
         result += block.sum(others, dtype=torch.float64) if others else block
 
-    def of_groups(
+    def totals(
+        self,
+        groups: Sequence[CoupledGroups],
+        along: Mapping[tuple[str, int], Tensor],
+        without: Collection[str],
+    ) -> Tensor:
+        """What the entries of each group add up to, in all tensors but some; all places."""
+        return torch.cat([self._of_place(place, along, without) for place in groups])
+
+    def _of_place(
         self,
         place: CoupledGroups,
         along: Mapping[tuple[str, int], Tensor],
-        shapes: Mapping[str, torch.Size],
+        without: Collection[str],
     ) -> Tensor:
-        """The scores of one place's groups."""
         # The last one takes what belongs to no group.
         totals = torch.full((place.size + 1,), self._nothing, dtype=torch.float64)
-        num_entries = torch.zeros(place.size, dtype=torch.int64)
         for member in place.members:
+            if member.name in without:
+                continue
             index = member.group_of.remainder(place.size + 1)
             values = along[member.name, member.dim]
             if self.aggregate == "max":
                 totals.scatter_reduce_(0, index, values, "amax")
             else:
                 totals.index_add_(0, index, values)
-            shape = shapes[member.name]
-            per_index = shape.numel() // shape[member.dim]
-            num_entries += indices_per_group(member, place.size) * per_index
-        scores = totals[:-1]
+        return totals[:-1]
+
+    def together(self, totals: Tensor, parts: Tensor, processes: Processes) -> Tensor:
+        """Totals that every process has, with those of which each has a part; collective."""
+        if self.aggregate == "max":
+            return torch.maximum(totals, processes.largest(parts))
+        return totals + processes.total(parts)
+
+    def scores(
+        self,
+        totals: Tensor,
+        groups: Sequence[CoupledGroups],
+        shapes: Mapping[str, torch.Size],
+    ) -> Tensor:
+        """The scores of all groups from what their entries add up to."""
         if self.aggregate == "mean":
-            return scores / num_entries
-        return scores.sqrt() if self.aggregate == "l2" else scores
+            return totals / torch.cat([_num_entries(place, shapes) for place in groups])
+        return totals.sqrt() if self.aggregate == "l2" else totals
+
+
+def _num_entries(place: CoupledGroups, shapes: Mapping[str, torch.Size]) -> Tensor:
+    """How many entries each group of a place has in all tensors; int64."""
+    found = torch.zeros(place.size, dtype=torch.int64)
+    for member in place.members:
+        shape = shapes[member.name]
+        per_index = shape.numel() // shape[member.dim]
+        found += indices_per_group(member, place.size) * per_index
+    return found
 
 
 def _of_first(scores: Tensor, processes: Processes) -> Tensor:
@@ -173,6 +225,8 @@ def _of_first(scores: Tensor, processes: Processes) -> Tensor:
 
 
 def _row_blocks(shape: torch.Size, device: torch.device) -> Iterator[slice]:
+    if not shape.numel():
+        return  # a process may have no shard of a tensor at all
     num_rows = max(1, block_size(device) // max(1, shape[1:].numel()))
     for start in range(0, shape[0], num_rows):
         yield slice(start, min(start + num_rows, shape[0]))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from platon_prune.masks.state_forms import asked_by_save_pretrained
 from platon_prune.mixtures import BEST_OF_GROUP, CORRECTION, ROUTERS, Router
+from platon_prune.tensors.shards import whole_of
 from platon_prune.warning import PruningWarning
 
 # The buffer of a router that says which experts stay out though no mask says so (any more).
@@ -94,7 +95,7 @@ def pruned_experts(module: nn.Module) -> Tensor | None:
     if mask is None:
         return out
     # Read at each forward: a choice, a checkpoint or a copy changes the mask in place.
-    masked = ~mask.any(dim=1)
+    masked = ~whole_of(mask.any(dim=1))  # of a sharded router gathered: a flag for each expert
     return masked if out is None else out | masked
 
 

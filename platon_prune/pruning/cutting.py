@@ -18,6 +18,7 @@ from platon_prune.groups.experts import KIND as EXPERTS
 from platon_prune.groups.noted import note_groups_
 from platon_prune.masks.targets import select
 from platon_prune.pruning.setting_up import parameter_of
+from platon_prune.pruning.sharded import refuse_cut_of_shards
 from platon_prune.scheduling.scheduler import PlatonScheduler
 from platon_prune.shrinking.carrying_out import carry_out_, check_optimizer
 from platon_prune.shrinking.cut_out import Cut, plan_cut
@@ -54,6 +55,9 @@ class GroupCutter:
 
     def cut(self, optimizer: torch.optim.Optimizer | None) -> ShrinkReport:
         """Take out all groups that are pruned now; see :meth:`PlatonScheduler.cut`."""
+        model = self._model()
+        assert model is not None
+        refuse_cut_of_shards(model)
         kept = self._granularity.kept(self._alive()._tensors.masks())
         return self._cut_to([each.clone() for each in kept], optimizer)
 
@@ -101,6 +105,7 @@ class GroupCutter:
         model, granularity = self._model(), self._granularity
         assert model is not None
         refuse_experts_in_cuts(granularity.groups)
+        granularity.refuse_cut()
         before = num_parameters(model)
         planned = [
             _planned(place, flags) for place, flags in zip(granularity.groups, kept, strict=True)

@@ -92,6 +92,18 @@ class Settings:
         """
         return find_schedule(self.schedule)
 
+    def check(self, amount: float, initial_amount: float) -> None:
+        """Raise what the others below and above raise, of all of them.
+
+        Args:
+            amount: As for :meth:`made_schedule`.
+            initial_amount: Likewise.
+        """
+        self.checked_masking(), self.storage()
+        schedule = self.made_schedule(amount, initial_amount)
+        if self.made_criterion().windowed:
+            schedule.require_scores()
+
     def made_schedule(self, amount: float, initial_amount: float) -> RampSchedule:
         """The schedule between two amounts, as fractions.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,29 +18,39 @@ from platon_prune.criteria import Criterion, CriterionName
 from platon_prune.example_inputs import guessed_inputs, moved_to
 from platon_prune.groups.costs import BUDGETS, Budget, mac_prices, parameter_prices
 from platon_prune.groups.coupled import CoupledGroups
-from platon_prune.groups.coupled_choice import Structured, whole_only
+from platon_prune.groups.coupled_choice import Structured
 from platon_prune.groups.experts import pass_over_pruned_experts_, refuse_experts
 from platon_prune.groups.find import KINDS, Found, find
 from platon_prune.groups.group_scores import AGGREGATES, NORMALIZERS, Aggregate, Normalizer
+from platon_prune.groups.latency import LatencyTable, StructuredByLatency, refuse_cuts
 from platon_prune.groups.noted import note_groups_, note_inputs_
 from platon_prune.masks.method import Masking
-from platon_prune.masks.targets import Pairs, bare, select
+from platon_prune.masks.targets import Pairs, Target, bare, select
 from platon_prune.name_patterns import NamePatterns
 from platon_prune.pruning.cutting import GroupCutter, check_cutting, refuse_experts_in_cuts
 from platon_prune.pruning.floors import Floors
+from platon_prune.pruning.latency import (
+    asked_amount,
+    notes_on,
+    of_first_process,
+    refuse_blocks_beside_others,
+    refuse_unreachable,
+)
 from platon_prune.pruning.setting_up import Plan, parameter_of, set_up
 from platon_prune.pruning.settings import Settings
+from platon_prune.pruning.sharded import first_sharded, require_known_layers, require_run
 from platon_prune.schedule import RampSchedule, ScheduleName
 from platon_prune.scheduling.scheduler import PlatonScheduler
+from platon_prune.shrinking.latency import measure_latency
 from platon_prune.shrinking.proof import CannotRun, prove
-from platon_prune.tensors.shards import is_sharded
 
 
 def global_structured(
     model: nn.Module,
     example_inputs: Any = None,
     *,
-    amount: float,
+    amount: float | None = None,
+    speedup: float | None = None,
     total_steps: int,
     warmup_steps: int | float = 0.1,
     cooldown_steps: int | float = 0.3,
@@ -88,9 +99,12 @@ def global_structured(
     Args:
         model: The model; where it is wrapped for data parallelism or compiled, what is inside.
         example_inputs: A batch as the model takes it: a tensor, a tuple of arguments or a dict of
-            them. Needed where layers are not known by their names, and for ``budget="macs"``.
-        amount: What goes in the end, in [0, 1): of the parameters of all groups, or of their
-            multiply-adds.
+            them. Needed where layers are not known by their names, and for ``budget="macs"`` and
+            ``"latency"``.
+        amount: What goes in the end, in [0, 1): of the parameters of all groups, of their
+            multiply-adds, or of the time of the whole forward.
+        speedup: Instead of ``amount``, how many times as fast the forward is to be, above 1; for
+            ``budget="latency"``.
         total_steps: Length of the run in optimizer steps, T.
         warmup_steps: Steps before pruning starts, t_i: a count, or a fraction of the run in [0, 1).
         cooldown_steps: Steps at the end with the final amount, t_f: a count, or a fraction of the
@@ -109,8 +123,10 @@ def global_structured(
             hold. It adds to the floors below: whichever keeps more holds.
         aggregate: How a group's score is made of those of its entries: "mean", "sum", "max" or
             "l2", the root of the sum of squares.
-        budget: What the amount counts: "parameters", or "macs", multiply-adds of one forward over
-            ``example_inputs``.
+        budget: What the amount counts: "parameters"; "macs", multiply-adds of one forward over
+            ``example_inputs``; or "latency", its time, measured on this machine layer by layer: a
+            group costs what its place takes at full width, less what it takes at its floor, over
+            the groups that go between the two.
         normalizer: How the scores of different places are made comparable: "none"; "mean", each
             divided by the mean over its place, so that no place is emptied for its scale alone;
             "cost", by what one group of the place costs of the budget: with ``aggregate="sum"``
@@ -143,13 +159,14 @@ def global_structured(
     Returns:
         The scheduler, whose ``step()`` belongs after every ``optimizer.step()``. Its ``amount`` is
         of the budget, and its ``threshold`` the largest score of a group that the last choice
-        pruned. The groups are its ``granularity.groups``.
+        pruned. The groups are its ``granularity.groups``, and the times of ``budget="latency"``
+        its ``granularity.latency``, which prints as a table.
 
     Raises:
         ValueError: If a setting is out of range, there are no groups, a tensor of one can't be
-            pruned or is sharded, the floors leave less than the amount, or processes differ. The
-            model is untouched then.
-        TypeError: If ``model`` or a number is of the wrong type.
+            pruned, the model must run for this and is sharded, the floors leave less than the
+            amount, or processes differ. The model is untouched then.
+        TypeError: If ``model`` or a number is of the wrong type, or there is no amount.
         ImportError: If torch-pruning is needed and not installed.
         TimeoutError: If tracing took longer than ``time_limit``.
         RuntimeError: If it failed in another process.
@@ -165,42 +182,64 @@ def global_structured(
     settings = Settings.of(locals())
     check_cutting(cut_after, optimizer, mask_history, capturable, process_group)
 
-    def plan(given: nn.Module | Pairs) -> Plan:
-        assert isinstance(given, nn.Module)
+    @functools.cache  # for a latency it is asked twice, and a model is traced for it
+    def look(given: nn.Module) -> _Looked:
         _check_choices(aggregate, budget, normalizer)
-        _refuse_sharded(given)
+        if budget != "parameters":
+            require_run(given, example_inputs, budget)
+        require_known_layers(given, "blocks" in kinds or min_heads == 0)
         everything = find(given, example_inputs, kinds=kinds, time_limit=time_limit)
         places, notes = _removable(
             given, _selected(given, everything, include, exclude), example_inputs
         )
         if cut_after is not None:
             refuse_experts_in_cuts(places)
+            refuse_cuts(budget)
         names = {member.name for place in places for member in place.members}
         # The patterns are of places: a place is taken whole, biases too.
         targets = select(given, None, None, own_keys, names)
-        shapes = {target.name: parameter_of(target).shape for target in targets}
-        prices = parameter_prices(places)
-        if budget == "macs":
-            refuse_experts(places)
-            if example_inputs is None:
-                raise ValueError(
-                    'example_inputs must be given for budget="macs", got none: pass a batch as the '
-                    "model takes it"
-                )
-            prices = mac_prices(given, places, example_inputs)
+        if budget != "parameters":
+            refuse_experts(places, budget)
+        if budget == "latency":
+            refuse_blocks_beside_others(places)
         least = Floors(min_heads, min_neurons, min_channels, min_experts, min_blocks)
         least.require_empty_layers_can_go(given, places, example_inputs)
         floors = [
             max(least.of(given, place), kept)
             for place, kept in zip(places, _kept_by_limits(places, max_amount), strict=True)
         ]
-        granularity = Structured(places, shapes, prices, floors, aggregate, budget, normalizer)
-        final, first = _of_budget("amount", amount), _of_budget("initial_amount", initial_amount)
-        _require_room(granularity, max(final, first))
+        return _Looked(places, targets, floors, notes)
+
+    def plan(given: nn.Module | Pairs) -> Plan:
+        assert isinstance(given, nn.Module)
+        goal = asked_amount(amount, speedup, budget)
+        places, targets, floors, notes = look(given)
+        shapes = {target.name: parameter_of(target).shape for target in targets}
+        granularity: Structured
+        if latency is not None:
+            timed = StructuredByLatency(places, shapes, latency, floors, aggregate, normalizer)
+            granularity, notes = timed, [*notes, *notes_on(timed)]
+        else:
+            prices = parameter_prices(places)
+            if budget == "macs":
+                prices = mac_prices(given, places, example_inputs)
+            granularity = Structured(places, shapes, prices, floors, aggregate, budget, normalizer)
+        final, first = _of_budget("amount", goal), _of_budget("initial_amount", initial_amount)
+        _require_room(granularity, max(final, first), speedup)
         if 0 < final < granularity.smallest / 2:
             notes = [*notes, _too_little(final, granularity.smallest)]
         return Plan(targets, granularity, final, first, notes=notes, is_found=True)
 
+    def to_measure() -> Callable[[], LatencyTable]:
+        # All that can be refused is, before it takes the time.
+        settings.check(asked_amount(amount, speedup, budget), initial_amount)
+        found = look(bare(model))
+        return lambda: measure_latency(bare(model), found.places, found.floors, example_inputs)
+
+    latency: LatencyTable | None = None
+    if budget == "latency":
+        # In a step of its own, before masks are on: whoever fails tells the others.
+        latency = of_first_process(process_group, to_measure)
     scheduler = set_up("global_structured", model, settings, plan)
     assert isinstance(scheduler.granularity, Structured)
     note_groups_(bare(model), scheduler.granularity.groups)
@@ -212,10 +251,20 @@ def global_structured(
     return scheduler
 
 
-def _refuse_sharded(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if is_sharded(parameter):
-            raise ValueError(whole_only(name))
+class _Looked(NamedTuple):
+    """What is to be pruned of a model.
+
+    Args:
+        places: Its coupled groups.
+        targets: Their tensors.
+        floors: How many groups each place keeps at least.
+        notes: What to warn about.
+    """
+
+    places: list[CoupledGroups]
+    targets: list[Target]
+    floors: list[int]
+    notes: list[str]
 
 
 def _check_choices(aggregate: str, budget: str, normalizer: str) -> None:
@@ -271,7 +320,7 @@ def _removable(
     model: nn.Module, groups: Sequence[CoupledGroups], example_inputs: Any
 ) -> tuple[list[CoupledGroups], list[str]]:
     """Those that :func:`shrink` can cut out, and what to warn about the others."""
-    inputs = example_inputs
+    inputs = None if first_sharded(model) else example_inputs
     if inputs is None and (guess := guessed_inputs(model)) is not None:
         inputs = moved_to(guess, next(model.parameters()).device)
     try:
@@ -317,7 +366,9 @@ def _too_little(amount: float, smallest: float) -> str:
     )
 
 
-def _require_room(granularity: Structured, amount: float) -> None:
+def _require_room(granularity: Structured, amount: float, speedup: float | None) -> None:
+    if isinstance(granularity, StructuredByLatency):
+        refuse_unreachable(granularity, amount, speedup)
     largest = granularity.largest_amount
     if amount > largest:
         raise ValueError(

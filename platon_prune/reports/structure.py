@@ -14,6 +14,7 @@ from platon_prune.groups.noted import left_groups, noted_groups
 from platon_prune.masks.masked import mask_of, method_of
 from platon_prune.masks.targets import bare
 from platon_prune.tables import html_table, table
+from platon_prune.tensors.shards import whole_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Structure:
 def structure(
     model: nn.Module, example_inputs: Any = None, *, time_limit: float = 120.0
 ) -> Structure:
-    """Count the heads, neurons and channels of each layer that are left.
+    """Count the heads, neurons and channels of each layer that are left; collective if sharded.
 
     Args:
         model: A model that :func:`platon_prune.global_structured` prunes or has pruned, also once
@@ -87,6 +88,6 @@ def _left(model: nn.Module, name: str) -> Tensor:
     path, _, tensor_name = name.rpartition(".")
     module = model.get_submodule(path)
     if method_of(module, tensor_name) is not None:
-        return mask_of(module, tensor_name)
+        return whole_of(mask_of(module, tensor_name))
     weight: Tensor = getattr(module, tensor_name)
-    return weight.ne(0)
+    return whole_of(weight).ne(0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from platon_prune.tensors.shards import Shard
+
 
 class SetAside:
     """Values of the pruned entries of one tensor, from the moment at which they were pruned.
@@ -23,6 +25,11 @@ class SetAside:
         if self._values.device != weight.device or self._values.dtype != weight.dtype:
             self._values = self._values.to(weight)
         return self._values
+
+    def cut_to_(self, shard: Shard) -> None:
+        """Keep the values of a shard only, of a tensor that was whole so far."""
+        if self._values is not None:
+            self._values = shard.of(self._values)
 
     def exchange_(self, weight: Tensor, before: Tensor, after: Tensor) -> None:
         """Set aside what a choice prunes, and put back into the weight what it no longer does.

@@ -200,6 +200,8 @@ class TrackedTensor:
                 name: shard.of(values.view(parameter.shape)).reshape(-1)
                 for name, values in self.remembered.items()
             }
+        if self.shard is not None and self._placement is None and self._set_aside is not None:
+            self._set_aside.cut_to_(shard)
         self.shard, self._placement = shard, placement
         return True
 

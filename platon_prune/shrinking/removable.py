@@ -187,7 +187,8 @@ def _groups_left(model: nn.Module, groups: CoupledGroups, member: Member) -> Ten
         raise ValueError(
             f"{member.name} must be a plain tensor with values, got one that is "
             f"{'on the meta device' if tensor.is_meta else 'sharded'}: shrink the whole model in "
-            "one process, before it is sharded"
+            "one process, of a sharded one a model that was loaded with what get_model_state_dict "
+            "gathers with StateDictOptions(full_state_dict=True)"
         )
     if tensor.shape[member.dim : member.dim + 1] != member.group_of.shape:
         raise ValueError(

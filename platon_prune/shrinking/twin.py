@@ -67,17 +67,27 @@ def twin_of(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def as_if_nothing_happened(model: nn.Module) -> Iterator[None]:
-    """Random numbers go on as if nothing was run inside, which is exact and says nothing."""
-    devices = {parameter.device for parameter in model.parameters()}
-    cuda = [device for device in devices if device.type == "cuda"]
+def as_if_nothing_was_drawn(model: nn.Module) -> Iterator[None]:
+    """Random numbers go on as if nothing was run inside, which says nothing."""
+    cuda = [device for device in _devices(model) if device.type == "cuda"]
     numpy: Any = sys.modules.get("numpy")  # some models draw from it, in training
     states = random.getstate(), numpy.random.get_state() if numpy else None
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=cuda))
-        stack.enter_context(warnings.catch_warnings())
+    with torch.random.fork_rng(devices=cuda), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for kind in {device.type for device in devices} - {"meta"}:
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            if numpy:
+                numpy.random.set_state(states[1])
+
+
+@contextlib.contextmanager
+def as_if_nothing_happened(model: nn.Module) -> Iterator[None]:
+    """As :func:`as_if_nothing_was_drawn`, and what runs inside is exact."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(as_if_nothing_was_drawn(model))
+        for kind in {device.type for device in _devices(model)} - {"meta"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         # TensorFloat-32 rounds by a thousandth, in which a wrong cut could hide.
         stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
@@ -87,9 +97,10 @@ def as_if_nothing_happened(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             torch.set_float32_matmul_precision(precision)
-            random.setstate(states[0])
-            if numpy:
-                numpy.random.set_state(states[1])
+
+
+def _devices(model: nn.Module) -> set[torch.device]:
+    return {parameter.device for parameter in model.parameters()}
 
 
 @torch.no_grad()

@@ -53,6 +53,17 @@ class Processes:
         """The sum over all processes of an int64 tensor of one shape everywhere."""
         return self._reduced(tensor, dist.ReduceOp.SUM)
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes of a float64 tensor, added in an order that is not known.
+
+        It may be rounded otherwise in another process, which :meth:`sum` never is.
+        """
+        return self._reduced(tensor, dist.ReduceOp.SUM)
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The largest over all processes of each entry of a float64 tensor."""
+        return self._reduced(tensor, dist.ReduceOp.MAX)
+
     def maximum(self, values: Sequence[int]) -> list[int]:
         """The largest over all processes of each of some numbers."""
         if self.size == 1:

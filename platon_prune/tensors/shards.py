@@ -104,6 +104,11 @@ def local_of(tensor: Tensor) -> Tensor:
     return local.wait() if hasattr(local, "wait") else local  # type: ignore[no-any-return]
 
 
+def whole_of(tensor: Tensor) -> Tensor:
+    """The whole tensor, plain; of a sharded one gathered, which all of its processes must do."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
+
+
 def shard_of(tensor: Tensor) -> Shard:
     """Which shard of the whole tensor this process holds."""
     if not is_sharded(tensor):

@@ -6,8 +6,18 @@ import rank_jobs
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 import platon_prune
+from platon_prune.groups.latency import LatencyTable, PlaceTime
+from platon_prune.pruning import structured
 
 SETTINGS = dict(amount=0.5, total_steps=12, window=2)
 
@@ -51,19 +61,63 @@ def ddp():
     return masks, {name: value.tolist() for name, value in model.module.state_dict().items()}
 
 
-def sharded(before):
-    """The error for a model that is sharded before it is set up, or after."""
-    model = rank_jobs.net()
-    try:
-        if before:
-            rank_jobs.fsdp(model)
-        scheduler = platon_prune.global_structured(
-            model, torch.ones(2, 9), **dict(warmup_steps=0, cooldown_steps=0) | SETTINGS
+class Run(rank_jobs.Run):
+    """As in `rank_jobs`, by whole neurons, of which no number of ranks has equal shares."""
+
+    def set_up(self, **settings):
+        return platon_prune.global_structured(
+            self.model,
+            torch.ones(2, 9),
+            **dict(warmup_steps=0, cooldown_steps=0) | rank_jobs.SETTINGS | settings,
         )
-        rank_jobs.fsdp(model)
-        model(torch.ones(2, 9)).sum().backward()
-        scheduler.step()
+
+
+class Known(rank_jobs.Net):
+    """Layers that are known by their names, so that nothing has to be traced."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.first = _Block(9, 13)
+        self.second = _Block(9, 11)
+        self.one = nn.Linear(9, 1)
+
+    def forward(self, x):
+        return self.one(self.second(self.first(x)))
+
+
+class _Block(nn.Module):
+    def __init__(self, size, width):
+        super().__init__()
+        self.fc1 = nn.Linear(size, width)
+        self.fc2 = nn.Linear(width, size)
+
+    def forward(self, x):
+        return x + self.fc2(torch.relu(self.fc1(x)))
+
+
+class KnownRun(Run):
+    def build(self, kind):
+        return rank_jobs.net(kind, Known)
+
+
+def fsdp_tp(model):
+    """Blocks cut by columns and by rows over half of the ranks, and sharded over the others."""
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("dp", "tp"))
+    for block in (model.first, model.second):
+        parallelize_module(block, mesh["tp"], {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()})
+        fully_shard(block, mesh=mesh["dp"])
+    return fully_shard(model, mesh=mesh["dp"])
+
+
+def set_up_after_sharding(settings):
+    """The error for a model that was sharded before, which has to be traced or to run."""
+    make = Known if settings else rank_jobs.Net
+    model = rank_jobs.fsdp(rank_jobs.net(make=make))
+    keys = list(model.state_dict())
+    try:
+        platon_prune.global_structured(model, torch.ones(2, 9), **SETTINGS, **settings)
     except ValueError as error:
+        assert list(model.state_dict()) == keys
         return str(error)
     return "no error"
 
@@ -98,3 +152,58 @@ def cut_by_itself():
     except ValueError as error:
         return str(error)
     return "no error"
+
+
+def shrunk(layout):
+    """Outputs of a model that was pruned, gathered and shrunk, and the counts of its layers."""
+    run = KnownRun(layout).to(rank_jobs.STEPS)
+    run.scheduler.remove()
+    refused = ""
+    try:
+        platon_prune.shrink(run.model)
+    except ValueError as error:
+        refused = str(error)
+    whole = rank_jobs.net(make=Known)
+    if layout is not rank_jobs.alone:
+        options = StateDictOptions(full_state_dict=True)
+        whole.load_state_dict(get_model_state_dict(run.model, options=options))
+        platon_prune.shrink(whole, example_inputs=torch.ones(2, 9))
+    else:
+        whole = run.model
+    counts = [(row.name, row.kept) for row in platon_prune.structure(whole)]
+    return refused, counts, whole(torch.ones(2, 9)).tolist()
+
+
+def times():
+    """What each rank goes by, of which each would have measured times of its own."""
+    rank = dist.get_rank()
+
+    def measure(model, groups, floors, inputs):
+        rows = [
+            PlaceTime(place.name, place.kind, place.size, floor, 10**9 * (rank + 2), 10**9)
+            for place, floor in zip(groups, floors, strict=True)
+        ]
+        return LatencyTable(10**10, tuple(rows))
+
+    found = structured.measure_latency
+    structured.measure_latency = measure
+    try:
+        scheduler = platon_prune.global_structured(
+            rank_jobs.net(), torch.ones(2, 9), **SETTINGS | dict(amount=0.1), budget="latency"
+        )
+    finally:
+        structured.measure_latency = found
+    return scheduler.granularity.latency
+
+
+def times_of_other_settings(settings_by_rank):
+    """Set-up by time with settings of each rank's own; none may wait for another for ever."""
+    model = rank_jobs.net()
+    keys = list(model.state_dict())
+    try:
+        platon_prune.global_structured(
+            model, torch.ones(2, 9), **SETTINGS | settings_by_rank[dist.get_rank()]
+        )
+    except Exception as error:
+        return type(error).__name__, str(error), list(model.state_dict()) == keys
+    return None
