@@ -158,6 +158,7 @@ def shrunk(layout):
     """Outputs of a model that was pruned, gathered and shrunk, and the counts of its layers."""
     run = KnownRun(layout).to(rank_jobs.STEPS)
     run.scheduler.remove()
+    left = [(row.name, row.kept) for row in platon_prune.structure(run.model)]
     refused = ""
     try:
         platon_prune.shrink(run.model)
@@ -171,6 +172,7 @@ def shrunk(layout):
     else:
         whole = run.model
     counts = [(row.name, row.kept) for row in platon_prune.structure(whole)]
+    assert counts == left
     return refused, counts, whole(torch.ones(2, 9)).tolist()
 
 

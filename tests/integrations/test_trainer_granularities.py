@@ -109,4 +109,7 @@ def test_an_unknown_granularity_or_a_missing_amount_is_refused_at_once(callback)
         callback(granularity="blocks")
     with pytest.raises(TypeError, match="amount must be given for unstructured pruning"):
         callback()
+    with pytest.raises(TypeError, match="amount must be given for structured pruning"):
+        callback(granularity="structured", budget="latency")
+    assert callback(granularity="structured", budget="latency", speedup=1.5).amount is None
     assert callback(granularity="semi_structured", amount=torch.tensor(0.5).item()).amount == 0.5

@@ -12,11 +12,16 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from platon_prune import PruningWarning
+from platon_prune.groups.latency import LatencyTable, PlaceTime
 from platon_prune.integrations.recipes.authors_warmup import misread_warmup
 from platon_prune.integrations.recipes.glue_data import GlueArguments
 from platon_prune.integrations.recipes.loading import load_model, set_dropout
 from platon_prune.integrations.recipes.parsing import parse_arguments
 from platon_prune.integrations.recipes.presets import GLUE_PRESETS
+from platon_prune.pruning import structured
+
+HEADS = ("--pruning_granularity", "structured")
+LATENCY = ("--pruning_budget", "latency")
 
 
 def parse(*flags):
@@ -235,3 +240,39 @@ def test_a_file_of_settings_may_list_several_tasks(tmp_path):
     path.write_text("task_name: [rte, mrpc]\n")
     assert parse(path).data.task_name == "rte mrpc"
     assert parse(path, "--task_name", "cola").data.task_name == "cola"
+
+
+# --- budgets ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--pruning_budget", "macs"), "--pruning_budget macs must go with --pruning_granularity"),
+        ((*HEADS, "--pruning_speedup", 1.5), "--pruning_speedup must go with --pruning_budget lat"),
+        ((*HEADS, *LATENCY, "--pruning_speedup", 1), "--pruning_speedup must be a number above 1"),
+        ((*HEADS, *LATENCY, "--pruning_speedup", 2, "--amount", 0.5), "must stand instead of --am"),
+    ],
+)
+def test_budgets_that_do_not_fit_are_refused_by_the_names_of_their_flags(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*flags)
+
+
+def test_a_speedup_is_of_the_time_that_a_batch_of_the_data_takes(bert, sst2, tmp_path, monkeypatch):
+    seen = []
+
+    def measure(model, groups, floors, inputs):
+        seen.append({name: tuple(value.shape) for name, value in inputs.items()})
+        rows = [PlaceTime(each.name, each.kind, each.size, 1, 10**9, 0) for each in groups]
+        return LatencyTable(10**9 * len(rows), tuple(rows))
+
+    monkeypatch.setattr(structured, "measure_latency", measure)
+    flags = short(bert, tmp_path, "--task_name", "sst2", *sst2, *HEADS, *LATENCY)
+    at = flags.index("--amount")
+    flags[at : at + 2] = ["--pruning_speedup", 1.25]
+    assert run("glue", *flags) == 0
+    (shapes,) = seen
+    assert set(shapes) == {"input_ids", "attention_mask"}  # and no labels
+    pruning = results(tmp_path)["settings"]["pruning"]
+    assert (pruning["pruning_speedup"], pruning["amount"]) == (1.25, pytest.approx(0.2))
