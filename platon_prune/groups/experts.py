@@ -144,8 +144,8 @@ def refuse_experts(places: Iterable[CoupledGroups], budget: str) -> None:
     """Raise a ValueError if there are experts among places of which a forward is counted."""
     if named := next((place.name for place in places if place.kind == KIND), None):
         raise ValueError(
-            f'budget must be "parameters" for kinds with "experts", got "{budget}": each token runs '
-            f"through as many experts of {named} as before, so that none of them costs "
+            f'budget must be "parameters" for kinds with "experts", got "{budget}": each token '
+            f"runs through as many experts of {named} as before, so that none of them costs "
             "multiply-adds"
         )
 
