@@ -107,6 +107,12 @@ def test_a_sharded_model_is_shrunk_once_it_is_gathered():
         assert torch.allclose(torch.tensor(others), torch.tensor(outputs), rtol=1e-6)
 
 
+def test_a_router_of_which_each_process_has_a_shard_passes_over_the_same_experts_in_all():
+    pruned = [False, True, True, False, True]
+    expected = [pruned, pruned]
+    assert ranks.run(2, structured_jobs.out_of_a_sharded_router, pruned) == [expected, expected]
+
+
 def test_the_first_process_measures_for_all():
     first, second = ranks.run(2, structured_jobs.times)
     assert first == second and first.places[0].full == 2 * 10**9

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -17,6 +18,7 @@ from torch.distributed.tensor.parallel import (
 
 import platon_prune
 from platon_prune.groups.latency import LatencyTable, PlaceTime
+from platon_prune.masks.routers import pruned_experts
 from platon_prune.pruning import structured
 
 SETTINGS = dict(amount=0.5, total_steps=12, window=2)
@@ -174,6 +176,20 @@ def shrunk(layout):
     counts = [(row.name, row.kept) for row in platon_prune.structure(whole)]
     assert counts == left
     return refused, counts, whole(torch.ones(2, 9)).tolist()
+
+
+def out_of_a_sharded_router(pruned):
+    """Which experts a router passes over, whose mask is sharded by rows or by columns."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    found = []
+    for dim in (0, 1):
+        router = nn.Linear(3, len(pruned))
+        mask = torch.tensor(pruned).logical_not()[:, None].expand(-1, 3).contiguous()
+        mask[0, 1:] = False  # of the first a single entry is left, which one process has
+        mask = distribute_tensor(mask, mesh, [Shard(dim)], src_data_rank=None)
+        router.register_buffer("weight_mask", mask)
+        found.append(pruned_experts(router).tolist())
+    return found
 
 
 def times():
