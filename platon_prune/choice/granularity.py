@@ -52,19 +52,23 @@ class Granularity:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """What its choices go by beside its settings, as plain numbers; empty if there is none."""
+        """What its choices go by beside its settings, for the state of its scheduler.
+
+        Returns:
+            Empty, as most are made of their settings alone; or the entry "granularity" with plain
+            numbers and strings.
+        """
         return {}
 
-    def check_state(self, state: Any) -> None:
-        """Raise a ValueError unless it can go on from what :meth:`state_dict` returned.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned.
 
         Args:
-            state: The same of a saved scheduler; None if that has nothing.
-        """
-        # Nothing to look at by default: most are made of their settings alone.
+            state: The state of a scheduler of the same settings.
 
-    def load_state_dict(self, state: Any) -> None:
-        """Go on from what :meth:`state_dict` returned, which was checked."""
+        Raises:
+            ValueError: If it is not what it needs; nothing is changed then.
+        """
 
     def require_shard(self, name: str, shard: Shard) -> None:
         """Raise a ValueError if the masks of a tensor can't be chosen over its shards.

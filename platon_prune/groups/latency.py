@@ -176,15 +176,15 @@ class StructuredByLatency(Structured):
 
     def state_dict(self) -> dict[str, Any]:
         """The table of times, by which a resumed run chooses as this one would have."""
-        return self.latency.state_dict()
+        return {"granularity": self.latency.state_dict()}
 
-    def check_state(self, state: Any) -> None:
-        """Raise a ValueError unless the state holds times of these places."""
-        LatencyTable.of_state(state, self.latency)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go by the times of the state from here on.
 
-    def load_state_dict(self, state: Any) -> None:
-        """Go by the times of the state from here on."""
-        self._adopt(LatencyTable.of_state(state, self.latency))
+        Raises:
+            ValueError: If it has no times of these places.
+        """
+        self._adopt(LatencyTable.of_state(state.get("granularity"), self.latency))
 
 
 def refuse_cuts(budget: str) -> None:

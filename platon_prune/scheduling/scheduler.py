@@ -353,7 +353,6 @@ class PlatonScheduler(Cutting, Replays):
         self._require_closed("state_dict()")
         self._tensors.locate()
         self._learn(self._tensors.outcomes())
-        own = self.granularity.state_dict()
         return {
             "version": STATE_VERSION,
             "settings": self.settings,
@@ -365,8 +364,7 @@ class PlatonScheduler(Cutting, Replays):
             "history": self.history.state() if self._records_history else None,
             "tensors": {tensor.name: tensor.state_dict() for tensor in self._tensors},
             **self._cuts_state(),
-            # Only where there is any: other states stay what they were.
-            **({"granularity": own} if own else {}),
+            **self.granularity.state_dict(),
         }
 
     @in_plain_mode
@@ -385,8 +383,7 @@ class PlatonScheduler(Cutting, Replays):
         self._require_closed("load_state_dict()")
         # All of it is checked before anything is changed.
         self._tensors.check_state(self._cuts.without_history(state), self.settings)
-        self.granularity.check_state(state.get("granularity"))
-        self.granularity.load_state_dict(state.get("granularity"))
+        self.granularity.load_state_dict(state)
         self._tensors.outcomes()  # of steps that are given up
         self._adopted = state["adopted"]
         if self._adopted is not None:

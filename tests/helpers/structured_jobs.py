@@ -156,16 +156,22 @@ def cut_by_itself():
     return "no error"
 
 
+def _refused(call, *arguments):
+    try:
+        call(*arguments)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
 def shrunk(layout):
     """Outputs of a model that was pruned, gathered and shrunk, and the counts of its layers."""
     run = KnownRun(layout).to(rank_jobs.STEPS)
+    refused = [] if layout is rank_jobs.alone else [_refused(run.scheduler.cut)]
     run.scheduler.remove()
+    if layout is not rank_jobs.alone:
+        refused.append(_refused(platon_prune.shrink, run.model))
     left = [(row.name, row.kept) for row in platon_prune.structure(run.model)]
-    refused = ""
-    try:
-        platon_prune.shrink(run.model)
-    except ValueError as error:
-        refused = str(error)
     whole = rank_jobs.net(make=Known)
     if layout is not rank_jobs.alone:
         options = StateDictOptions(full_state_dict=True)
@@ -173,6 +179,7 @@ def shrunk(layout):
         platon_prune.shrink(whole, example_inputs=torch.ones(2, 9))
     else:
         whole = run.model
+        platon_prune.shrink(whole)
     counts = [(row.name, row.kept) for row in platon_prune.structure(whole)]
     assert counts == left
     return refused, counts, whole(torch.ones(2, 9)).tolist()

@@ -168,6 +168,10 @@ REFUSED = {
     "speedup must be a number above 1": (ValueError, dict(speedup=1.0)),
     "speedup must be a number above 1, such as": (ValueError, dict(speedup="1.5")),
     "amount must be given, or speedup": (TypeError, dict()),
+    'budget must be "parameters" or "macs" where groups are cut out': (
+        ValueError,
+        dict(amount=0.2, cut_after=1),
+    ),
     "total_steps must": (TypeError, dict(amount=0.2, total_steps=12.5)),
 }
 
@@ -181,6 +185,25 @@ def test_what_is_wrong_is_refused_before_anything_is_measured(monkeypatch, messa
     error, settings = REFUSED[message]
     with pytest.raises(error, match=message):
         _set_up(**settings)
+
+
+def test_blocks_have_times_of_their_own_but_not_beside_their_heads(monkeypatch):
+    _says(monkeypatch, dict(blocks=20 * MS))
+    model, scheduler = _set_up(small_transformers.build("Llama"), amount=0.2, kinds="blocks")
+    assert [(each.kind, each.per_group) for each in scheduler.granularity.latency.places] == [
+        ("blocks", 20 * MS)
+    ]
+    with pytest.raises(ValueError, match='kinds must be "blocks" alone or without it'):
+        _set_up(small_transformers.build("Llama"), amount=0.2, kinds=["heads", "blocks"])
+
+
+def test_a_run_by_time_is_not_cut_by_hand_either(monkeypatch):
+    _says(monkeypatch)
+    model, scheduler = _set_up(amount=0.2)
+    keys = list(model.state_dict())
+    with pytest.raises(ValueError, match="whose times are of the model as it was"):
+        scheduler.cut()
+    assert list(model.state_dict()) == keys
 
 
 def test_times_need_an_example_and_a_model_with_values():
