@@ -22,8 +22,11 @@ def clock(device: str, processor_time: bool = False) -> Clock:
 
     # A GPU works on after the call returns: both ends of a time wait for it.
     def wait() -> None:
-        if torch.device(device).type == "cuda":
+        kind = torch.device(device).type
+        if kind == "cuda":
             torch.cuda.synchronize(device)
+        elif kind not in ("cpu", "meta"):
+            torch.accelerator.synchronize(device)
 
     def timed(function: Callable[[], object]) -> float:
         wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from platon_prune.commands._device import require_device
 from platon_prune.commands.benchmarks.figures import (
     Figure,
     add_measuring_arguments,
@@ -68,10 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
             # A GPU works on while the host waits, which is no processor time of this thread.
             raise ValueError("--processor_time needs --device cpu: it does not see a GPU's work")
         torch.set_num_threads(1)
-    has_cuda = torch.cuda.is_available()
-    if (arguments.device or "cpu").startswith("cuda") and not has_cuda:
-        raise ValueError(f"--device must be there, got {arguments.device}: use --device cpu")
-    names = [arguments.device] if arguments.device else ["cpu", "cuda"] if has_cuda else ["cpu"]
+    if arguments.device:
+        require_device(arguments.device)
+        names = [arguments.device]
+    else:
+        names = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     if arguments.cut:
         return _whole_runs(arguments, names)
     if arguments.semi_structured:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from platon_prune.commands._device import require_device
 from platon_prune.commands._output import make_folder, require_place
 from platon_prune.writing import write_text
 
@@ -114,35 +115,18 @@ def measure(model: nn.Module, arguments: argparse.Namespace) -> DeployReport:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-
     if arguments.bert_base == (arguments.model is not None):
         raise ValueError("MODEL or --bert-base must be given, and not both: name a folder")
     for name in ("threads", "rounds", "batch", "layers"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
-    _check_device(arguments.device)
+    require_device(arguments.device)
     if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
         raise ValueError(
             f"--output_dir must be a folder, got the file {arguments.output_dir}: give another path"
         )
     require_place("--output_dir", arguments.output_dir)
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device must be cpu, cuda or cuda:1, got {name}") from None
-    if device.type != "cuda":
-        return
-    if not torch.cuda.is_available():
-        raise ValueError(f"--device must be there, got {name} without a GPU: use --device cpu")
-    count = torch.cuda.device_count()
-    if device.index is not None and device.index >= count:
-        raise ValueError(f"--device must be there, got {name} where the last is cuda:{count - 1}")
 
 
 def _write(report: DeployReport, folder: Path) -> None:

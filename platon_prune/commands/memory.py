@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +49,25 @@ def run(arguments: argparse.Namespace) -> int:
     from platon_prune.reports.training_memory import MODELS, kinds_table, models_table
 
     require_file("--json", arguments.json)
-    models = _models(arguments) if arguments.parameters else list(MODELS)
     if arguments.selected and not arguments.parameters:
         raise ValueError("--selected must go with --parameters, got it alone: give both")
-    if min(arguments.gpus) <= 0:
-        raise ValueError(f"--gpus must be above 0, got {min(arguments.gpus):g}")
+    _require_numbers(arguments)
+    models = _models(arguments) if arguments.parameters else list(MODELS)
     print(f"bytes for each weight on the GPU\n\n{kinds_table()}\n")
     print("GB (10^9 bytes) on the GPU, and what activations have of each size; - for no room\n")
     print(models_table(models, arguments.gpus))
     if arguments.json:
         _write(arguments, models)
     return 0
+
+
+def _require_numbers(arguments: argparse.Namespace) -> None:
+    # float() takes nan and inf, of which no table can be made.
+    for name, least in (("parameters", 1), ("selected", 1), ("gpus", 0)):
+        for value in getattr(arguments, name) or ():
+            if not (math.isfinite(value) and value >= least and value > 0):
+                bound = "above 0" if least == 0 else f"at least {least}"
+                raise ValueError(f"--{name} must be {bound}, got {value:g}")
 
 
 def _models(arguments: argparse.Namespace) -> list[ModelSize]:
@@ -72,7 +81,7 @@ def _models(arguments: argparse.Namespace) -> list[ModelSize]:
             f"{len(parameters)}"
         )
     for count, chosen in zip(parameters, selected, strict=True):
-        if not 1 <= chosen <= count:
+        if chosen > count:
             raise ValueError(
                 f"--selected must be from 1 to --parameters, got {chosen:g} of {count:g}"
             )

@@ -38,12 +38,14 @@ def machine_facts(device: str) -> dict[str, Any]:
     if info.exists():
         models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         processor = models[0].partition(":")[2].strip() if models else processor
-    is_cuda = torch.device(device).type == "cuda"
+    kind = torch.device(device).type
+    is_cuda = kind == "cuda"
+    other = f"CPU ({processor})" if kind == "cpu" else device
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
         "processor": processor,
-        "device": torch.cuda.get_device_name(device) if is_cuda else f"CPU ({processor})",
+        "device": torch.cuda.get_device_name(device) if is_cuda else other,
         "threads": torch.get_num_threads(),
         **({"cuda": torch.version.cuda} if is_cuda else {}),
     }

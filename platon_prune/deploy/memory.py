@@ -41,6 +41,9 @@ def with_memory(
             assert form.model is not None
             call = form.prepare(example.inputs)
             return replace(row, peak_bytes=device_peak_bytes(form.model, call, device))
+        if device.type != "cpu":
+            # What a process adds is memory of the host.
+            raise ValueError(f"it is read of a CPU or a CUDA GPU, and the model is on {device}")
         return replace(row, peak_bytes=_peak_bytes(form, example, source))
     # Of a class that another process can't import, or a system that does not tell.
     except Exception as error:

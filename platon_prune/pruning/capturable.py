@@ -44,15 +44,23 @@ def require_capturable(
 
 def _require_unread(criterion: Criterion) -> None:
     # Here, since most never need it, and importing it takes as long as all of ours.
-    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensorMode,
+    )
 
     try:
-        with FakeTensorMode():
+        # A criterion may hold tensors of its own.
+        with FakeTensorMode(allow_non_fake_inputs=True):
             weight, grad, out = (torch.empty(4, 4) for _ in range(3))
             criterion.sample(nn.Parameter(weight).detach(), grad, out)
-    except DataDependentOutputException as error:
+    # The second one by a size: how many entries a mask of bools picks is read as well.
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ValueError(
             "criterion must compute its samples without reading a value (.item(), bool()) for "
             f"capturable=True, got {type(criterion).__name__}: leave capturable out, or decide "
             "with torch.where"
         ) from error
+    except Exception:
+        return  # what fake tensors can't do may be captured all the same, and a step tells

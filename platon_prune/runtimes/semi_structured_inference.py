@@ -147,7 +147,7 @@ def to_semi_structured(
         _require_two_of_four(layer)
     kernels = {kind: _kernels_of(*kind) for kind in {_kind(layer) for layer in chosen}}
     tokens = tokens_of(model, example_inputs, num_tokens, layers)
-    measure = Measure(timed or clock(str(chosen[0].weight.device)), compiled)
+    measure = Measure(lambda device: timed or clock(str(device)), compiled)
     rows, converted = [], []
     for layer in layers:
         row = ConvertedLayer(layer.name, layer.shape, "dense", reasons.get(layer.name, ""))

@@ -61,12 +61,12 @@ class Measure:
     """Times layers; alike ones are measured once.
 
     Args:
-        timed: The clock.
+        clock_of: Returns the clock of a device: a model may lie on several.
         compiled: Whether the layers will be run by ``torch.compile``, and are timed so.
     """
 
-    def __init__(self, timed: Clock, compiled: bool) -> None:
-        self._timed = timed
+    def __init__(self, clock_of: Callable[[torch.device], Clock], compiled: bool) -> None:
+        self._clock_of = clock_of
         self._compiled = compiled
         self._seen: dict[Hashable, LayerTimes] = {}
 
@@ -83,8 +83,6 @@ class Measure:
 
     def _measure(self, layer: Layer, num_tokens: int, kernels: Mapping[str, Convert]) -> LayerTimes:
         converted, refused = convert_by(kernels, layer)
-        if not converted:
-            return LayerTimes(None, {}, refused)
         device, dtype = layer.weight.device, layer.weight.dtype
         # A generator of its own: the user's random numbers stay what they were.
         generator = torch.Generator(device).manual_seed(0)
@@ -95,8 +93,17 @@ class Measure:
         forwards |= {name: as_linear(layer, each).forward for name, each in converted.items()}
         if self._compiled:
             forwards = {name: _compiled(forward) for name, forward in forwards.items()}
+        # A kernel that takes the weight may still refuse so many tokens.
+        for name in list(converted):
+            outputs, refusal = _tried(forwards[name], inputs)
+            if outputs is None:
+                refused[name] = refusal
+                del forwards[name], converted[name]
+        if not converted:
+            return LayerTimes(None, {}, refused)
         runs = [Run(name, forward, inputs) for name, forward in forwards.items()]
-        dense_ms, *others = (each / IN_A_ROW for each in shortest_times(runs, self._timed))
+        times = shortest_times(runs, self._clock_of(device))
+        dense_ms, *others = (each / IN_A_ROW for each in times)
         return LayerTimes(dense_ms, dict(zip(converted, others, strict=True)), refused, converted)
 
 
@@ -108,13 +115,22 @@ def convert_by(
     converted: dict[str, Tensor] = {}
     refused: dict[str, str] = {}
     for name, convert in kernels.items():
-        try:
-            converted[name] = convert(weight)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            refused[name] = f"refused by torch: {error}"
+        made, refusal = _tried(convert, weight)
+        if made is None:
+            refused[name] = refusal
+        else:
+            converted[name] = made
     return converted, refused
+
+
+def _tried(function: Callable[[Tensor], Tensor], given: Tensor) -> tuple[Tensor | None, str]:
+    """What a function makes of a tensor; None, and what torch says, where it refuses."""
+    try:
+        return function(given), ""
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return None, f"refused by torch: {error}"
 
 
 def as_linear(layer: Layer, weight: Tensor) -> nn.Linear:

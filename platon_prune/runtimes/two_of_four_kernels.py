@@ -65,9 +65,10 @@ def _reason_against(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def _try(convert: Convert, device: torch.device, dtype: torch.dtype) -> str | None:
     """What goes wrong with a matrix that is known to be 2:4, whatever the model's weights are."""
-    weight = torch.randn(_TRIED, _TRIED, device=device).to(dtype)
+    # A generator of its own: the user's random numbers stay what they were.
+    generator = torch.Generator(device).manual_seed(0)
+    weight, inputs = torch.randn(2, _TRIED, _TRIED, generator=generator, device=device).to(dtype)
     weight.view(-1, M)[:, N:] = 0
-    inputs = torch.randn(_TRIED, _TRIED, device=device).to(dtype)
     expected = nn.functional.linear(inputs, weight)
     try:
         found = nn.functional.linear(inputs, convert(weight))

@@ -47,6 +47,9 @@ class Queues(Protocol):
     def wait(self, queue: Queue, mark: Any) -> None:
         """Let what is queued from here on wait until a mark is reached."""
 
+    def lend(self, buffer: Tensor) -> None:
+        """Let memory of the device be given to others only once no queue uses it any more."""
+
     def finish(self) -> None:
         """Make the host wait for all of it."""
 
@@ -80,6 +83,11 @@ class CudaQueues:
         """See :meth:`Queues.wait`."""
         self._stream(queue).wait_event(mark)
 
+    def lend(self, buffer: Tensor) -> None:
+        """See :meth:`Queues.lend`."""
+        for stream in self._side.values():
+            buffer.record_stream(stream)
+
     def finish(self) -> None:
         """See :meth:`Queues.finish`."""
         torch.cuda.synchronize(self._device)
@@ -98,6 +106,9 @@ class OneQueue:
 
     def wait(self, queue: Queue, mark: Any) -> None:
         """See :meth:`Queues.wait`."""
+
+    def lend(self, buffer: Tensor) -> None:
+        """See :meth:`Queues.lend`."""
 
     def finish(self) -> None:
         """See :meth:`Queues.finish`."""
@@ -170,7 +181,10 @@ class Bus:
 
     def _new_slot(self, averages: Sequence[Tensor]) -> _Slot:
         first = self._pieces[0]
-        return _Slot([each.new_empty(first.stop, device=self._device) for each in averages])
+        buffers = [each.new_empty(first.stop, device=self._device) for each in averages]
+        for buffer in buffers:
+            self._queues.lend(buffer)
+        return _Slot(buffers)
 
     def _fetch(self, number: int, averages: Sequence[Tensor]) -> None:
         slot, piece = self._slots[number % 2], self._pieces[number]

@@ -64,11 +64,12 @@ class Outcomes:
     def __init__(self) -> None:
         self._flags: Tensor | None = None
         self._without: list[frozenset[int]] = []
+        self._elsewhere: list[Outcome] = []  # of steps on a device that the tensors have left
 
     def flag(self, device: torch.device) -> Tensor:
         """The flag of the next step: float32, one entry, 0."""
         if self._flags is None or self._flags.device != device:
-            assert not self._without, "read before tensors move"
+            self._elsewhere = [*self.read()]
             self._flags = torch.zeros(_CAPACITY, device=device)
         # A view for each step, so that a window's flags are one read.
         return self._flags.narrow(0, len(self._without), 1)
@@ -84,8 +85,9 @@ class Outcomes:
 
     def read(self) -> Sequence[Outcome]:
         """Wait for the device, and return how the steps since the last call went."""
+        elsewhere, self._elsewhere = self._elsewhere, []
         if not self._without or self._flags is None:
-            return []
+            return elsewhere
         flags = self._flags.narrow(0, 0, len(self._without))
         outcomes = [
             Outcome(flag != 0, without)
@@ -94,4 +96,4 @@ class Outcomes:
         # The next steps set the same flags again.
         flags.zero_()
         self._without = []
-        return outcomes
+        return elsewhere + outcomes

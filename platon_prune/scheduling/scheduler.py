@@ -380,11 +380,12 @@ class PlatonScheduler(Cutting, Replays):
                 Nothing is changed then.
             RuntimeError: If the run has ended.
         """
-        self._require_closed("load_state_dict()")
         # All of it is checked before anything is changed.
         self._tensors.check_state(self._cuts.without_history(state), self.settings)
         self.granularity.load_state_dict(state)
-        self._tensors.outcomes()  # of steps that are given up
+        # Of steps that are given up, also one whose replay went wrong.
+        self._tensors.forget_outcomes()
+        self._open = None
         self._adopted = state["adopted"]
         if self._adopted is not None:
             self._start_at(self._adopted)

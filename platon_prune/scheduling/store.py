@@ -225,6 +225,8 @@ class Store:
                     added = None
             elif masking is False:
                 continue
+            if added is None:
+                added = _none_captured(gradients)
             backend = backend_for(device)
             backend.accumulate_(share.operands, added, formula or "abs_product", here, masking)
 
@@ -354,6 +356,18 @@ class Store:
         }
         signed, scratch = self.criterion.signed, self._scratch
         return ScoredLine(share.line, score, masks, shapes, signed, scratch=scratch)
+
+
+def _none_captured(gradients: Sequence[Tensor | None] | None) -> Sequence[Tensor | None] | None:
+    """No gradient for any tensor, where some are captured; None for all of them elsewhere.
+
+    Else a backend would not know that a graph reads what it keeps for such a step.
+    """
+    if not isinstance(gradients, FixedList) or gradients.capture is None:
+        return None
+    none: FixedList[Tensor | None] = FixedList([None] * len(gradients))
+    none.capture = gradients.capture
+    return none
 
 
 def _of_share(gradients: Sequence[Tensor | None], share: _Share) -> Sequence[Tensor | None]:

@@ -43,9 +43,12 @@ class Capture:
             num_tensors, dtype=torch.int64, pin_memory=device.type == "cuda", device="cpu"
         )
         self._there = torch.empty(num_tensors, dtype=torch.int64, device=device)
+        self._zeros = torch.zeros(num_tensors, dtype=torch.int64, device=device)
 
     def send(self, numbers: Sequence[int]) -> Tensor:
         """Numbers, one for each gradient, on the device; each replay sends them again."""
+        if not any(numbers):  # of a launch that only zeroes; gradients may be sent beside it
+            return self._zeros
         self._here.copy_(torch.frombuffer(array("q", numbers), dtype=torch.int64))
         # Recorded too, so that nobody has to send them before a replay.
         return self._there.copy_(self._here, non_blocking=True)

@@ -11,11 +11,13 @@ from torch import nn
 import platon_prune
 from platon_prune import cli
 from platon_prune.deploy import facts, measure, memory
+from platon_prune.deploy.form import Form, Source
 from platon_prune.deploy.forms import FORMS, usual_forms
+from platon_prune.deploy.inputs import Example
 from platon_prune.deploy.picture import save_picture
 from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times
 from platon_prune.runtimes import semi_structured_inference
-from platon_prune.timing import event_clock
+from platon_prune.timing import clock, event_clock
 
 
 def two_layers(dtype=torch.float32):
@@ -248,7 +250,10 @@ def test_the_report_names_the_device_and_its_cuda_and_the_picture_its_memory(mon
         ("cuda", 0, "--device must be there, got cuda without a GPU: use --device cpu"),
         ("cuda:3", 0, "--device must be there, got cuda:3 without a GPU"),
         ("cuda:3", 2, "--device must be there, got cuda:3 where the last is cuda:1"),
-        ("gpu", 2, "--device must be cpu, cuda or cuda:1, got gpu"),
+        *(
+            (name, 2, f"--device must be cpu, cuda or cuda:1, got {name}")
+            for name in ("gpu", "xpu", "mps", "meta", "cuda:x")
+        ),
     ],
 )
 def test_a_device_that_is_not_there_is_refused_before_any_work(
@@ -260,3 +265,28 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(
     options = ["--device", device, "--output_dir", str(tmp_path / "out")]
     assert cli.main(["deploy", str(tmp_path / "nothing"), *options]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_benchmark_refuses_the_same_devices(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device, said in (("xpu", "must be cpu, cuda or cuda:1"), ("cuda:3", "the last is cuda:1")):
+        assert cli.main(["bench", "--device", device]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_times_on_any_accelerator_are_taken_once_it_is_done(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    clock("xpu:1")(lambda: None)
+    assert waited == ["xpu:1"] * 2
+
+
+def test_of_a_device_that_tells_no_memory_no_memory_is_told():
+    model = nn.Linear(2, 2, device="meta")
+    form = Form(lambda inputs: None, "torch", model=model)
+    row = FormRow("dense", times={"8": Times.of([1.0])})
+    source = Source(model, model, [Example("8", None)], None, 1)
+    row = memory.with_memory(row, form, source, lambda words: None)
+    assert row.peak_bytes is None and "the model is on meta" in row.note
+    assert facts.machine_facts("xpu:1")["device"] == "xpu:1"

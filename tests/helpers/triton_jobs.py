@@ -182,6 +182,18 @@ def check_captures():
             "abs_product", None, True,
         )  # fmt: skip
     twin.assert_same_bits(ours, theirs)
+    # A launch that only zeroes reads a table of its own as well, beside that of the gradients.
+    backend.accumulate_(fixed, None, "abs_product", flag, told)
+    nothing = FixedList([None] * len(fixed))
+    nothing.capture = capture
+    backend._launch = lambda *args, **kw: launched.append((args, kw))
+    backend.accumulate_(fixed, nothing, "abs_product", flag, told)
+    backend._launch = launch
+    (_, _, addresses, *_), _ = launched[-1]
+    assert addresses.here == [0] * len(fixed) and addresses.there.tolist() == addresses.here
+    assert all(addresses.there is not kept.there for kept in backend._sent.values())
+    assert launched[0][0][2].there.tolist() == [each.data_ptr() for each in captured]
+    backend._plans.clear()
     try:
         gradients = FixedList([None] * len(fixed))
         gradients.capture = Capture(len(fixed), torch.device("cpu"))

@@ -159,6 +159,11 @@ def test_the_command_takes_other_models_and_gpus(capsys):
         (["--parameters", "1e9", "2e9", "--selected", "1e9"], "as many numbers"),
         (["--parameters", "1e9", "--selected", "2e9"], "from 1 to --parameters"),
         (["--gpus", "0"], "--gpus must be above 0"),
+        (["--gpus", "nan"], "--gpus must be above 0, got nan"),
+        (["--gpus", "80", "inf"], "--gpus must be above 0, got inf"),
+        (["--parameters", "inf"], "--parameters must be at least 1, got inf"),
+        (["--parameters", "0.5"], "--parameters must be at least 1, got 0.5"),
+        (["--parameters", "1e9", "--selected", "nan"], "--selected must be at least 1"),
     ],
 )
 def test_numbers_that_can_not_be_used_are_refused(options, said, capsys):

@@ -8,7 +8,7 @@ from tiny import hf_conv1d, sample
 from torch import nn
 
 import platon_prune
-from platon_prune.runtimes import semi_structured_inference
+from platon_prune.runtimes import semi_structured_inference, semi_structured_times
 from platon_prune.runtimes import two_of_four_kernels as kernels
 
 
@@ -295,6 +295,46 @@ def test_alike_layers_share_a_measurement_and_are_converted_by_its_winner_alone(
     assert all(torch.equal(layer.weight, w) for layer, w in zip(model, weights, strict=True))
 
 
+def test_a_kernel_that_refuses_so_many_tokens_is_left_out_and_the_others_are_not(monkeypatch):
+    class Refusing(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if function is nn.functional.linear:
+                raise RuntimeError("no algorithm for 7 rows")
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    kernels = {
+        "cuSPARSELt": lambda weight: weight.clone().as_subclass(Refusing),
+        "CUTLASS": lambda weight: weight.clone().as_subclass(ByCutlass),
+    }
+    with_kernels(monkeypatch, **kernels)
+    model = platon_prune.to_semi_structured(_mlp(), num_tokens=7)
+    first, _ = model.semi_structured_report
+    assert (first.kernel, list(first.kernel_ms)) == ("CUTLASS", ["CUTLASS"])
+    with_kernels(monkeypatch, cuSPARSELt=kernels["cuSPARSELt"])
+    with pytest.raises(RuntimeError, match="refused by torch: no algorithm for 7 rows"):
+        platon_prune.to_semi_structured(_mlp(), num_tokens=7)
+
+
+def test_each_device_has_a_clock_of_its_own(monkeypatch, device_with_kernels):
+    asked = []
+
+    def clock(device):
+        asked.append(device)
+        return lambda run: 10.0 if run.kernel == "dense" else 1.0
+
+    monkeypatch.setattr(semi_structured_inference, "clock", clock)
+    measure = semi_structured_times.Measure
+    monkeypatch.setattr(
+        semi_structured_inference, "Measure", lambda *args: made.append(args) or measure(*args)
+    )
+    made = []
+    platon_prune.to_semi_structured(_mlp())
+    ((clock_of, _),) = made
+    clock_of(torch.device("cuda", 1))
+    assert asked[-1] == "cuda:1" and set(asked[:-1]) == {"cpu"}
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_layers_are_timed_as_they_will_be_run(monkeypatch, device_with_kernels, compiled):
     made = []
@@ -333,11 +373,12 @@ def test_kernels_that_do_not_work_are_left_out_and_wrong_results_are_none(monkey
 
     monkeypatch.setattr(kernels, "_reason_against", lambda device, dtype: None)
     monkeypatch.setattr(kernels, "KERNELS", {"cuSPARSELt": refuse, "CUTLASS": torch.clone})
-    cpu = torch.device("cpu")
+    cpu, random = torch.device("cpu"), torch.get_rng_state()
     assert kernels.usable_kernels(cpu, torch.bfloat16) == ({"CUTLASS": torch.clone}, "")
     monkeypatch.setattr(kernels, "KERNELS", {"cuSPARSELt": refuse, "CUTLASS": torch.zeros_like})
     usable, missing = kernels.usable_kernels(cpu, torch.bfloat16)
     assert usable == {} and "not built with cuSPARSELt" in missing and "wrong" in missing
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_weights_in_float32_have_no_kernels(monkeypatch):

@@ -14,9 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import fully_shard
 
 import platon_prune
+from platon_prune.scheduling import store
+from platon_prune.scheduling.outcomes import Outcomes
 from platon_prune.scheduling.steps.told import Told
 from platon_prune.tensors import backends
 from platon_prune.tensors.collectives import Processes
+from platon_prune.tensors.plain_backend import PLAIN
 
 TOTAL, WINDOW = 30, 4
 SETTINGS = dict(amount=0.6, total_steps=TOTAL, warmup_steps=5, cooldown_steps=7, window=WINDOW)
@@ -409,6 +412,98 @@ def test_pruning_that_has_ended_is_told_of_before_a_replay():
     with pytest.raises(RuntimeError, match="finalized"):
         run.scheduler.before_replay()
     run.graph.replay()  # the memory that it writes is there all the same
+
+
+def test_a_state_may_be_loaded_whatever_became_of_the_replays_since(backend):
+    run = Run(capturable=True).steps(2)
+    saved = copy.deepcopy((run.model.state_dict(), run.scheduler.state_dict(), run.velocity))
+    masks, told = run.masks[:], run.told[:]
+    run.capture()
+    run.steps(3).graph.replay()  # without the calls around it
+    run.scheduler.before_replay()  # and one that failed before it was counted
+    run.model.load_state_dict(saved[0])
+    run.scheduler.load_state_dict(saved[1])
+    for velocity, before in zip(run.velocity, saved[2], strict=True):
+        velocity.copy_(before)
+    run.masks, run.told = masks, told
+    assert_same(run.steps(TOTAL - 2), Run().steps(TOTAL))
+
+
+def test_more_graphs_than_there_is_room_for_are_refused_by_their_number():
+    run = Run(capturable=True).steps(2)
+    for _ in range(4):
+        run.capture()
+    with pytest.raises(RuntimeError, match="at most 4 graphs can be captured without a step in"):
+        run.capture()
+    run.graph = None
+    run.step().capture()
+    assert run.steps(3).scheduler.last_step == 6
+
+
+def test_after_the_last_choice_no_gradient_need_be_there_as_without_a_graph():
+    run = Run(capturable=True).steps(TOTAL)
+    run.model.zero_grad()
+    with pytest.warns(platon_prune.PruningWarning, match="beyond total_steps"):
+        run.scheduler.step()
+    assert run.scheduler.last_step == TOTAL + 1
+    assert_same(run.steps(2), _one_more_without_gradients())
+
+
+def _one_more_without_gradients():
+    run = Run().steps(TOTAL)
+    run.model.zero_grad()
+    with pytest.warns(platon_prune.PruningWarning, match="beyond total_steps"):
+        run.scheduler.step()
+    return run.steps(2)
+
+
+@pytest.mark.parametrize("criterion", [Cubed(), "magnitude", "platon"], ids=str)
+def test_what_a_graph_launches_belongs_to_it_whatever_a_criterion_adds(criterion, monkeypatch):
+    """A backend keeps the tables of a captured launch only where it is told of the capture."""
+    run = Run(criterion=criterion, capturable=True).steps(2)
+    told = []
+
+    class Backend:
+        def accumulate_(self, tensors, gradients, *rest):
+            told.append(gradients.capture)
+            return PLAIN.accumulate_(tensors, gradients, *rest)
+
+        flag_non_finite_ = PLAIN.flag_non_finite_
+
+    monkeypatch.setattr(store, "backend_for", lambda device: Backend())
+    run.capture()
+    ((capture, _),) = run.scheduler._tensors._told.captures
+    assert told == [capture]
+
+
+def test_how_steps_went_is_known_of_a_device_that_the_model_has_left():
+    cpu, meta = torch.device("cpu"), torch.device("meta")
+    outcomes = Outcomes()
+    for step, device in enumerate((cpu, cpu, meta)):
+        flag = outcomes.flag(device)
+        assert flag.device == device
+        if step == 1:
+            flag.fill_(1)
+        if device == cpu:
+            outcomes.add(frozenset([step]))
+    assert outcomes.read() == [(False, {0}), (True, {1})] and outcomes.read() == []
+
+
+def test_a_criterion_that_asks_how_many_are_positive_is_refused_and_one_with_tensors_is_not():
+    class Picks(Cubed):
+        def sample(self, weight, grad, out):
+            return out.copy_(grad).mul_(grad[grad > 0].sum())
+
+    class Holds(Cubed):
+        factors = torch.tensor([2.0, 3.0])
+
+        def sample(self, weight, grad, out):
+            return out.copy_(grad).pow_(2).mul_(self.factors.sum())
+
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="without reading a value"):
+        platon_prune.global_unstructured(model, **SETTINGS, criterion=Picks(), capturable=True)
+    platon_prune.global_unstructured(model, **SETTINGS, criterion=Holds(), capturable=True)
 
 
 # --- on an accelerator --------------------------------------------------------------------------

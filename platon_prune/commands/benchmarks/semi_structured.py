@@ -123,7 +123,7 @@ def kernel_table(device: str, timed: Clock, sizes: Sequence[tuple[int, int]] = L
         with torch.no_grad():
             layer.weight.view(-1, 4)[:, 2:] = 0
             for num_tokens, compiled in itertools.product(NUM_TOKENS, (False, True)):
-                times = Measure(timed, compiled)(layer, num_tokens, kernels)
+                times = Measure(lambda device: timed, compiled)(layer, num_tokens, kernels)
                 lines.append(_kernel_line(layer, num_tokens, compiled, times, list(kernels)))
     return table(lines)
 

@@ -189,6 +189,10 @@ class Learning(Sequence[TrackedTensor]):
         """How the steps that only the device knew of went; waits for it if there are any."""
         return self._outcomes.read()
 
+    def forget_outcomes(self) -> None:
+        """Give up the steps of which only the device knows."""
+        self._outcomes.read()
+
     def end_window_(self, num_samples: int) -> list[str]:
         """Update the averages from the mean of so many samples, and restart the windows.
 

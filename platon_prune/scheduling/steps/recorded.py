@@ -10,7 +10,7 @@ from torch import Tensor
 from platon_prune.scheduling.gradients import StepGradients
 from platon_prune.scheduling.outcomes import Outcome
 from platon_prune.scheduling.steps.learning import Learning
-from platon_prune.scheduling.steps.told import Told
+from platon_prune.scheduling.steps.told import NUM_SPARE, Told
 from platon_prune.tensors.backends import FixedList, is_fake
 from platon_prune.tensors.capture import Capture
 
@@ -40,13 +40,21 @@ class Recorded(Learning):
         """
         return [*super().outcomes(), *self._told.read()]
 
+    def forget_outcomes(self) -> None:
+        """See :meth:`Learning.forget_outcomes`."""
+        super().forget_outcomes()
+        self._told.forget()
+
     @property
     def was_learning(self) -> bool:
         """Whether the last step was told to learn."""
         return self._told.learns
 
-    def unread_gradients(self) -> FixedList[Tensor | None]:
+    def unread_gradients(self, *, required: bool = True) -> FixedList[Tensor | None] | None:
         """The gradients of a step, of which no value is read.
+
+        Args:
+            required: Whether there must be one; else None is returned where none is.
 
         Raises:
             RuntimeError: If no tensor has a gradient, a tensor is not pruned any more, or the
@@ -57,6 +65,8 @@ class Recorded(Learning):
         gradients = self._store.gradients()
         gradients.unread = True
         if self.criterion.windowed and all(gradient is None for gradient in gradients):
+            if not required:
+                return None
             self._refuse_no_gradient()
         return gradients
 
@@ -108,7 +118,6 @@ class Recorded(Learning):
 
     def skip_(self, *, masking: bool) -> Outcome:
         """Take a step of which Python knows that nothing is to be learnt; how it went."""
-        self._find()
         outcome = self.accumulate_(StepGradients(None), masking=masking)
         assert outcome is not None
         return outcome
@@ -119,7 +128,8 @@ class Recorded(Learning):
         """Record a step; it is not taken.
 
         Raises:
-            RuntimeError: If no step was taken with the tensors where they are.
+            RuntimeError: If no step was taken with the tensors where they are, or since several
+                graphs were recorded.
         """
         if not self._store.is_seated() or not self._told.is_ready(self._store.devices[0]):
             raise RuntimeError(
@@ -127,7 +137,13 @@ class Recorded(Learning):
                 "got none: take warm-up steps as torch.cuda.graph asks for, each with "
                 "scheduler.step()"
             )
+        if not self._told.has_room:
+            raise RuntimeError(
+                f"at most {NUM_SPARE} graphs can be captured without a step in between, got one "
+                "more: take a step, with a graph or without, and capture the next ones then"
+            )
         gradients = self.unread_gradients()
+        assert gradients is not None
         capture = self._told.new_capture()
         capture.addresses = [_address(each.grad) for each in self._store.parameters]
         # Held with the graph: a replay writes weights, masks and windows whatever ended meanwhile.

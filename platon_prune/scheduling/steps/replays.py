@@ -101,17 +101,17 @@ class Replays(Readings):
                 )
             self._tensors.capture_(skipped)
             return
-        if skipped is True:
-            begun = self._begin(self.last_step + 1)
-            outcome = self._tensors.skip_(masking=begun.masks)
-            if begun.learns:
-                self._learn([outcome])
-            self._finish(begun)
-            return
+        t = self.last_step + 1
+        learns = t <= self.schedule.last_choosing_step
         # Before anything is changed: they may be missing.
-        gradients = self._tensors.unread_gradients()
-        begun = self._begin(self.last_step + 1)
-        self._tensors.record_(gradients, skipped)
+        gradients = self._tensors.unread_gradients(required=learns and skipped is not True)
+        begun = self._begin(t)
+        if skipped is True or gradients is None:
+            outcome = self._tensors.skip_(masking=begun.masks)
+            if learns:
+                self._learn([outcome])
+        else:
+            self._tensors.record_(gradients, skipped)
         self._finish(begun)
 
     def _begin(self, t: int) -> _Open:

@@ -16,7 +16,7 @@ from platon_prune.scheduling.outcomes import Outcome
 from platon_prune.tensors.capture import Capture
 
 # So many graphs can be recorded before another step is taken.
-_NUM_SPARE = 4
+NUM_SPARE = 4
 # Counts are exact in float32 up to 2^24.
 _MOST = 1 << 20
 
@@ -76,7 +76,7 @@ class Told:
         """
         if self._numbers is None or self._numbers.device != device:
             self._move(device)
-        while len(self._spare) < _NUM_SPARE:
+        while len(self._spare) < NUM_SPARE:
             self._spare.append(Capture(num_tensors, device))
         # A launch only where something changes: most steps are told what the last one was.
         if self._is is None or self._is[0] != learns:
@@ -86,9 +86,13 @@ class Told:
         self._is = (learns, masks)
 
     def is_ready(self, device: torch.device) -> bool:
-        """Whether a graph can be recorded there: a step was told, and there is room for it."""
-        numbers = self._numbers
-        return numbers is not None and numbers.device == device and bool(self._spare)
+        """Whether a graph can be recorded there: a step was told what it does."""
+        return self._numbers is not None and self._numbers.device == device
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for one more graph."""
+        return bool(self._spare)
 
     # --- in a step, recorded or not -----------------------------------------------------------
 
@@ -147,15 +151,12 @@ class Told:
         Raises:
             RuntimeError: If there were more replays than were announced, or fewer.
         """
-        every = [(capture.counts, without) for capture, without in self.captures]
-        every += [(counts, without) for without, counts in self._counts.items()]
+        every = self._every()
         if not every:
             return []
         found = torch.stack([counts for counts, _ in every]).tolist()
-        for counts, _ in every:
-            counts.zero_()
-        expected, self._num_steps = self._num_steps, 0
-        self._counts = {}
+        expected = self._num_steps
+        self.forget()
         counted = sum(int(steps) for steps, _ in found)
         if counted != expected:
             raise RuntimeError(
@@ -170,3 +171,14 @@ class Told:
             for (steps, skips), (_, without) in zip(found, every, strict=True)
             for skipped in [True] * int(skips) + [False] * int(steps - skips)
         ]
+
+    def forget(self) -> None:
+        """Count anew: the steps since the last reading are given up."""
+        for counts, _ in self._every():
+            counts.zero_()
+        self._num_steps, self._counts = 0, {}
+
+    def _every(self) -> list[tuple[Tensor, frozenset[int]]]:
+        """The counts of each graph and of other steps, and what had no gradient in them."""
+        every = [(capture.counts, without) for capture, without in self.captures]
+        return every + [(counts, without) for without, counts in self._counts.items()]
