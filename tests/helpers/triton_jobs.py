@@ -192,7 +192,9 @@ def check_captures():
     (_, _, addresses, *_), _ = launched[-1]
     assert addresses.here == [0] * len(fixed) and addresses.there.tolist() == addresses.here
     assert all(addresses.there is not kept.there for kept in backend._sent.values())
-    assert launched[0][0][2].there.tolist() == [each.data_ptr() for each in captured]
+    assert launched[0][0][2].there.tolist() == [
+        0 if each is None else each.data_ptr() for each in captured
+    ]
     backend._plans.clear()
     try:
         gradients = FixedList([None] * len(fixed))

@@ -106,6 +106,26 @@ def test_the_default_is_13_bytes_a_selected_weight_beside_16_a_parameter():
     assert small.on_host(size) == 4 * 100
 
 
+def test_under_autocast_a_copy_in_16_bits_of_each_matrix_is_kept_for_the_backward():
+    model, copies = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 24)), {}
+
+    def keep(saved):
+        if saved.dtype == BFLOAT16 and saved.numel() in (16 * 32, 32 * 24):
+            copies[saved.untyped_storage().data_ptr()] = saved.nbytes
+        return saved
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved),
+        torch.autocast("cpu", BFLOAT16),
+    ):
+        loss = model(torch.zeros(1, 16, requires_grad=True)).sum()
+    assert loss.requires_grad and sum(copies.values()) == 2 * (16 * 32 + 32 * 24)
+    # As the page says it of its three models, with the output layer.
+    outputs = (128_256 * 2048, 128_256 * 3072, 32_000 * 4096)
+    sizes = [2e-9 * (size.selected + more) for size, more in zip(MODELS, outputs, strict=True)]
+    assert [round(each, 1) for each in sizes] == [2.5, 6.4, 13.2]
+
+
 def test_the_models_have_the_sizes_of_their_layers():
     def llama(hidden, inner, layers, heads, kv, vocabulary, tied):
         attention = 2 * hidden * hidden + 2 * hidden * (hidden // heads) * kv
