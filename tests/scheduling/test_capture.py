@@ -506,6 +506,21 @@ def test_a_criterion_that_asks_how_many_are_positive_is_refused_and_one_with_ten
     platon_prune.global_unstructured(model, **SETTINGS, criterion=Holds(), capturable=True)
 
 
+def test_a_graph_may_leave_pruning_out_which_then_follows_each_replay(monkeypatch):
+    expected, run = Run().steps(TOTAL), Run().steps(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.scheduler, "step", lambda: None)
+        run.capture()
+    for step in range(3, TOTAL + 1):
+        run._fill(step)
+        run.graph.replay()
+        with warnings.catch_warnings(record=True) as caught:
+            run.scheduler.step()
+        run.told += [(step, str(each.message)) for each in caught]
+        run.masks.append(run.scheduler.masks())
+    assert_same(run, expected)
+
+
 # --- on an accelerator --------------------------------------------------------------------------
 
 

@@ -180,8 +180,8 @@ class Recorded(Learning):
                 got = "none" if parameter.grad is None else "one at another address"
                 raise RuntimeError(
                     f"the gradient of {tensor.name} must stay where it was when the step was "
-                    f"captured, got {got}: call optimizer.zero_grad() before the capture, or within "
-                    "it before backward(), and between replays only with set_to_none=False; or "
+                    f"captured, got {got}: call optimizer.zero_grad() before the capture, or "
+                    "within it before backward(), and between replays only with set_to_none=False; or "
                     "capture anew"
                 )
 
