@@ -181,8 +181,8 @@ class Recorded(Learning):
                 raise RuntimeError(
                     f"the gradient of {tensor.name} must stay where it was when the step was "
                     f"captured, got {got}: call optimizer.zero_grad() before the capture, or "
-                    "within it before backward(), and between replays only with set_to_none=False; or "
-                    "capture anew"
+                    "within it before backward(), and between replays only with "
+                    "set_to_none=False; or capture anew"
                 )
 
     def note_replay(self) -> None:
