@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from safetensors import safe_open
@@ -27,6 +27,13 @@ def bare(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def describe_in_config(model: nn.Module | None, pruning: dict[str, Any]) -> None:
+    """Write how a model is pruned into its config, if it has one, which is saved with it."""
+    config = getattr(model, "config", None)
+    if config is not None:
+        config.platon_prune = pruning
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import ProgressCallback, Trainer
+from transformers.trainer_callback import TrainerState
 
 
 def card_section(pruning: Mapping[str, Any]) -> str:
@@ -16,6 +17,20 @@ def card_section(pruning: Mapping[str, Any]) -> str:
     """
     rows = "".join(f"| {name} | {value} |\n" for name, value in pruning.items())
     return f"\n## Pruning\n\n| | |\n|---|---|\n{rows}"
+
+
+def log_measured(measured: Mapping[str, Any], logs: dict[str, Any], state: TrainerState) -> None:
+    """Add what was measured of pruning to a log of the trainer, and to its history.
+
+    Args:
+        measured: By name; None where there is nothing.
+        logs: The log; changed in place.
+        state: The trainer's; changed in place.
+    """
+    named = {f"pruning_{name}": value for name, value in measured.items() if value is not None}
+    logs.update(named)
+    if state.log_history:
+        state.log_history[-1].update(named)
 
 
 def show_sparsity(trainer: Trainer | None, sparsity: float) -> None:

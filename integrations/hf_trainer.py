@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import uuid
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import platon_prune
-from platon_prune import PlatonScheduler, PruningWarning
+from platon_prune import PlatonScheduler
 from platon_prune.integrations.needs import told
 
 try:
@@ -33,15 +32,20 @@ from platon_prune.integrations.hf_checkpoints import (
     saved_states,
     state_to_resume,
 )
+from platon_prune.integrations.hf_following import follow
+from platon_prune.integrations.hf_goal import TrainerGoal
 from platon_prune.integrations.hf_limits import refuse_flattened, refuse_unsupported
-from platon_prune.integrations.hf_models import bare, is_distributed, is_sharded, of_first
-from platon_prune.integrations.hf_progress import card_section, show_sparsity
-from platon_prune.integrations.hf_seals import break_seal, newest_if_true, seal
+from platon_prune.integrations.hf_models import (
+    bare,
+    describe_in_config,
+    is_distributed,
+    is_sharded,
+    of_first,
+)
+from platon_prune.integrations.hf_progress import log_measured, show_sparsity
+from platon_prune.integrations.hf_seals import break_seal, seal
 from platon_prune.integrations.run_lengths import fit_schedule, shown
-from platon_prune.integrations.shortfall import shortfall
-from platon_prune.integrations.writing import write_text
-
-logger = logging.getLogger(__name__)
+from platon_prune.integrations.shortfall import warn_of_shortfall
 
 # Which callback prunes a model: a trainer that restores callbacks replaces them by new ones.
 _CALLBACKS: WeakKeyDictionary[nn.Module, PlatonCallback] = WeakKeyDictionary()
@@ -67,6 +71,10 @@ class PlatonCallback(TrainerCallback, ExportableState):
         cooldown_steps: Steps at the end with the final amount: a count, or a fraction of the run;
             about a third (0.3) unless given.
         finalize: Whether masks are removed when training ends (their zeros stay).
+        metric: With ``max_drop``, the metric of the trainer's evaluations that may fall so far
+            below the dense model's, such as "eval_accuracy"; ``amount`` is then the most that is
+            pruned. Smaller is better if ``greater_is_better=`` says so, else the trainer, else the
+            name: those that end in "loss" or "perplexity".
         settings: As in :func:`platon_prune.global_unstructured`, ``semi_structured`` and so on.
 
     Attributes:
@@ -78,7 +86,8 @@ class PlatonCallback(TrainerCallback, ExportableState):
 
     Raises:
         ValueError: If the trainer uses something that hides or changes gradients (DeepSpeed, FSDP1,
-            layer-wise optimizers), or a setting is out of range; when the trainer is made.
+            layer-wise optimizers), does not evaluate the metric, or a setting is out of range; when
+            the trainer is made, or before its first step.
     """
 
     def __init__(
@@ -89,6 +98,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         warmup_steps: int | float = 0.1,
         cooldown_steps: int | float = 0.3,
         finalize: bool = True,
+        metric: str | None = None,
         **settings: Any,
     ) -> None:
         self.amount = check_granularity(granularity, amount, settings)
@@ -97,11 +107,12 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self.cooldown_steps = cooldown_steps
         self.finalize = finalize
         self.settings = settings
+        self._goal = TrainerGoal(metric, settings)
         self.scheduler: PlatonScheduler | None = None
         self.history: list[dict[str, Any]] = []
         self._model: nn.Module | None = None  # until it is finalized here
         self._trainer: Trainer | None = None
-        self._resume_from: str | None = None
+        self.resume_from: str | None = None
         self._running: tuple[TrainingArguments, TrainerState] | None = None
         self._run_id = uuid.uuid4().hex  # that of the process that writes counts
         self._described: dict[str, Any] = {}
@@ -127,7 +138,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         handler.callbacks.insert(0, self)
         if self._trainer is not trainer:
             self._trainer = trainer
-            _follow(trainer)
+            follow(trainer, lambda: _callback_of(trainer))
         return self
 
     # --- the trainer's events ---------------------------------------------------------------
@@ -138,6 +149,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         """Put the masks on the bare model."""
         refuse_unsupported(args)
         hf_cutting.refuse_cutting_with(args, self.settings)
+        self._goal.refuse(args)
         model = bare(kwargs["model"])
         other = _CALLBACKS.get(model)
         if other not in (None, self) and other.has_masks:
@@ -145,7 +157,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
                 "a model must be pruned by one PlatonCallback, got a second: name all that is to "
                 "be pruned in the include of one"
             )
-        self._set_up(model)
+        self._set_up(model, args)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -165,14 +177,21 @@ class PlatonCallback(TrainerCallback, ExportableState):
                 self.install(self._trainer)
         if self._model is not model or self.scheduler is None or self.scheduler.last_step:
             # A second run, a retry with a smaller batch, or a model that the trainer made anew.
-            self._set_up(model)
+            self._set_up(model, args)
         assert self.scheduler is not None
         self.history = []
         self._running = args, state
         self._start(state)
+        self._goal.begin(args, state, self.scheduler)
         self._describe()
         if state.global_step:
             self._resume(args, state)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse to train for a metric that no evaluation has."""
+        self._goal.check(args)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -186,11 +205,22 @@ class PlatonCallback(TrainerCallback, ExportableState):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Bring the config up to date before a checkpoint."""
+        """Ask for an evaluation that is due; bring the config up to date before a checkpoint."""
+        assert self.scheduler is not None
+        self._goal.ask(control, self.scheduler)
         if control.should_save:
             self._describe()
 
     on_epoch_end = on_step_end
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go back where the metric fell too far; a checkpoint of this step comes after that."""
+        if self.scheduler is None or self._running is None:
+            return  # an evaluation before or after the training
+        if self._goal.take(args, control, self.scheduler, kwargs):
+            self._describe()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -232,10 +262,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
             return
         measured = self._measure()
         self.history.append({"step": state.global_step, **measured})
-        named = {f"pruning_{name}": value for name, value in measured.items() if value is not None}
-        logs.update(named)
-        if state.log_history:
-            state.log_history[-1].update(named)
+        log_measured(measured, logs, state)
         show_sparsity(self._trainer, measured["sparsity"])
 
     def on_train_end(
@@ -245,13 +272,9 @@ class PlatonCallback(TrainerCallback, ExportableState):
         assert self.scheduler is not None and self._model is not None
         self._running = None
         self._follow_best_model(args, state)
-        sparsity, target = self.scheduler.sparsity(), self.scheduler.target_sparsity
-        slack = max(0.01, self.scheduler.granularity.tolerance)
-        if self.scheduler.last_step < self.scheduler.schedule.ramp_end or sparsity < target - slack:
-            why = "training ended, or the best model was saved, before the schedule did"
-            PruningWarning.warn(shortfall(sparsity, target, why))
+        why = "training ended, or the best model was saved, before the schedule did"
+        warn_of_shortfall(self.scheduler, why)
         self._describe()
-        self.scheduler.allow_other_length()  # said above
         if self.finalize:
             self.scheduler.remove()
             _CALLBACKS.pop(self._model, None)
@@ -288,7 +311,12 @@ class PlatonCallback(TrainerCallback, ExportableState):
             "version": platon_prune.__version__,
             "sparsity": self._measure()["sparsity"],
             **self.scheduler.settings,
+            **self._goal.description(self.scheduler),
         }
+
+    def description_for_card(self) -> dict[str, Any]:
+        """The same in one process alone, which can't measure a sharded model."""
+        return self._described if self._is_sharded() else self.description()
 
     @property
     def has_masks(self) -> bool:
@@ -299,19 +327,18 @@ class PlatonCallback(TrainerCallback, ExportableState):
 
     def _describe(self) -> None:
         self._described = self.description()
-        config = getattr(self._model, "config", None)
-        if config is not None:
-            config.platon_prune = self._described
+        describe_in_config(self._model, self._described)
 
     def _is_sharded(self) -> bool:
         return self._model is not None and is_sharded(self._model)
 
-    def _set_up(self, model: nn.Module) -> None:
+    def _set_up(self, model: nn.Module, args: TrainingArguments) -> None:
         if self.scheduler is not None and self.has_masks:
             self.scheduler.allow_other_length()  # what failed is begun anew
             self.scheduler.remove()
         self.scheduler = self._model = None
-        self.scheduler = put_masks_on(model, self.granularity, self.amount, self.settings)
+        settings = self.settings | self._goal.settings(args)
+        self.scheduler = put_masks_on(model, self.granularity, self.amount, settings)
         self._model = model
         _CALLBACKS[model] = self
 
@@ -355,7 +382,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         """Load the scheduler's file from the checkpoint that the trainer has just loaded."""
         assert self.scheduler is not None and self._model is not None
         own = os.path.join(args.output_dir or ".", f"checkpoint-{state.global_step}")
-        folders = [self._resume_from, args.resume_from_checkpoint, own]
+        folders = [self.resume_from, args.resume_from_checkpoint, own]
         state_to_resume(state, folders).load_into(self.scheduler, self._model)
 
     def _follow_best_model(self, args: TrainingArguments, state: TrainerState) -> None:
@@ -367,31 +394,6 @@ class PlatonCallback(TrainerCallback, ExportableState):
                 saved[0].load_into(self.scheduler, self._model)
 
 
-def _follow(trainer: Trainer) -> None:
-    """Tell its callback where the trainer resumes from, and add to the model card it writes."""
-    train, create_model_card = trainer.train, trainer.create_model_card
-
-    def callback() -> PlatonCallback:
-        callbacks = trainer.callback_handler.callbacks
-        return next(each for each in callbacks if isinstance(each, PlatonCallback))
-
-    def followed_train(
-        resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        path = newest_if_true(trainer.args.output_dir, resume_from_checkpoint)
-        folder = os.fspath(path) if path and not isinstance(path, bool) else None
-        callback()._resume_from = folder
-        hf_cutting.cut_like_checkpoint(callback().scheduler, folder, trainer.optimizer)
-        return train(path, *args, **kwargs)
-
-    def extended_model_card(*args: Any, **kwargs: Any) -> None:
-        create_model_card(*args, **kwargs)
-        card = Path(trainer.args.output_dir or ".", "README.md")
-        if card.is_file() and trainer.is_world_process_zero():
-            own = callback()
-            # One process alone writes a card, so it can't measure a sharded model.
-            pruning = own._described if own._is_sharded() else own.description()
-            write_text(card, card.read_text() + card_section(pruning))
-
-    trainer.train = followed_train  # type: ignore[method-assign]
-    trainer.create_model_card = extended_model_card  # type: ignore[method-assign]
+def _callback_of(trainer: Trainer) -> PlatonCallback:
+    callbacks = trainer.callback_handler.callbacks
+    return next(each for each in callbacks if isinstance(each, PlatonCallback))

@@ -18,7 +18,8 @@ GROUND = (
 )  # fmt: skip
 # A wing imports from steps before its own; docs/contributing.md says what lives in each.
 STEPS = [
-    ("amounts",), GROUND, ("tensors",), ("choice",), ("masks", "history"), ("scheduling", "groups"),
+    ("amounts",), GROUND, ("tensors",), ("choice",), ("masks", "history", "goals"),
+    ("scheduling", "groups"),
     ("shrinking", "reports", "plots"), ("pruning", "runtimes", "export"),
     ("deploy", "studies"),
     ("commands",),

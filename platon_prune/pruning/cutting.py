@@ -221,12 +221,13 @@ def check_cutting(
     mask_history: Any,
     capturable: bool,
     process_group: dist.ProcessGroup | None,
+    max_drop: Any = None,
 ) -> None:
     """Raise an error if a run can't cut by itself as it is asked to; arguments of the door.
 
     Raises:
         ValueError: If ``cut_after`` is no count, masks are to be recorded, steps are to be
-            captured, or several processes train together.
+            captured, several processes train together, or the run may have to go back.
         TypeError: If ``optimizer`` is none.
     """
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
@@ -247,6 +248,11 @@ def check_cutting(
         raise ValueError(
             "cut_after must be None with capturable=True, got both: a captured graph keeps the "
             "tensors that it was captured with"
+        )
+    if max_drop is not None:
+        raise ValueError(
+            "cut_after must be None with max_drop, got both: where the metric falls, the run goes "
+            "back to states of the whole model; shrink at the end"
         )
     if Processes(process_group).size > 1:
         raise ValueError(

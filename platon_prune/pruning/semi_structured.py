@@ -48,6 +48,10 @@ def semi_structured(
     offload_averages: bool = False,
     capturable: bool = False,
     process_group: dist.ProcessGroup | None = None,
+    max_drop: float | None = None,
+    baseline: float | None = None,
+    greater_is_better: bool = True,
+    patience: int = 1,
 ) -> PlatonScheduler:
     r"""Set a model up for n:m pruning while it is fine-tuned: n kept of every m along the inputs.
 
@@ -88,6 +92,10 @@ def semi_structured(
         offload_averages: Likewise.
         capturable: Likewise.
         process_group: Likewise.
+        max_drop: Likewise.
+        baseline: Likewise.
+        greater_is_better: Likewise.
+        patience: Likewise.
 
     Returns:
         The scheduler, whose ``step()`` belongs after every ``optimizer.step()``. Its ``amount`` is

@@ -86,6 +86,7 @@ def set_up(
     def make(model: nn.Module | Pairs, processes: Processes) -> Made:
         masking, _ = settings.checked_masking(), settings.shape()
         criterion, storage = settings.made_criterion(), settings.storage()
+        goal = settings.made_goal(model)
         planned = plan(model)
         schedule = settings.made_schedule(planned.amount, planned.initial_amount)
         if criterion.windowed:
@@ -104,6 +105,7 @@ def set_up(
             planned.adopts_zeros,
             model,
             settings.capturable,
+            goal,
         )
         return Made(scheduler, planned.notes, planned.is_found)
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from platon_prune.criteria import Criterion, make_criterion
+from platon_prune.goals.goal import Goal
 from platon_prune.masks.method import MASKINGS, Masking
+from platon_prune.masks.targets import Pairs
 from platon_prune.schedule import RampSchedule, find_schedule
 from platon_prune.scheduling.averages import Storage
 
@@ -41,6 +44,10 @@ class Settings:
     offload_averages: bool
     capturable: bool
     process_group: dist.ProcessGroup | None
+    max_drop: float | None
+    baseline: float | None
+    greater_is_better: bool
+    patience: int
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Settings:
@@ -103,6 +110,30 @@ class Settings:
         schedule = self.made_schedule(amount, initial_amount)
         if self.made_criterion().windowed:
             schedule.require_scores()
+
+    def made_goal(self, model: nn.Module | Pairs) -> Goal | None:
+        """How far a metric may fall, if that is said.
+
+        Args:
+            model: What is pruned.
+
+        Raises:
+            ValueError: If a number is out of range or would be ignored, or the weights that would
+                have to go back are not known.
+            TypeError: If a number is of the wrong type.
+        """
+        goal = Goal.of(self.max_drop, self.baseline, self.greater_is_better, self.patience)
+        if goal is not None and not isinstance(model, nn.Module):
+            raise ValueError(
+                "model must be an nn.Module for max_drop, got pairs: where the metric falls, all "
+                "that is trained goes back; name what to prune with include=[...]"
+            )
+        if goal is not None and self.capturable:
+            raise ValueError(
+                "capturable must be False for max_drop, got True: where the metric falls, the "
+                "optimizer's state is replaced, which a captured graph would not notice"
+            )
+        return goal
 
     def made_schedule(self, amount: float, initial_amount: float) -> RampSchedule:
         """The schedule between two amounts, as fractions.

@@ -83,6 +83,10 @@ def global_structured(
     offload_averages: bool = False,
     capturable: bool = False,
     process_group: dist.ProcessGroup | None = None,
+    max_drop: float | None = None,
+    baseline: float | None = None,
+    greater_is_better: bool = True,
+    patience: int = 1,
 ) -> PlatonScheduler:
     r"""Set a model up for pruning whole heads, neurons and channels while it is fine-tuned.
 
@@ -155,6 +159,10 @@ def global_structured(
         offload_averages: Likewise.
         capturable: Likewise.
         process_group: Likewise.
+        max_drop: Likewise.
+        baseline: Likewise.
+        greater_is_better: Likewise.
+        patience: Likewise.
 
     Returns:
         The scheduler, whose ``step()`` belongs after every ``optimizer.step()``. Its ``amount`` is
@@ -180,7 +188,7 @@ def global_structured(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     settings = Settings.of(locals())
-    check_cutting(cut_after, optimizer, mask_history, capturable, process_group)
+    check_cutting(cut_after, optimizer, mask_history, capturable, process_group, max_drop)
 
     @functools.cache  # for a latency it is asked twice, and a model is traced for it
     def look(given: nn.Module) -> _Looked:

@@ -48,6 +48,10 @@ def global_unstructured(
     offload_averages: bool = False,
     capturable: bool = False,
     process_group: dist.ProcessGroup | None = None,
+    max_drop: float | None = None,
+    baseline: float | None = None,
+    greater_is_better: bool = True,
+    patience: int = 1,
 ) -> PlatonScheduler:
     r"""Set a model up for pruning while it is fine-tuned; the smallest scores of all tensors go.
 
@@ -103,6 +107,12 @@ def global_unstructured(
         process_group: The processes that hold replicas or shards of the model, and choose
             together; by default all, if ``torch.distributed`` is initialised. Each of them has to
             call this, and whatever of the scheduler is said to be collective.
+        max_drop: How much worse than the dense model's a metric may get, at least 0, in its own
+            unit: ``amount`` is then the most that is pruned, and the run needs
+            :meth:`PlatonScheduler.report`.
+        baseline: The dense model's metric; by default what is reported before the ramp.
+        greater_is_better: Whether a larger value of the metric is a better one.
+        patience: How many reports in a row must be too bad before the run goes back.
 
     Returns:
         The scheduler, whose ``step()`` belongs after every ``optimizer.step()``.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from platon_prune.choice.granularity import Granularity
 from platon_prune.criteria import Criterion
+from platon_prune.goals.pursuit import Pursuit
 from platon_prune.history.history import History
 from platon_prune.schedule import Schedule
 from platon_prune.scheduling.memory import Memory
@@ -24,6 +25,7 @@ class Readings:
     criterion: Criterion
     masking: str
     granularity: Granularity
+    goal: Pursuit | None
     history: History
     last_step: int
     adopts_zeros: bool
@@ -99,10 +101,11 @@ class Readings:
     @property
     def settings(self) -> dict[str, Any]:
         """Criterion, masking, schedule and granularity, as they are saved with the state."""
-        return settings_of(
+        own = settings_of(
             self.criterion, self.masking, self.schedule, self.granularity.settings,
             self.adopts_zeros,
         )  # fmt: skip
+        return own if self.goal is None else own | self.goal.settings
 
     def __repr__(self) -> str:
         steps, final = self.schedule.total_steps, self.schedule.amount

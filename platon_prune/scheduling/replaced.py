@@ -28,9 +28,14 @@ class Modules:
         # A copy's tensors are those of another model, of which nothing is known.
         return type(self), ()
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The model, while there is one and it is known."""
+        return self._model() if self._model is not None else None
+
     def warn_of_replaced(self, targets: Iterable[Target]) -> None:
         """Name the tensors, each once, whose modules are no part of the model any more."""
-        model = self._model() if self._model is not None else None
+        model = self.model
         if model is None:
             return
         present = set(map(id, model.modules()))

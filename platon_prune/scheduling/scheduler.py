@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,6 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from platon_prune.choice.granularity import Granularity, Unstructured
 from platon_prune.criteria import Criterion
+from platon_prune.goals.goal import Goal
+from platon_prune.goals.pursuit import Pursuit
 from platon_prune.history.changes import Change
 from platon_prune.history.history import History
 from platon_prune.masks.targets import Target
@@ -21,19 +22,19 @@ from platon_prune.scheduling.averages import Storage
 from platon_prune.scheduling.gradients import Following, as_skipped
 from platon_prune.scheduling.modes import in_plain_mode
 from platon_prune.scheduling.notices import Notices
-from platon_prune.scheduling.outcomes import Counters, Outcome
+from platon_prune.scheduling.outcomes import Counters
 from platon_prune.scheduling.progress import Progress
 from platon_prune.scheduling.recording import Recording
 from platon_prune.scheduling.replaced import Modules
 from platon_prune.scheduling.selected import SelectedTensors
 from platon_prune.scheduling.states import STATE_VERSION
-from platon_prune.scheduling.steps.cutting import Cuts, Cutter, Cutting, Weak
-from platon_prune.scheduling.steps.replays import Replays
+from platon_prune.scheduling.steps.cutting import Cuts, Cutter, Weak
+from platon_prune.scheduling.steps.reporting import Reporting
 from platon_prune.tensors import capture
 from platon_prune.tensors.collectives import Processes
 
 
-class PlatonScheduler(Cutting, Replays):
+class PlatonScheduler(Reporting):
     """Scores the weights of a model at every step and chooses the masks by its schedule.
 
     Made by :func:`platon_prune.global_unstructured` and its like. With the window length ``ΔT``,
@@ -60,8 +61,10 @@ class PlatonScheduler(Cutting, Replays):
         model: The model that holds them, if that is known: a module of it that is replaced during
             the run is noticed.
         capturable: Whether :meth:`step` can be captured in a CUDA graph.
+        goal: How far a metric may fall; the model must be known then.
 
     Attributes:
+        goal: What became of that, if there is a goal: see :meth:`report`.
         history: What each choice did, as :class:`~platon_prune.History`; empty if that is not
             recorded.
         last_step: How often :meth:`step` was called.
@@ -85,6 +88,7 @@ class PlatonScheduler(Cutting, Replays):
         adopts_zeros: bool = False,
         model: nn.Module | Iterable[tuple[nn.Module, str]] | None = None,
         capturable: bool = False,
+        goal: Goal | None = None,
     ) -> None:
         self.schedule = schedule
         self.criterion = criterion
@@ -102,6 +106,7 @@ class PlatonScheduler(Cutting, Replays):
             targets, criterion, masking, self._storage, processes or Processes(), self.granularity
         )
         self._progress = Progress(schedule)
+        self.goal = None if goal is None else Pursuit(goal, self._progress)
         for tensor in self._tensors:
             tensor.warn_when_removed(self._progress.warn_of_early_end)
         self._modules = Modules(model)
@@ -176,6 +181,8 @@ class PlatonScheduler(Cutting, Replays):
             self._step_capturable(skipped)
             return
         t = self.last_step + 1
+        if self.goal is not None:
+            self.goal.require_begun(t)
         learns = t <= self.schedule.last_choosing_step
         chooses = self.schedule.is_choosing_step(t)
         ends_window = learns and self.schedule.ends_window(t)
@@ -239,20 +246,6 @@ class PlatonScheduler(Cutting, Replays):
             whole = self._cuts.of_whole(changed)
             self.history.record(t, amount, self.threshold, whole)
         return changed
-
-    def _learn(self, outcomes: Sequence[Outcome]) -> None:
-        """Count how steps went."""
-        for outcome in outcomes:
-            self._counters.add(outcome, self.criterion.windowed)
-            if not outcome.skipped:
-                self._tensors.had_gradients(outcome.without_gradient)
-
-    @property
-    def skipped_steps(self) -> int:
-        """How many steps had no finite gradients; waits for a device that has not told yet."""
-        self._require_closed("skipped_steps")
-        self._learn(self._tensors.outcomes())
-        return self._counters.skipped_steps
 
     def reschedule(
         self, *, total_steps: int, warmup_steps: int | float = 0, cooldown_steps: int | float = 0
@@ -335,6 +328,8 @@ class PlatonScheduler(Cutting, Replays):
             RuntimeError: If a tensor has been finalized already.
         """
         self._tensors.require_masks()
+        if self.goal is not None:
+            self.goal.warn_of_no_result()
         self._tensors.detach()
 
     # --- saving -----------------------------------------------------------------------------
@@ -351,20 +346,17 @@ class PlatonScheduler(Cutting, Replays):
                 :meth:`after_replay`.
         """
         self._require_closed("state_dict()")
-        self._tensors.locate()
-        self._learn(self._tensors.outcomes())
         return {
             "version": STATE_VERSION,
             "settings": self.settings,
             "capturable": self.capturable,
             "last_step": self.last_step,
-            "threshold": self.threshold,
-            **dataclasses.asdict(self._counters),
             "adopted": self._adopted,
             "history": self.history.state() if self._records_history else None,
-            "tensors": {tensor.name: tensor.state_dict() for tensor in self._tensors},
+            **self._learnt(),
             **self._cuts_state(),
             **self.granularity.state_dict(),
+            **({} if self.goal is None else {"goal": self.goal.state_dict()}),
         }
 
     @in_plain_mode
@@ -382,6 +374,8 @@ class PlatonScheduler(Cutting, Replays):
         """
         # All of it is checked before anything is changed.
         self._tensors.check_state(self._cuts.without_history(state), self.settings)
+        if self.goal is not None:
+            self.goal.check_state(state.get("goal"))
         self.granularity.load_state_dict(state)
         # Of steps that are given up, also one whose replay went wrong.
         self._tensors.forget_outcomes()
@@ -389,12 +383,10 @@ class PlatonScheduler(Cutting, Replays):
         self._adopted = state["adopted"]
         if self._adopted is not None:
             self._start_at(self._adopted)
-        for tensor in self._tensors:
-            tensor.load_state_dict(state["tensors"][tensor.name])
+        if self.goal is not None:
+            self.schedule = self._progress.schedule = self.goal.load_state_dict(state["goal"])
+        self._take(state)
         self.last_step = self._progress.step = state["last_step"]
-        self.threshold = state["threshold"]
-        names = (field.name for field in dataclasses.fields(Counters))
-        self._counters = Counters(**{name: state[name] for name in names})
         self.history.load_state((state["history"] if self._records_history else None) or [])
         self._load_cuts_state(state)
         self._recording.restart()

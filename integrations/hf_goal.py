@@ -1,0 +1,150 @@
+"""A metric of transformers' trainer, and how far it may fall while the trainer prunes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from platon_prune import PlatonScheduler
+from platon_prune.integrations.goal_settings import check_metric, is_greater_better
+from platon_prune.integrations.hf_models import of_first
+
+logger = logging.getLogger(__name__)
+
+
+class TrainerGoal:
+    """The metric that a PlatonCallback watches, if it was told one.
+
+    Args:
+        metric: Its name in the trainer's evaluations; "eval_" may be left out. None for none.
+        settings: The callback's other settings.
+
+    Raises:
+        ValueError: If one of ``metric`` and ``max_drop`` is given without the other.
+    """
+
+    def __init__(self, metric: str | None, settings: Mapping[str, Any]) -> None:
+        check_metric(metric, settings)
+        is_short = metric is not None and not metric.startswith("eval_")
+        self.metric = f"eval_{metric}" if is_short else metric
+        self._settings = settings
+        self._is_checked = False  # whether an evaluation was seen to have the metric
+        self._names: list[str] = []  # those of the evaluations so far
+        self._evaluates_on_start: bool | None = None  # as the user had it
+
+    def __bool__(self) -> bool:
+        return self.metric is not None
+
+    def settings(self, args: TrainingArguments) -> dict[str, Any]:
+        """What the trainer's arguments add to the callback's settings."""
+        if self.metric is None or "greater_is_better" in self._settings:
+            return {}
+        asked = args.metric_for_best_model
+        is_its_own = asked is None or self.metric in (asked, f"eval_{asked}")
+        given = args.greater_is_better if is_its_own else None
+        better = is_greater_better(self.metric) if given is None else given
+        return {"greater_is_better": better}
+
+    def refuse(self, args: TrainingArguments) -> None:
+        """Raise a ValueError for what the metric could not be watched or gone back with."""
+        if self.metric is None:
+            return
+        if args.load_best_model_at_end:
+            raise ValueError(
+                "load_best_model_at_end must be False with max_drop, got True: the run itself ends "
+                "with the sparsest model whose metric held, which another would replace"
+            )
+        if args.eval_strategy == "no":
+            raise ValueError(
+                f"eval_strategy must be 'steps' or 'epoch' with metric={self.metric!r}, got 'no': "
+                "at each evaluation on the ramp the run finds out whether it may prune further"
+            )
+        if args.fsdp:
+            raise ValueError(
+                "max_drop must find whole tensors in each process, got fsdp: use DDP (torchrun "
+                "alone), or prune without max_drop"
+            )
+
+    def begin(
+        self, args: TrainingArguments, state: TrainerState, scheduler: PlatonScheduler
+    ) -> None:
+        """Refuse a run without an evaluation on its ramp, and ask for one before its first step."""
+        if self.metric is None:
+            return
+        assert scheduler.goal is not None
+        scheduler.goal.label = self.metric.removeprefix("eval_")
+        every = state.eval_steps if args.eval_strategy == "steps" else None
+        if every is None:
+            every = max(1, state.max_steps // max(1, int(args.num_train_epochs)))
+        first, end = scheduler.schedule.first_choosing_step or 0, scheduler.schedule.ramp_end
+        # The first evaluation at or after the first choice.
+        if -(-first // every) * every > end:
+            raise ValueError(
+                f"the run must be evaluated on its ramp, at a step from {first} to {end}, got an "
+                f"evaluation every {every} steps: lower eval_steps, or train longer"
+            )
+        self._is_checked = bool(state.global_step)  # a run that is resumed has been asked
+        # Only an evaluation tells which metrics there are, and it should fail before the training.
+        if not self._is_checked:
+            self._evaluates_on_start, args.eval_on_start = args.eval_on_start, True
+
+    def check(self, args: TrainingArguments) -> None:
+        """Raise a ValueError before the first step if no evaluation has the metric."""
+        if self._evaluates_on_start is not None:
+            args.eval_on_start, self._evaluates_on_start = self._evaluates_on_start, None
+        if self.metric is not None and not self._is_checked:
+            there = ", ".join(name for name in self._names if name.startswith("eval_"))
+            raise ValueError(
+                f"metric must be one of the trainer's, got {self.metric!r} and {there or 'none'} "
+                "in its evaluation: return it from compute_metrics, or name one of these"
+            )
+
+    def ask(self, control: TrainerControl, scheduler: PlatonScheduler) -> None:
+        """Ask for an evaluation where the run can't go on without."""
+        if scheduler.goal is not None:
+            control.should_evaluate |= scheduler.goal.is_due
+            control.should_training_stop |= scheduler.goal.is_over
+
+    def description(self, scheduler: PlatonScheduler) -> dict[str, Any]:
+        """The metric and what came of it, for the model's config and its card."""
+        goal = scheduler.goal
+        if goal is None:
+            return {}
+        return {"metric": self.metric} | ({"result": str(goal)} if goal.is_over else {})
+
+    def take(
+        self,
+        args: TrainingArguments,
+        control: TrainerControl,
+        scheduler: PlatonScheduler,
+        told: Mapping[str, Any],
+    ) -> bool:
+        """Report the metric, if an evaluation has it, and end the training with the run.
+
+        Args:
+            args: The trainer's arguments.
+            control: Of the trainer.
+            scheduler: That of the run.
+            told: What the trainer tells its callbacks of an evaluation: the metrics, the optimizer
+                and the lr_scheduler among it.
+
+        Returns:
+            Whether it was there.
+        """
+        metrics = told.get("metrics") or {}
+        self._names += [name for name in metrics if name not in self._names]
+        if self.metric is None or self.metric not in metrics or scheduler.goal is None:
+            return False
+        self._is_checked, was_over = True, scheduler.goal.is_over
+        # Gathered by the trainer; where a user's function rounds otherwise, the first one decides.
+        value = of_first(float(metrics[self.metric]), args)
+        scheduler.report(value, told["optimizer"], told["lr_scheduler"])
+        if scheduler.goal.is_over and not was_over:
+            say = logger.info if scheduler.goal.is_as_asked else logger.warning
+            say("the run ends: %s", scheduler.goal)
+        control.should_training_stop |= scheduler.goal.is_over
+        return True
