@@ -140,6 +140,18 @@ class PruningArguments:
         "Instead of --amount, how many times as fast the model is to be, such as 1.5; for "
         "--pruning_budget latency."
     )
+    metric: str | None = setting(
+        "With --max_drop: the metric of the evaluations that may fall so far below the dense "
+        "model's, such as eval_accuracy. --amount is then the most that is pruned."
+    )
+    max_drop: float | None = setting(
+        "How much worse than the dense model's the metric may get, in its own unit: the run goes "
+        "back where it fell further. It needs --eval_strategy."
+    )
+    baseline: float | None = setting(
+        "The dense model's metric, instead of what is measured at the last step before the ramp."
+    )
+    patience: int = setting("How many evaluations in a row must be too bad.", 1)
     pruning_mask_history: bool = setting(
         f"Keep the masks of every choice, in {MASKS_FILE} of --output_dir.", False
     )
@@ -147,6 +159,7 @@ class PruningArguments:
     def __post_init__(self) -> None:
         self._check_budget()
         self._check_granularity()
+        self._check_goal()
         if self.initial_amount == ZEROS and self.pruning_masking != "step":
             raise ValueError(
                 f"--pruning_masking must be step for --pruning_initial_amount zeros, got "
@@ -224,6 +237,27 @@ class PruningArguments:
                     "of them out"
                 )
 
+    def _check_goal(self) -> None:
+        if (self.metric is None) != (self.max_drop is None):
+            given, lacks = ("max_drop", "metric") if self.metric is None else ("metric", "max_drop")
+            raise ValueError(
+                f"--metric and --max_drop must be given together, got --{given} alone: add --{lacks}"
+            )
+        for name, default in (("baseline", None), ("patience", 1)):
+            if self.max_drop is None and getattr(self, name) != default:
+                raise ValueError(
+                    f"--{name} must go with --metric and --max_drop, got it without: say how far "
+                    "which metric may fall"
+                )
+        if self.max_drop is not None and not 0 <= self.max_drop < math.inf:
+            raise ValueError(f"--max_drop must be at least 0 and finite, got {self.max_drop}")
+        if self.patience < 1:
+            raise ValueError(f"--patience must be at least 1, got {self.patience}")
+        if self.max_drop is not None and self.is_dense:
+            raise ValueError(
+                "--amount must be above 0 for --max_drop, got 0: give the most that may be pruned"
+            )
+
     @property
     def initial_amount(self) -> int | float | str:
         """What is pruned when the ramp starts: a count, a fraction, or "zeros"."""
@@ -268,6 +302,10 @@ class PruningArguments:
             settings["budget"] = self.pruning_budget
         if self.pruning_speedup is not None:
             settings["speedup"] = self.pruning_speedup
+        if self.max_drop is not None:
+            settings |= {name: getattr(self, name) for name in ("metric", "max_drop", "patience")}
+        if self.baseline is not None:
+            settings["baseline"] = self.baseline
         amount = self.amount if self.pruning_speedup is None else None
         return {"amount": amount, "criterion": self.criterion, **settings}
 
