@@ -241,7 +241,8 @@ class PruningArguments:
         if (self.metric is None) != (self.max_drop is None):
             given, lacks = ("max_drop", "metric") if self.metric is None else ("metric", "max_drop")
             raise ValueError(
-                f"--metric and --max_drop must be given together, got --{given} alone: add --{lacks}"
+                f"--metric and --max_drop must be given together, got --{given} alone: add "
+                f"--{lacks}"
             )
         for name, default in (("baseline", None), ("patience", 1)):
             if self.max_drop is None and getattr(self, name) != default:

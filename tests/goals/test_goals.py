@@ -294,6 +294,7 @@ def test_steps_that_were_skipped_stay_counted():
         ({"baseline": math.inf}, ValueError, "baseline must be finite"),
         ({"patience": 0}, ValueError, "patience must be a count of at least 1"),
         ({"greater_is_better": "yes"}, TypeError, "greater_is_better must be a bool"),
+        ({"capturable": True}, ValueError, "capturable must be False for max_drop"),
         ({"max_drop": None, "patience": 2}, ValueError, "max_drop must be given for patience=2"),
         ({"max_drop": None, "baseline": 0.9}, ValueError, "max_drop must be given for baseline"),
     ],

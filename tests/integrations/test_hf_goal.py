@@ -51,6 +51,7 @@ def test_it_ends_with_what_held_finalized_and_says_so(tmp_path):
 
 def test_evaluations_that_are_due_are_asked_for(tmp_path):
     trainer, callback = _trainer(tmp_path, arguments={"eval_steps": 7}, warmup_steps=5)
+    callback.install(trainer)  # in front of the trainer's own callbacks, as recipes do
     trainer.train()
     assert not trainer.args.eval_on_start
     # Before training, at the last step before the ramp, at the ramp's end and at the run's.

@@ -113,6 +113,31 @@ def test_a_schedule_is_handed_on_to_the_callback(capsys):
     assert "invalid choice: 'cosine'" in capsys.readouterr().err
 
 
+def test_a_metric_and_how_far_it_may_fall_are_handed_on_to_the_callback():
+    settings = parse(
+        "--metric", "eval_accuracy", "--max_drop", "0.01", "--baseline", "0.9", "--patience", "2"
+    ).pruning.callback()
+    wanted = dict(metric="eval_accuracy", max_drop=0.01, baseline=0.9, patience=2)
+    assert wanted.items() <= settings.items()
+    assert not wanted.keys() & parse().pruning.callback().keys()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_drop", "0.01"], "given together, got --max_drop alone: add --metric"),
+        (["--metric", "f1"], "given together, got --metric alone: add --max_drop"),
+        (["--metric", "f1", "--max_drop", "-1"], "--max_drop must be at least 0 and finite, got"),
+        (["--metric", "f1", "--max_drop", "1", "--patience", "0"], "--patience must be at least 1"),
+        (["--metric", "f1", "--max_drop", "1", "--amount", "0"], "--amount must be above 0 for"),
+        (["--baseline", "0.9"], "--baseline must go with --metric and --max_drop"),
+    ],
+)
+def test_flags_of_a_metric_that_can_not_work_are_refused_by_name(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*flags)
+
+
 def test_a_normalizer_is_handed_on_to_the_callback_of_heads_and_neurons():
     heads = ("--pruning_granularity", "structured")
     assert parse(*heads, "--pruning_normalizer", "none").pruning.callback()["normalizer"] == "none"
