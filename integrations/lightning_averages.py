@@ -34,7 +34,7 @@ def come_after_averages(own: Callback, trainer: Trainer, pl_module: LightningMod
     """
     listed: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     place = listed.index(own)
-    averaging = [i for i, each in enumerate(listed) if _averages(each)]
+    averaging = [i for i, each in enumerate(listed) if averages(each)]
     for i in averaging:
         # One that was set up before copied a module without masks: its tensors would be taken for
         # others, since Lightning pairs them by their order.
@@ -99,7 +99,8 @@ def restore_zeros(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
         )
 
 
-def _averages(callback: Callback) -> bool:
+def averages(callback: Callback) -> bool:
+    """Whether a callback keeps an average of the weights."""
     return isinstance(callback, _AVERAGING) or any(True for _ in _copies(callback))
 
 

@@ -23,6 +23,7 @@ from platon_prune.integrations.lightning_averages import (
     num_training_steps,
     restore_zeros,
 )
+from platon_prune.integrations.lightning_goal import LightningGoal
 from platon_prune.integrations.run_lengths import fit_schedule, shown
 from platon_prune.integrations.shortfall import shortfall
 
@@ -51,6 +52,10 @@ class PlatonLightningCallback(Callback):
         total_steps: How often the optimizer of what is pruned will step; unless given, as often as
             the trainer has it, or once a batch where there are several optimizers.
         finalize: Whether masks are removed when training ends (their zeros stay).
+        metric: With ``max_drop``, the metric that the module logs in its validation and that may
+            fall so far below the dense model's; ``amount`` is then the most that is pruned.
+            Smaller is better for names that end in "loss" or "perplexity", unless
+            ``greater_is_better=`` says otherwise.
         settings: As in :func:`platon_prune.global_unstructured`, ``semi_structured`` and so on.
 
     Attributes:
@@ -73,6 +78,7 @@ class PlatonLightningCallback(Callback):
         cooldown_steps: int | float = 0.3,
         total_steps: int | None = None,
         finalize: bool = True,
+        metric: str | None = None,
         **settings: Any,
     ) -> None:
         self.amount = check_granularity(granularity, amount, settings)
@@ -82,6 +88,7 @@ class PlatonLightningCallback(Callback):
         self.total_steps = total_steps
         self.finalize = finalize
         self.settings = settings
+        self._goal = LightningGoal(metric, settings)
         self.scheduler: PlatonScheduler | None = None
         self._model: LightningModule | None = None  # until it is finalized here
         self._saved: dict[str, Any] | None = None
@@ -102,13 +109,15 @@ class PlatonLightningCallback(Callback):
             self._let_go(finalize=True)
         if not self.has_masks:
             self.scheduler = None
-            self.scheduler = put_masks_on(pl_module, self.granularity, self.amount, self.settings)
+            settings = self.settings | self._goal.settings()
+            self.scheduler = put_masks_on(pl_module, self.granularity, self.amount, settings)
             self._model = pl_module
         come_after_averages(self, trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the schedule, or go on with that of the checkpoint, and follow the optimizer."""
         assert self.scheduler is not None
+        self._goal.refuse(trainer)
         optimizer = self._optimizer_of_pruned(trainer, pl_module)
         self._start(trainer, pl_module)
         # The state that Lightning loaded must be of the step at which it goes on; where there are
@@ -195,6 +204,7 @@ class PlatonLightningCallback(Callback):
             # Where the trainer goes on, for statistics of batch norms, it knows that it does.
             self.scheduler.allow_other_length()
         mask_averages(trainer, self.scheduler)
+        self._goal.ask(trainer, self.scheduler)
         # Counting zeros waits for the device, and only a choice changes how many there are.
         if self.scheduler.schedule.is_choosing_step(self.scheduler.last_step):
             self._sparsity = self.scheduler.sparsity()
@@ -202,6 +212,12 @@ class PlatonLightningCallback(Callback):
         pl_module.log("pruning_sparsity", self._sparsity, prog_bar=True)
         if self.scheduler.threshold is not None:
             pl_module.log("pruning_threshold", self.scheduler.threshold)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go back where the metric fell too far; a checkpoint of this validation comes after."""
+        # Also asked outside of a fit, where nothing is pruned.
+        if self.scheduler is not None and (self._handle is not None or trainer.sanity_checking):
+            self._goal.take(trainer, self.scheduler)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mask averages that are updated once an epoch."""

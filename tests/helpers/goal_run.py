@@ -58,3 +58,14 @@ def everything(model, optimizer):
     """All that training changes, as one flat list of tensors."""
     states = [each for state in optimizer.state_dict()["state"].values() for each in state.values()]
     return [each.clone() for each in (*model.state_dict().values(), *states)]
+
+
+def replica(values, by_rank=0.0):
+    """A run in one of several processes; its weights, what it says, and when it ended."""
+    model = net()
+    optimizer, scheduler = sgd(model), set_up(model)
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    metric = lambda scheduler: values.get(scheduler.last_step, 1.0) + rank * by_rank  # noqa: E731
+    run(model, optimizer, scheduler, metric)
+    weights = [each.numpy().copy() for each in everything(model, optimizer)]
+    return weights, str(scheduler.goal), scheduler.last_step
