@@ -22,6 +22,7 @@ from platon_prune.warning import PruningWarning
 # What they import at their top is no torch and no extra: --help and wrong flags answer at once.
 COMMANDS = (
     "demo", "bench", "deploy", "inspect", "export", "scale", "memory", "study", "architectures",
+    "curve",
 )  # fmt: skip
 # Each is a module of platon_prune.integrations.recipes with main(argv), which reads its own flags.
 # It is imported only when it is chosen, since it needs transformers.

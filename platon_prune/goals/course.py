@@ -148,7 +148,8 @@ class Course:
             return Decision()
         self.last_report = step
         if holds:
-            self.failures = 0
+            # What failed before at less than this was noise.
+            self.failures, self.failed = 0, None
             return self._keep(plan, KeptState(step, amount, value, True))
         self.failures += 1
         self._fail(Failure(amount, value, False))

@@ -145,6 +145,7 @@ def test_patience_is_how_many_in_a_row_must_fail():
     model, optimizer, scheduler = _made(patience=2)
     run(model, optimizer, scheduler, lambda s: bad.get(s.last_step, 1.0))
     assert scheduler.amount == linear_amount(25)  # 20 alone did not count
+    assert str(scheduler.goal) == "45 % pruned, metric 1 (dense 1); 60 % gave 0"
 
 
 def test_a_given_baseline_is_what_values_are_compared_with():

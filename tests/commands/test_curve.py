@@ -1,0 +1,93 @@
+"""`platon-prune curve`: the checkpoints of one run as a table, a picture, and a model to keep."""
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+from tiny_trainer import (  # noqa: E402
+    SELECTED,
+    Examples,
+    pruning_callback,
+    small_bert,
+    trainer_arguments,
+    zeros_of,
+)
+from transformers import BertForSequenceClassification, Trainer  # noqa: E402
+
+from platon_prune import cli  # noqa: E402
+
+QUICK = ("--tokens", 4, "--rounds", 1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Twenty steps, whose ramp goes from 3 to 15; checkpoints of 8, 16 and the last."""
+    folder = tmp_path_factory.mktemp("run")
+    arguments = trainer_arguments(
+        folder, eval_strategy="steps", eval_steps=8, save_strategy="steps", save_steps=8
+    )
+    trainer = Trainer(
+        model=small_bert(),
+        args=arguments,
+        train_dataset=Examples(),
+        eval_dataset=Examples(8),
+        compute_metrics=lambda p: {"accuracy": (p.predictions.argmax(1) == p.label_ids).mean()},
+        callbacks=[pruning_callback()],
+    )  # fmt: skip
+    trainer.train()
+    return folder, {
+        entry["step"]: entry for entry in trainer.state.log_history if "eval_accuracy" in entry
+    }
+
+
+def _curve(capsys, *options):
+    status = cli.main(["curve", *map(str, options)])
+    return status, capsys.readouterr()
+
+
+def test_each_checkpoint_is_a_point_and_the_nearest_one_is_kept(run, tmp_path, capsys):
+    folder, logged = run
+    options = (*QUICK, "--keep", 0.75, "--output-dir", tmp_path)
+    status, printed = _curve(capsys, folder, *options)
+    assert status == 0 and "eval_accuracy" in printed.out
+    content = json.loads((tmp_path / "curve.json").read_text())
+    points = content["points"]
+    assert [point["step"] for point in points] == [8, 16, 20]
+    # At 8 five of the twelve steps of the ramp are over, at 15 all.
+    expected = [round(0.8 * share * SELECTED) for share in (1 - (7 / 12) ** 3, 1, 1)]
+    assert [round(point["sparsity"] * SELECTED) for point in points] == expected
+    assert [point["value"] for point in points] == [
+        logged[point["step"]]["eval_accuracy"] for point in points
+    ]
+    # Of so small a model the header of a sparse file outweighs what its zeros save.
+    assert all(0 < point["file_bytes"] <= point["dense_bytes"] for point in points)
+    assert all(point["milliseconds"] > 0 for point in points)
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert "the model of step 20, 80.0% sparse" in printed.out
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "kept")
+    assert zeros_of(model) == round(0.8 * SELECTED)
+    assert not list((tmp_path / "kept").glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--metric", "f1"], "--metric must be one of eval_accuracy, eval_loss; got 'f1'"),
+        (["--keep", "1.5"], "--keep must be a sparsity in [0, 1), got 1.5"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
+    ],
+)
+def test_options_that_can_not_be_used_are_refused_by_name(run, tmp_path, capsys, options, says):
+    status, printed = _curve(capsys, run[0], *options, "--output-dir", tmp_path)
+    assert status == 2 and says in printed.err
+
+
+def test_a_run_without_checkpoints_or_evaluations_is_told_what_to_do(run, tmp_path, capsys):
+    status, printed = _curve(capsys, tmp_path, "--output-dir", tmp_path)
+    assert status == 2 and "RUN must hold checkpoints" in printed.err
+    shutil.copytree(run[0] / "checkpoint-8", tmp_path / "checkpoint-9")  # evaluated at no step 9
+    status, printed = _curve(capsys, tmp_path, "--output-dir", tmp_path)
+    assert status == 2 and "--eval_strategy steps" in printed.err
