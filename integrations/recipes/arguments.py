@@ -254,10 +254,6 @@ class PruningArguments:
             raise ValueError(f"--max_drop must be at least 0 and finite, got {self.max_drop}")
         if self.patience < 1:
             raise ValueError(f"--patience must be at least 1, got {self.patience}")
-        if self.max_drop is not None and self.is_dense:
-            raise ValueError(
-                "--amount must be above 0 for --max_drop, got 0: give the most that may be pruned"
-            )
 
     @property
     def initial_amount(self) -> int | float | str:

@@ -132,6 +132,7 @@ def run(
         arguments, metrics, table, history, choices, trainer.state.log_history
     )
     results |= {} if details is None else details()
+    results |= _goal_of(callback)
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir or ".")
         write_json(results, folder / "results.json")
@@ -140,7 +141,15 @@ def run(
             # The choices are there however seldom the trainer logs.
             save_report(title, table, choices or history, log, metric, folder / "report.png")
         _print_results(metrics, table, folder, trained=training.do_train)
+        if "goal" in results:
+            print(results["goal"])
     return results
+
+
+def _goal_of(callback: PlatonCallback | None) -> dict[str, str]:
+    """What came of --max_drop, if it was given."""
+    goal = None if callback is None or callback.scheduler is None else callback.scheduler.goal
+    return {} if goal is None else {"goal": str(goal)}
 
 
 def _model(trainer: RecipeTrainer) -> nn.Module:
@@ -211,7 +220,8 @@ def _print_unused(arguments: Arguments[Any]) -> None:
     unused = sorted(
         name
         for name in arguments.given - shown
-        if name.startswith("pruning_") or name == "criterion"
+        if name.startswith("pruning_")
+        or name in ("criterion", "metric", "max_drop", "baseline", "patience")
     )
     if unused:
         say(arguments, f"{reason}: {', '.join(unused)} will not be used")

@@ -49,6 +49,15 @@ def zeros_of(folder, names):
 # --- end to end ---------------------------------------------------------------------------------
 
 
+def test_a_run_says_how_far_its_metric_let_it_prune(bert, files, tmp_path, capsys):
+    goal = ("--metric", "loss", "--max_drop", 100, "--eval_strategy", "steps", "--eval_steps", 4)
+    assert run("glue", *flags(bert, files, tmp_path, *TRAIN, "--amount", 0.7, *goal)) == 0
+    found = results(tmp_path)
+    assert found["goal"].startswith("70 % pruned, loss ")
+    assert found["goal"] in capsys.readouterr().out
+    assert found["pruned_weights"] == round(0.7 * SELECTED)
+
+
 def test_a_run_leaves_a_sparse_model_and_its_report(bert, files, tmp_path, capsys):
     assert run("glue", *flags(bert, files, tmp_path, *TRAIN, "--amount", 0.7, "--seed", 5)) == 0
     found = results(tmp_path)

@@ -129,7 +129,6 @@ def test_a_metric_and_how_far_it_may_fall_are_handed_on_to_the_callback():
         (["--metric", "f1"], "given together, got --metric alone: add --max_drop"),
         (["--metric", "f1", "--max_drop", "-1"], "--max_drop must be at least 0 and finite, got"),
         (["--metric", "f1", "--max_drop", "1", "--patience", "0"], "--patience must be at least 1"),
-        (["--metric", "f1", "--max_drop", "1", "--amount", "0"], "--amount must be above 0 for"),
         (["--baseline", "0.9"], "--baseline must go with --metric and --max_drop"),
     ],
 )
@@ -227,6 +226,8 @@ def test_unknown_flags_and_values_end_the_command_with_a_hint(flags, message, ca
          "pruning_mask_history, pruning_max_amount"),
         (["--do_eval", "--amount", 0], "nothing is pruned without --do_train",
          "pruning_mask_history, pruning_max_amount"),
+        (["--do_eval", "--metric", "f1", "--max_drop", 1], "nothing is pruned without --do_train",
+         "max_drop, metric, pruning_mask_history, pruning_max_amount"),
     ],
 )  # fmt: skip
 def test_flags_of_pruning_that_a_run_does_not_use_are_named(flags, reason, unused, capsys):
