@@ -79,7 +79,7 @@ class TrainerGoal:
         scheduler.goal.label = self.metric.removeprefix("eval_")
         every = state.eval_steps if args.eval_strategy == "steps" else None
         if every is None:
-            every = max(1, state.max_steps // max(1, int(args.num_train_epochs)))
+            every = max(1, state.max_steps // max(1, state.num_train_epochs))
         first, end = scheduler.schedule.first_choosing_step or 0, scheduler.schedule.ramp_end
         # The first evaluation at or after the first choice.
         if -(-first // every) * every > end:

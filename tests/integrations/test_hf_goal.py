@@ -60,6 +60,14 @@ def test_evaluations_that_are_due_are_asked_for(tmp_path):
     assert zeros_of(trainer.model) == round(0.8 * SELECTED)
 
 
+def test_an_evaluation_at_each_epoch_will_do_where_one_is_on_the_ramp(tmp_path):
+    trainer, _ = _trainer(tmp_path, {16: 0.5}, arguments={"eval_strategy": "epoch"})
+    trainer.train()
+    # Epochs of 8 steps; 3 and the end of the cool-down, 16 + 9, were asked for.
+    assert sorted(set(_evaluated(trainer))) == [0, 3, 8, 16, 24, 25]
+    assert zeros_of(trainer.model) == round(0.8 * 3 / 18 * SELECTED)
+
+
 def test_the_cooldown_has_the_learning_rates_that_were_planned_for_it(tmp_path):
     trainer, _ = _trainer(tmp_path, {12: 0.5}, arguments={"logging_strategy": "steps",
                                                           "logging_steps": 1})  # fmt: skip
