@@ -249,14 +249,10 @@ class Entangled:
     why: str = "its heads are not independent of each other"
 
 
-_SLOPES = "the slopes of ALiBi are computed once, for the heads of all layers"
 ENTANGLED = (
     Entangled("BlockSparse", "attention_type", "block_sparse"),
     Entangled("ProbSparse", "attention_type", "prob"),
     Entangled("Autoformer", "model_type", "autoformer"),
-    Entangled("Bloom", "model_type", "bloom", _SLOPES),
-    Entangled("Mpt", "model_type", "mpt", _SLOPES),
-    Entangled("Falcon", "alibi", True, _SLOPES),
 )
 
 # --- sizes --------------------------------------------------------------------------------------
@@ -277,6 +273,7 @@ class Counts:
 
 NUM_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
 KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads")
+QUERIES_OF_A_KEY = "num_key_value_groups"  # as modules call it
 # In configs as saved, whose entries may be called otherwise than the attributes they are read by.
 CONFIG_NUM_HEADS = (*NUM_HEADS, "attention_heads")
 # Where encoder and decoder have a number each: that of the layers below a module so named.
@@ -288,7 +285,7 @@ CONFIG_NUM_HEADS_BELOW = {
 HEAD_SIZE = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
 # Where a config can say the size of a head by itself, beside the number of heads.
 CONFIG_HEAD_SIZE = ("head_dim", "attention_head_size")
-# Names by which a forward puts all heads together again; see `shrinking.resize.has_fixed_width`.
+# Names by which a forward puts all heads together again; see `shrinking.holders`.
 HIDDEN_SIZE = ("embed_dim", "hidden_size", "d_model", "num_channels")
 # In configs: the number of query heads, and of the key-value heads that several of them read.
 QUERY_HEADS, KEY_VALUE_HEADS = "num_attention_heads", "num_key_value_heads"
@@ -353,39 +350,3 @@ NO_MATRIX = ("embed", "pos", "token", "bias", "scale", "gamma", "A_log")
 POOLER = "pooler"  # in the names of modules that are not pruned by default
 # Buffers that older files hold, which are no parameters: ends of names.
 BUFFERS = (".attn.bias", ".attention.bias", ".masked_bias", ".inv_freq", ".position_ids")
-
-
-@dataclass(frozen=True)
-class SharedBias:
-    """A position bias that the first layer of a stack makes and hands on, as in T5.
-
-    Args:
-        sharing: Classes of attention whose layers share one table.
-        owning: Classes that read theirs alike, but have one each.
-        table: The embedding with a column for each head.
-        query: The layer whose outputs tell the heads.
-        self_attention: The module's name where the bias is used.
-        cross_attention: Its name where there is none.
-        blocks: What holds the layers of a stack.
-    """
-
-    sharing: tuple[str, ...]
-    owning: tuple[str, ...]
-    table: str
-    query: str
-    self_attention: str
-    cross_attention: str
-    blocks: str
-
-
-SHARED_BIAS = SharedBias(
-    sharing=("T5Attention", "MT5Attention"),
-    owning=("UMT5Attention",),
-    table="relative_attention_bias",
-    query="q",
-    self_attention="SelfAttention",
-    cross_attention="EncDecAttention",
-    blocks="block",
-)
-# How other models call tables that may be shared; what they do with them is not known.
-ANY_SHARED_BIAS = r"rel\w*bias|position_bias"

@@ -15,6 +15,8 @@ from platon_prune.integrations.recipes.fields import setting
 
 ADAMAX = "adamax"
 MASKS_FILE = "masks.bin"
+SHRUNK = "shrunk"
+KINDS = ("heads", "neurons", "channels")
 ZEROS = "zeros"
 UNSTRUCTURED, SEMI_STRUCTURED, STRUCTURED = "unstructured", "semi_structured", "structured"
 # Of what is pruned by default where that is no single weights.
@@ -152,6 +154,14 @@ class PruningArguments:
         "The dense model's metric, instead of what is measured at the last step before the ramp."
     )
     patience: int = setting("How many evaluations in a row must be too bad.", 1)
+    pruning_kinds: list[str] | None = setting(
+        "Which of heads, neurons and channels go, for structured; all that there are by default."
+    )
+    shrink: bool = setting(
+        "Once trained, also cut out what structured pruning left nothing of, and save the smaller "
+        f"model to {SHRUNK} in --output_dir.",
+        False,
+    )
     pruning_mask_history: bool = setting(
         f"Keep the masks of every choice, in {MASKS_FILE} of --output_dir.", False
     )
@@ -203,11 +213,20 @@ class PruningArguments:
         self.amount = 1 - 1 / self.pruning_speedup  # of the time; for titles and reports
 
     def _check_granularity(self) -> None:
-        if self.pruning_granularity != STRUCTURED and self.pruning_normalizer != "auto":
+        for flag, is_given in (
+            (f"--pruning_normalizer {self.pruning_normalizer}", self.pruning_normalizer != "auto"),
+            (f"--pruning_kinds {' '.join(self.pruning_kinds or ())}", self.pruning_kinds),
+            ("--shrink", self.shrink),
+        ):
+            if is_given and self.pruning_granularity != STRUCTURED:
+                raise ValueError(
+                    f"{flag} must go with --pruning_granularity {STRUCTURED}, got "
+                    f"{self.pruning_granularity}: leave one of them out"
+                )
+        if unknown := set(self.pruning_kinds or ()) - set(KINDS):
             raise ValueError(
-                f"--pruning_normalizer {self.pruning_normalizer} must go with "
-                f"--pruning_granularity {STRUCTURED}, got {self.pruning_granularity}: leave one of "
-                "them out"
+                f"--pruning_kinds must be some of {', '.join(KINDS)}; got "
+                f"{', '.join(sorted(unknown))}"
             )
         if self.pruning_granularity == UNSTRUCTURED:
             self.amount = _count_or_fraction("amount", self.amount, "of the weights")
@@ -287,6 +306,8 @@ class PruningArguments:
             settings["mask_history"] = Path(output_dir or ".", MASKS_FILE)
         if self.pruning_granularity != UNSTRUCTURED:
             settings["granularity"] = self.pruning_granularity
+        if self.pruning_kinds:
+            settings["kinds"] = self.pruning_kinds
         if self.pruning_normalizer != "auto":
             settings["normalizer"] = self.pruning_normalizer
         if self.pruning_granularity == SEMI_STRUCTURED:

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from transformers import set_seed
 
+import platon_prune
 from platon_prune.integrations.hf_example_batch import example_batch
 from platon_prune.integrations.hf_trainer import PlatonCallback
+from platon_prune.integrations.recipes.arguments import SHRUNK
 from platon_prune.integrations.recipes.authors_warmup import WarmupHint
 from platon_prune.integrations.recipes.distillation import RecipeTrainer
 from platon_prune.integrations.recipes.figure import can_draw, save_report
@@ -134,6 +136,8 @@ def run(
     results |= {} if details is None else details()
     results |= _goal_of(callback)
     if trainer.is_world_process_zero():
+        if pruning.shrink and training.do_train and not pruning.is_dense:
+            results |= _save_shrunk(trainer, Path(training.output_dir or "."))
         folder = Path(training.output_dir or ".")
         write_json(results, folder / "results.json")
         if can_draw():
@@ -150,6 +154,37 @@ def _goal_of(callback: PlatonCallback | None) -> dict[str, str]:
     """What came of --max_drop, if it was given."""
     goal = None if callback is None or callback.scheduler is None else callback.scheduler.goal
     return {} if goal is None else {"goal": str(goal)}
+
+
+def _save_shrunk(trainer: RecipeTrainer, folder: Path) -> dict[str, Any]:
+    """Cut what was pruned out of the model that a run has saved, and save what is left.
+
+    Args:
+        trainer: Of the run, after ``save_model``.
+        folder: That of the run.
+
+    Returns:
+        What belongs into ``results.json``.
+    """
+    # Read back instead of copied: the trainer's own may be sharded, wrapped or on a GPU.
+    cls: Any = type(_model(trainer))
+    model = cls.from_pretrained(folder).eval()
+    report = platon_prune.shrink(model)
+    platon_prune.save(model, folder / SHRUNK)
+    if trainer.processing_class is not None:
+        trainer.processing_class.save_pretrained(folder / SHRUNK)
+    print(f"\n{report}\n\nthe shrunk model is in {folder / SHRUNK}")
+    places = [
+        {"name": row.name, "kind": row.kind, "before": row.before, "after": row.after}
+        for row in report.places
+    ]
+    return {
+        "shrunk": {
+            "parameters_before": report.parameters_before,
+            "parameters_after": report.parameters_after,
+            "places": places,
+        }
+    }
 
 
 def _model(trainer: RecipeTrainer) -> nn.Module:
@@ -221,7 +256,7 @@ def _print_unused(arguments: Arguments[Any]) -> None:
         name
         for name in arguments.given - shown
         if name.startswith("pruning_")
-        or name in ("criterion", "metric", "max_drop", "baseline", "patience")
+        or name in ("criterion", "shrink", "metric", "max_drop", "baseline", "patience")
     )
     if unused:
         say(arguments, f"{reason}: {', '.join(unused)} will not be used")

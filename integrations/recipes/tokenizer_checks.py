@@ -6,6 +6,7 @@ from typing import Any
 
 # Tokenizers that know no limit give a number of this size.
 _NO_LIMIT = 10**9
+_POSITIONS = ("max_position_embeddings", "max_seq_len")  # MPT has the latter
 
 
 def prepare_padding(tokenizer: Any, model: Any) -> None:
@@ -50,8 +51,10 @@ def longest_input(tokenizer: Any, model: Any) -> int | None:
     if tokenizer.model_max_length < _NO_LIMIT:
         limits.append(tokenizer.model_max_length)
     # DeBERTa's positions are relative unless its config says otherwise.
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and getattr(model.config, "position_biased_input", True):
+    counts = (getattr(model.config, name, None) for name in _POSITIONS)
+    positions = next((count for count in counts if count), None)
+    # XLNet says -1: nothing limits it.
+    if positions and positions > 0 and getattr(model.config, "position_biased_input", True):
         limits.append(positions - _reserved_positions(model))
     return min(limits, default=None)
 

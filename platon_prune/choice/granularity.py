@@ -70,6 +70,10 @@ class Granularity:
             ValueError: If it is not what it needs; nothing is changed then.
         """
 
+    def without_gradient(self, names: Sequence[str]) -> list[str]:
+        """What to tell a user of tensors that had no gradient: by default their names."""
+        return list(names)
+
     def require_shard(self, name: str, shard: Shard) -> None:
         """Raise a ValueError if the masks of a tensor can't be chosen over its shards.
 

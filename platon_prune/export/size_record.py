@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from platon_prune.export.container import parse_json, refuse
 from platon_prune.foreign import is_size
-from platon_prune.shrinking.head_bias import heads_fit, own_heads, set_own_heads_
-from platon_prune.shrinking.resize import check_sizes, find, named_parameter, refusal, resize_
+from platon_prune.shrinking.head_bias import heads_fit, set_heads_of_bias_
+from platon_prune.shrinking.named import find, named_parameter
+from platon_prune.shrinking.own_heads import own_heads
+from platon_prune.shrinking.resize import check_sizes, refusal, resize_
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -127,8 +128,7 @@ def apply_sizes_(model: nn.Module, sizes: SizeRecord, path: str) -> None:
     except ValueError as error:
         refuse(path, f"sizes that its layers can't have together ({error})")
     resize_(model, kept)
-    modules: dict[str, Any] = dict(model.named_modules())
     for name, heads in sizes.own_heads.items():
         if not heads_fit(model, name, heads):
             refuse(path, f"heads of {name} that it can't have")
-        set_own_heads_(modules[name], heads)
+        set_heads_of_bias_(model, name, heads)

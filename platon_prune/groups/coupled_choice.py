@@ -150,6 +150,15 @@ class Structured(Granularity):
         """No: each place keeps its floor."""
         return False
 
+    def without_gradient(self, names: Sequence[str]) -> list[str]:
+        """Places of which no tensor had one: elsewhere the others score the groups."""
+        without = set(names)
+        return [
+            f"{place.name} ({place.kind})"
+            for place in self.groups
+            if without.issuperset(member.name for member in place.members)
+        ]
+
     def choose_(
         self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes
     ) -> float | None:

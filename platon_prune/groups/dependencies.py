@@ -202,7 +202,7 @@ def _place_of(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> _Traced
         if is_computed and isinstance(module, _CONVOLUTION):
             kind = "channels"
     if not computing or not reading:
-        return missed("no layer reads them")
+        return missed("no layer reads them, as of an output of the model")
     return _ordered(kind, size, computing, reading, list(names.values()))
 
 

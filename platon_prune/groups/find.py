@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from platon_prune.example_inputs import guessed_inputs, moved_to
 from platon_prune.groups import experts
 from platon_prune.groups.blocks import KIND as BLOCKS
 from platon_prune.groups.blocks import find_blocks
@@ -57,7 +58,8 @@ def find_groups(
     Args:
         model: The model, with masks of ours or without.
         example_inputs: What a model is traced with if its layers are not known by their names: a
-            tensor, a tuple of arguments, or a dict of them.
+            tensor, a tuple of arguments, or a dict of them. For a model of transformers some are
+            made from its config by default.
         kinds: Which of "heads", "neurons", "channels", "experts" and "blocks" to find; the last two
             only if they are named. Blocks are whole layers of a list that hand their input on once
             all of them is zero, which is tried on ``example_inputs`` or a guess by the config.
@@ -114,17 +116,32 @@ def _inside_layers(
     found = [place for place in looked if isinstance(place, CoupledGroups)]
     missed = [place for place in looked if isinstance(place, Missed)]
     if not found:
-        if example_inputs is None:
-            known = f" ({Found([], missed).reasons()})" if missed else ""
-            raise ValueError(
-                "example_inputs must be given for a model whose layers are not known by their "
-                f"names, got none with a {type(model).__name__}{known}: pass a batch as the model "
-                "takes it"
-            )
-        refuse_other_masks(model)  # the copy that is traced can't be made with them
-        found, others = traced_places(model, example_inputs, time_limit)
+        found, others = _traced(model, example_inputs, missed, time_limit)
         missed += others
     return found, missed
+
+
+def _traced(
+    model: nn.Module, example_inputs: Any, missed: list[Missed], time_limit: float
+) -> tuple[list[CoupledGroups], list[Missed]]:
+    """Places of a model whose layers are not known by their names, and what else was missed."""
+    inputs = example_inputs
+    if inputs is None and (guess := guessed_inputs(model)) is not None:
+        inputs = moved_to(guess, next(model.parameters()).device)
+    known = f" ({Found([], missed).reasons()})" if missed else ""
+    needed = ValueError(
+        "example_inputs must be given for a model whose layers are not known by their names, got "
+        f"none with a {type(model).__name__}{known}: pass a batch as the model takes it"
+    )
+    if inputs is None:
+        raise needed
+    refuse_other_masks(model)  # the copy that is traced can't be made with them
+    try:
+        return traced_places(model, inputs, time_limit)
+    except ValueError as error:
+        if example_inputs is None:  # the guess was wrong
+            raise needed from error
+        raise
 
 
 def _names(model: nn.Module) -> list[str]:

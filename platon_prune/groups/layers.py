@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -103,14 +103,22 @@ def evenly(count: int, groups: int) -> Tensor:
     return torch.arange(count) // (count // groups)
 
 
-def outputs_of(projection: Projection, width: Mapping[str, int], groups: int) -> Tensor:
-    """The group of each output of a projection; int64.
+def outputs_of(
+    projection: Projection, width: Mapping[str, int], groups: int, stay: Collection[str] = ()
+) -> Tensor:
+    """The group of each output of a projection; int64, -1 for none.
 
     Args:
         projection: Which parts it has, and in which order.
         width: How many outputs each part has.
         groups: How many groups there are.
+        stay: Parts that are in no group.
     """
-    if projection.by_head:
+    if projection.by_head and not set(stay).intersection(projection.parts):
         return evenly(sum(width[part] for part in projection.parts), groups)
-    return torch.cat([evenly(width[part], groups) for part in projection.parts])
+    # By head or not, one key-value head lies behind all queries that read it.
+    parts = [
+        torch.full((width[part],), -1) if part in stay else evenly(width[part], groups)
+        for part in projection.parts
+    ]
+    return torch.cat(parts)

@@ -19,10 +19,13 @@ from platon_prune.spellings import (
 )
 
 Reads = Mapping[Projection, Linear]
+_KEYS = ("key", "value")  # what grouped queries share
 
 
 def heads_of(layers: Layers, holder: str) -> CoupledGroups | Missed | None:
     """Heads of the first spelling that fits; with grouped queries, key-value heads.
+
+    Where all queries read one key-value head, that one stays, and each query head is a group.
 
     A head's column of T5's table of relative positions is in no group: all layers share it, and
     nothing of a masked head is seen whatever its positions say.
@@ -70,6 +73,9 @@ def _groups(
     num_groups = _num_groups(spelling, reads, width, size)
     if not num_groups:
         return "its projections are not of whole heads"
+    stay: tuple[str, ...] = ()
+    if num_groups == 1 and not spelling.is_latent and width["key"] < width["query"]:
+        num_groups, stay = width["query"] // size, _KEYS
     others = _members_beside(layers, holder, reads, writes, width, num_groups, size)
     if isinstance(others, str):
         return others
@@ -78,10 +84,12 @@ def _groups(
     block = {part: entries // spelling.blocks for part, entries in width.items()}
     members: list[Member] = []
     for projection, layer in reads.items():
+        if set(projection.parts) <= set(stay):
+            continue
         of_block = (
             evenly(layer.num_out, num_groups)
             if spelling.is_latent
-            else outputs_of(projection, block, num_groups)
+            else outputs_of(projection, block, num_groups, stay)
         )
         members += layer.out(of_block.repeat(spelling.blocks))
     members += others

@@ -14,25 +14,35 @@ class Notices:
     Args:
         may_empty: Whether a choice could leave nothing of a tensor, given its name.
         may_be_gone: Whether that is meant, and no news; by default of none.
+        without_gradient: What a user can act on, given the names of tensors without a gradient.
     """
 
     def __init__(
         self,
         may_empty: Callable[[str], bool],
         may_be_gone: Callable[[str], bool] = lambda name: False,
+        without_gradient: Callable[[Sequence[str]], Sequence[str]] = list,
     ) -> None:
         self._named: set[tuple[str, str]] = set()
-        self.follow(may_empty, may_be_gone)
+        self.follow(may_empty, may_be_gone, without_gradient)
 
-    def follow(self, may_empty: Callable[[str], bool], may_be_gone: Callable[[str], bool]) -> None:
+    def follow(
+        self,
+        may_empty: Callable[[str], bool],
+        may_be_gone: Callable[[str], bool],
+        without_gradient: Callable[[Sequence[str]], Sequence[str]],
+    ) -> None:
         """Ask others from here on, as once a model was cut; what was said is not said again."""
         self._may_empty = may_empty
         self._may_be_gone = may_be_gone
+        self._without_gradient = without_gradient
 
     def of_no_gradient(self, names: Sequence[str]) -> None:
         """Name the tensors that had no gradient in the window that ended."""
-        # Once for each tensor: a pooler without a gradient is without one in every window.
-        new = [name for name in names if self._is_first("gradient", name)]
+        self._named.update(("gradient", name) for name in names)
+        # Once for each of them: a pooler without a gradient is without one in every window.
+        told = self._without_gradient(names)
+        new = [name for name in told if self._is_first("no gradient", name)]
         if new:
             PruningWarning.warn(
                 f"{', '.join(new)} had no gradient for a whole window, which counts as no "

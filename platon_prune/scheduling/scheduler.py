@@ -99,7 +99,8 @@ class PlatonScheduler(Reporting):
         self.last_step = 0
         self.threshold: float | None = None
         self._counters = Counters()
-        self._notices = Notices(self.granularity.may_empty, self.granularity.may_be_gone)
+        of = self.granularity
+        self._notices = Notices(of.may_empty, of.may_be_gone, of.without_gradient)
         self._following = Following()
         self._storage = storage or Storage()
         self._tensors = SelectedTensors(

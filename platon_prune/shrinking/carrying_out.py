@@ -15,9 +15,10 @@ from platon_prune.shrinking.config_sizes import adopt_
 from platon_prune.shrinking.cut_out import Cut, cut_out_, plan_cut
 from platon_prune.shrinking.empty_blocks import still_there
 from platon_prune.shrinking.fewer_blocks import parameters_of, renamed
+from platon_prune.shrinking.holders import Kept
+from platon_prune.shrinking.named import find, named_parameter
 from platon_prune.shrinking.optimizer_states import check_states, cut_states_, forget_
 from platon_prune.shrinking.removable import Place, groups_left
-from platon_prune.shrinking.resize import Kept, find, named_parameter
 from platon_prune.shrinking.uniform import config_as_left
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from platon_prune.shrinking.handed_bias import handed_paths
 from platon_prune.shrinking.norms_over_heads import added_to_sums
 from platon_prune.spellings import CONFIG_HEAD_SIZE, COUNTS, KEY_VALUE_HEADS, QUERY_HEADS
 
@@ -31,6 +32,9 @@ def config_for(
     Returns:
         A new config; None if no config can say it.
     """
+    # A config of other heads makes another bias for them, as ALiBi's slopes.
+    if kind == "heads" and handed_paths(model):
+        return None
     now: Shapes | None = None
     # Built and compared, since what an entry means to a model is in its code alone.
     for changed in _candidates(config, kind, count):
@@ -63,8 +67,10 @@ def _candidates(config: Any, kind: str, count: int) -> Iterator[Any]:
     heads = getattr(config, QUERY_HEADS, None) or 1
     if type(heads) is not int:
         return
-    # A group is a key-value head with all of its query heads.
+    # A group is a key-value head with all of its query heads; or one of them, if all read one.
     queries = heads // (getattr(config, KEY_VALUE_HEADS, None) or heads)
+    if kind == "heads" and queries == heads > 1:
+        keys, queries = [key for key in keys if key != KEY_VALUE_HEADS], 1
     # First as it is: elsewhere the size of a head is the hidden size by the heads.
     head_sizes = (None, *CONFIG_HEAD_SIZE) if kind == "heads" else (None,)
     # All of the entries, or one: a mixture of experts counts the neurons of each kind of layer.

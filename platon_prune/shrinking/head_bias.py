@@ -14,27 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from platon_prune.masks.made_classes import made_once
+from platon_prune.bias_spellings import ANY_SHARED_BIAS, SHARED_BIAS
+from platon_prune.shrinking.handed_bias import (
+    fits_handed,
+    handed_paths,
+    left_in_handed,
+    take_from_handed_,
+)
+from platon_prune.shrinking.own_heads import OwnHeads, clear_own_heads_, set_own_heads_
 from platon_prune.shrinking.removable import Place
 from platon_prune.shrinking.resize import cut_, refresh_sizes_
-from platon_prune.spellings import ANY_SHARED_BIAS, OF_THE_INPUT, SHARED_BIAS
+from platon_prune.spellings import OF_HEADS, OF_HEADS_ABOVE, OF_THE_INPUT
 
 _CLASSES = (*SHARED_BIAS.sharing, *SHARED_BIAS.owning)
 TABLE = SHARED_BIAS.table
+_OF_ONE_LAYER = tuple(f".{key.removeprefix('../')}" for key in (*OF_HEADS, *OF_HEADS_ABOVE))
 
 
-class _OwnHeads(nn.Module):
-    """Mixed into the class of an attention whose heads are some of those of the bias.
-
-    The buffer ``bias_heads`` says which; None if the bias is not to be used (in cross-attention
-    it is all zeros, made by the first layer for its own number of heads).
-    """
-
-    bias_heads: Tensor | None
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class can't be found by its name, which is its base's; it is made again instead.
-        return _new_instance, (type(self).__mro__[2],), self.__getstate__()  # type: ignore[no-untyped-call]
+class _OfShared(OwnHeads):
+    """Whose forward may be given the bias of the whole stack, or makes it."""
 
     def forward(
         self,
@@ -71,21 +69,6 @@ class _OwnHeads(nn.Module):
         return self.compute_bias(  # type: ignore[no-any-return,operator]
             length, keys, device=hidden_states.device, past_seen_tokens=past
         )
-
-
-@made_once
-def _class_for(base: Any) -> Any:
-    names = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-    }
-    return type(base)(base.__name__, (_OwnHeads, base), names)
-
-
-def _new_instance(base: Any) -> nn.Module:
-    cls = _class_for(base)
-    return cls.__new__(cls)  # type: ignore[no-any-return]
 
 
 # --- which modules, and what they have ----------------------------------------------------------
@@ -125,53 +108,49 @@ def _has_table(model: nn.Module, path: str) -> bool:
     return hasattr(model.get_submodule(path), TABLE)
 
 
-def own_heads(model: nn.Module) -> dict[str, list[int] | None]:
-    """What each module with heads of its own has of the bias, by its name."""
-    return {
-        path: None if module.bias_heads is None else module.bias_heads.tolist()
-        for path, module in model.named_modules()
-        if isinstance(module, _OwnHeads)
-    }
-
-
 def heads_fit(model: nn.Module, path: str, heads: list[int] | None) -> bool:
-    """Whether a module can have these columns of its table as heads; see :class:`_OwnHeads`."""
+    """Whether a module can have these columns of its table as heads; see :class:`OwnHeads`."""
     if heads is None:
         return path in _cross_attentions(model)
+    if not heads or any(a >= b for a, b in zip(heads, heads[1:], strict=False)):
+        return False
+    if path in handed_paths(model):
+        return fits_handed(model, path, heads)
     for paths in stacks(model):
         if path in paths:
             num_columns = getattr(model.get_submodule(paths[0]), TABLE).weight.shape[1]
             module: Any = model.get_submodule(path)
-            ascending = all(a < b for a, b in zip(heads, heads[1:], strict=False))
-            return ascending and len(heads) == module.n_heads and heads[-1] < num_columns
+            return len(heads) == module.n_heads and heads[-1] < num_columns
     return False
 
 
 def heads_of_bias(model: nn.Module, path: str) -> Tensor:
     """Which columns of the table are the heads of a module, in its order; int64."""
     module: Any = model.get_submodule(path)
-    if isinstance(module, _OwnHeads) and module.bias_heads is not None:
+    if isinstance(module, OwnHeads) and module.bias_heads is not None:
         return module.bias_heads.cpu()
     return torch.arange(module.n_heads)
 
 
 def without_unknown(model: nn.Module, places: Sequence[Place]) -> list[Place]:
     """The places, but with all heads kept that may have a column in a table that is not known."""
-    # A table that a place holds is cut with its heads.
-    held = {member.name for place in places for member in place.groups.members}
+    # One that an attention has for itself is cut with its heads, or stays with all of them.
     names = (name.removesuffix("_orig") for name, _ in model.named_parameters())
     if not any(
         re.search(ANY_SHARED_BIAS, name)
         for name in names
-        if name not in held and not any(f".{part}." in name for part in OF_THE_INPUT)
+        if not f".{name}".endswith(_OF_ONE_LAYER)
+        and not any(f".{part}." in name for part in OF_THE_INPUT)
     ):
         return list(places)
     paths = [path for paths in stacks(model) for path in paths] + _cross_attentions(model)
     known = {query_of(path) for path in paths}
+    handed = handed_paths(model)
     return [
         place.keeping_all("its heads may share a position bias in a way that is not known")
         if place.groups.kind == "heads"
         and not place.kept.all()
+        and place.groups.name not in handed
         and known.isdisjoint(member.name for member in place.groups.members)
         else place
         for place in places
@@ -191,7 +170,7 @@ def left_heads(model: nn.Module, places: Sequence[Place]) -> dict[str, Tensor]:
         place = of_query.get(query_of(path))
         heads = heads_of_bias(model, path)
         left[path] = heads if place is None else heads[place.kept]
-    return left
+    return left | dict(left_in_handed(model, places))
 
 
 def have_same_heads(model: nn.Module, heads: dict[str, Tensor]) -> bool:
@@ -202,27 +181,13 @@ def have_same_heads(model: nn.Module, heads: dict[str, Tensor]) -> bool:
 # --- changing them ------------------------------------------------------------------------------
 
 
-def set_own_heads_(module: Any, heads: Sequence[int] | Tensor | None) -> None:
-    """Note which columns of the table are the module's heads; see :class:`_OwnHeads`."""
-    if not isinstance(module, _OwnHeads):
-        # The class is swapped, and not the module, which others may hold already.
-        cls: Any = type(module)
-        module.__class__ = _class_for(cls)
-        module.register_buffer("bias_heads", None, persistent=False)
-    index = None
-    if heads is not None:
-        device = next(module.parameters()).device
-        index = torch.as_tensor(heads, dtype=torch.int64)
-        index = index if device.type == "meta" else index.to(device)
-    module.bias_heads = index
-
-
-def clear_own_heads_(module: Any) -> None:
-    """Make it an ordinary module, whose heads are all of those of the bias."""
-    if isinstance(module, _OwnHeads):
-        module.__class__ = type(module).__mro__[2]
-        del module._buffers["bias_heads"]
-        module._non_persistent_buffers_set.discard("bias_heads")
+def set_heads_of_bias_(model: nn.Module, path: str, heads: Sequence[int] | Tensor | None) -> None:
+    """Note which heads of its bias a module has, as :func:`heads_fit` allows them."""
+    module = model.get_submodule(path)
+    if heads is not None and path in handed_paths(model):
+        take_from_handed_(module, heads)
+    else:
+        set_own_heads_(module, _OfShared, heads)
 
 
 def share_bias_(model: nn.Module, heads: dict[str, Tensor], also: Any) -> None:
@@ -233,6 +198,9 @@ def share_bias_(model: nn.Module, heads: dict[str, Tensor], also: Any) -> None:
         heads: For each self-attention module, which columns of the table are its heads.
         also: Called with the table and what stays of it, just before it is cut.
     """
+    for path in handed_paths(model):
+        if path in heads:
+            take_from_handed_(model.get_submodule(path), heads[path])
     for paths in stacks(model):
         table = getattr(model.get_submodule(paths[0]), TABLE)
         union = torch.unique(torch.cat([heads[path] for path in paths]))
@@ -246,12 +214,12 @@ def share_bias_(model: nn.Module, heads: dict[str, Tensor], also: Any) -> None:
             if own.numel() == union.numel():
                 clear_own_heads_(model.get_submodule(path))
             else:
-                set_own_heads_(model.get_submodule(path), own)
+                set_own_heads_(model.get_submodule(path), _OfShared, own)
     # The first layer makes zeros for its own number of heads; layers with another can't take them.
     cross = [model.get_submodule(path) for path in _cross_attentions(model)]
     differ = len({module.n_heads for module in cross}) > 1
     for module in cross:
         if differ and type(module).__name__ in SHARED_BIAS.sharing:
-            set_own_heads_(module, None)
+            set_own_heads_(module, _OfShared, None)
         else:
             clear_own_heads_(module)

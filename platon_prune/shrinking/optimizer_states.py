@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from platon_prune.shrinking.resize import Kept, take
+from platon_prune.shrinking.holders import Kept
+from platon_prune.shrinking.resize import take
 
 
 def check_states(

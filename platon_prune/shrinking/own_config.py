@@ -23,7 +23,7 @@ def counts_in_config(module: nn.Module) -> dict[str, int]:
     """The numbers of heads that a module's forward reads from its config, by their names."""
     cls: Any = type(module)
     if cls not in _NAMES:
-        # The source tells it alone, as of `resize.has_fixed_width`.
+        # The source tells it alone, as of `holders.has_fixed_width`.
         try:
             source = inspect.getsource(cls.forward)
         except (OSError, TypeError):

@@ -23,8 +23,8 @@ from platon_prune.shrinking import twin as twins
 from platon_prune.shrinking.cut_out import cut_out_, plan_cut
 from platon_prune.shrinking.fewer_blocks import Untold
 from platon_prune.shrinking.head_bias import without_unknown
+from platon_prune.shrinking.named import find, named_parameter
 from platon_prune.shrinking.removable import Place, in_whole_steps, refusals, step_of
-from platon_prune.shrinking.resize import find, named_parameter
 
 _MOST_BYTES = 64 * 2**20
 _MOST_SHARE = 16

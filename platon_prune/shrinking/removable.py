@@ -14,7 +14,9 @@ from platon_prune.groups import experts
 from platon_prune.groups.blocks import KIND as BLOCKS
 from platon_prune.groups.coupled import CoupledGroups, Member
 from platon_prune.masks.masked import forms_of, mask_of
-from platon_prune.shrinking.resize import find, has_fixed_width, refusal, tensor_at
+from platon_prune.shrinking.holders import has_fixed_width
+from platon_prune.shrinking.named import find, tensor_at
+from platon_prune.shrinking.resize import refusal
 from platon_prune.spellings import EXPERTS_STEP, EXPERTS_WRITE
 from platon_prune.tensors.shards import is_sharded
 

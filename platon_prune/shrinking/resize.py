@@ -1,4 +1,4 @@
-"""Cutting the tensors of layers in place, and the sizes that modules keep beside them.
+"""Cutting the tensors of layers in place, and the sizes that layers keep beside them.
 
 A Parameter stays the same object, so that optimizers, schedulers, averages and tied modules that
 hold it need no word of it.
@@ -6,11 +6,8 @@ hold it need no word of it.
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,56 +17,11 @@ from platon_prune.masks.default_selection import is_conv1d, is_named
 from platon_prune.masks.routers import OUT, known_router
 from platon_prune.mixtures import CORRECTION
 from platon_prune.shrinking.expert_counts import check_experts, count_experts_
+from platon_prune.shrinking.holders import HELD, Kept, noted_sizes
+from platon_prune.shrinking.named import find, output_dim, plain_names, tensor_at
 from platon_prune.shrinking.norms_over_heads import is_over_heads, spread_
-from platon_prune.shrinking.own_config import counts_in_config, set_in_own_config_
-from platon_prune.spellings import (
-    COUNTS,
-    EXPERTS,
-    HIDDEN_SIZE,
-    OF_HEADS,
-    OWN_MATRICES,
-)
-
-# What is kept of a tensor: for each dimension that is cut, the indices that stay; int64, sorted.
-Kept = Mapping[int, Tensor]
-
-# It shows where a forward puts its heads together; see :func:`has_fixed_width`.
-_TO_HIDDEN_SIZE = re.compile(rf"(?:reshape|view)\([^()]*\b(?:{'|'.join(HIDDEN_SIZE)})\)")
-# Read once for each class, and forgotten with it.
-_FIXED_WIDTH: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-# Parameters of modules that are no layers, and along which dimension they may be cut.
-_HELD = {
-    (key.rpartition(".")[2], dim) for key, dim in OF_HEADS.items() if not key.endswith(".weight")
-} | {item for spelling in OWN_MATRICES for item in spelling.holds.items()}
-
-
-def find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module and the key of a parameter or buffer, by its name without masks.
-
-    Raises:
-        ValueError: If the model has no such tensor.
-    """
-    path, _, key = name.rpartition(".")
-    try:
-        module = model.get_submodule(path)
-    except AttributeError:
-        module = None
-    held = () if module is None else (*module._parameters, *module._buffers)
-    if module is None or not {key, f"{key}_orig"}.intersection(held):
-        raise ValueError(f"model must have the tensor {name}, got none of that name")
-    return module, key
-
-
-def tensor_at(module: nn.Module, key: str) -> Tensor:
-    """Return the parameter or buffer called ``key``."""
-    tensor = module._parameters.get(key)
-    return tensor if tensor is not None else module._buffers[key]  # type: ignore[return-value]
-
-
-def named_parameter(module: nn.Module, key: str) -> nn.Parameter:
-    """The parameter called ``key`` without masks."""
-    parameters = module._parameters
-    return parameters[key if key in parameters else f"{key}_orig"]  # type: ignore[return-value]
+from platon_prune.shrinking.own_config import set_in_own_config_
+from platon_prune.spellings import EXPERTS
 
 
 def take(tensor: Tensor, kept: Kept) -> Tensor:
@@ -122,7 +74,7 @@ def refusal(module: nn.Module, key: str, dim: int, name: str) -> str | None:
     elif not (
         isinstance(module, (nn.Linear, _NormBase, nn.PReLU))
         or is_conv1d(module)
-        or (key, dim) in _HELD
+        or (key, dim) in HELD
         or is_named(module, "", EXPERTS)
         or (dim == 0 and known_router(module) is not None)
         or is_over_heads(module, name)
@@ -133,33 +85,9 @@ def refusal(module: nn.Module, key: str, dim: int, name: str) -> str | None:
     return None
 
 
-def has_fixed_width(cls: Any) -> bool:
-    """Whether an attention puts its heads together to the hidden size instead of what they have.
-
-    Some of transformers' do, so they can't run with fewer heads. It shows in the forward alone.
-    """
-    # The source is read because nothing else tells: no attribute does, to try it takes arguments
-    # that only the model knows, and a list of such classes (35 in transformers 5) would age. Where
-    # there is no source, the heads are taken for free ones.
-    if cls not in _FIXED_WIDTH:
-        try:
-            source = inspect.getsource(cls.forward)
-        except (OSError, TypeError):
-            source = ""
-        _FIXED_WIDTH[cls] = _TO_HIDDEN_SIZE.search(source) is not None
-    return _FIXED_WIDTH[cls]
-
-
 def is_depthwise(module: nn.modules.conv._ConvNd) -> bool:
     """Whether each channel is convolved by itself."""
     return module.groups > 1 and module.groups == module.in_channels == module.out_channels
-
-
-def output_dim(module: nn.Module) -> int | None:
-    """The dimension of ``weight`` that a layer's outputs lie along, of a linear layer."""
-    if is_conv1d(module):
-        return 1
-    return 0 if isinstance(module, nn.Linear) else None
 
 
 def companions(module: nn.Module, key: str) -> tuple[str, ...]:
@@ -175,7 +103,7 @@ def refresh_sizes_(module: nn.Module) -> None:
     """Set the sizes that a layer keeps to those of its weight."""
     weight = module._parameters.get("weight")
     if weight is None:
-        return  # the module holds its matrices itself, and counts them as `_attributes` tells
+        return  # the module holds its matrices itself, and counts them as `noted_sizes` tells
     sizes: dict[str, int] = {}
     if is_conv1d(module):
         sizes = dict(zip(("nx", "nf"), weight.shape, strict=True))
@@ -199,33 +127,6 @@ def refresh_sizes_(module: nn.Module) -> None:
         setattr(module, name, size)
 
 
-# --- modules that hold layers -------------------------------------------------------------------
-
-
-def scaled_sizes(parent: nn.Module, before: int, after: int) -> dict[str, int] | None:
-    """What a module must note when the outputs of its projections go from ``before`` to ``after``.
-
-    Returns:
-        New values of its attributes; None if one of them would not be a whole number.
-    """
-    # Heads first: an attention may keep the width of a feed-forward layer that it does not have.
-    names = [name for name in COUNTS["heads"].in_modules if _is_count(parent, name)]
-    names = names or [name for name in COUNTS["neurons"].in_modules if _is_count(parent, name)]
-    return _scaled({name: getattr(parent, name) for name in names}, before, after)
-
-
-def _scaled(counts: Mapping[str, int], before: int, after: int) -> dict[str, int] | None:
-    # Together: a forward multiplies and divides these numbers by each other.
-    scaled = {name: divmod(count * after, before) for name, count in counts.items()}
-    if any(rest or not size for size, rest in scaled.values()):
-        return None
-    return {name: size for name, (size, _) in scaled.items()}
-
-
-def _is_count(module: nn.Module, name: str) -> bool:
-    return type(getattr(module, name, None)) is int
-
-
 def resize_(
     model: nn.Module,
     kept: Mapping[str, Kept],
@@ -238,7 +139,7 @@ def resize_(
         kept: What stays, by names of tensors; checked with :func:`check_sizes`.
         also: Called with each tensor just before it is cut, and with what stays of it.
     """
-    attributes = list(_attributes(model, kept))  # while weights still have their sizes
+    attributes = list(noted_sizes(model, kept))  # while weights still have their sizes
     done: set[int] = set()
     for name, indices in kept.items():
         module, key = find(model, name)
@@ -263,7 +164,7 @@ def resize_(
 
 def check_sizes(model: nn.Module, kept: Mapping[str, Kept]) -> None:
     """Raise a ValueError if a layer or its parent would be left with sizes that do not fit."""
-    list(_attributes(model, kept))
+    list(noted_sizes(model, kept))
     check_experts(model, kept)
     for name in kept:
         module, _ = find(model, name)
@@ -271,7 +172,7 @@ def check_sizes(model: nn.Module, kept: Mapping[str, Kept]) -> None:
         sizes = {
             key: _new_shape(module, key, kept.get(f"{path}.{key}" if path else key, {}))
             for key in ("weight", "bias")
-            if key in (names := _plain_names(module)) and names[key] is not None
+            if key in (names := plain_names(module)) and names[key] is not None
         }
         if "bias" in sizes and sizes["bias"][0] != _outputs(module, sizes["weight"]):
             raise ValueError(
@@ -280,12 +181,8 @@ def check_sizes(model: nn.Module, kept: Mapping[str, Kept]) -> None:
             )
 
 
-def _plain_names(module: nn.Module) -> dict[str, Tensor | None]:
-    return {key.removesuffix("_orig"): value for key, value in module._parameters.items()}
-
-
 def _new_shape(module: nn.Module, key: str, kept: Kept) -> tuple[int, ...]:
-    shape = _plain_names(module)[key].shape  # type: ignore[union-attr]
+    shape = plain_names(module)[key].shape  # type: ignore[union-attr]
     return tuple(kept[dim].numel() if dim in kept else size for dim, size in enumerate(shape))
 
 
@@ -293,34 +190,3 @@ def _outputs(module: nn.Module, shape: tuple[int, ...]) -> int:
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return shape[1] * module.groups
     return shape[output_dim(module) or 0]
-
-
-def _attributes(
-    model: nn.Module, kept: Mapping[str, Kept]
-) -> Iterator[tuple[nn.Module, dict[str, int], dict[str, int]]]:
-    """The modules that hold what is cut, the sizes they must note, and those of their config."""
-    done: set[str] = set()
-    for name, indices in kept.items():
-        module, key = find(model, name)
-        path = name.rpartition(".")[0]
-        dim = output_dim(module)
-        if dim is not None:
-            path = path.rpartition(".")[0]
-        elif is_named(module, "", EXPERTS):
-            dim = next((dim for dim in indices if dim), None)  # whole experts are counted apart
-        elif (key, *indices) in _HELD:
-            dim = next(iter(indices))  # the module itself holds what is cut
-        if dim is None or dim not in indices or key.endswith("bias") or path in done:
-            continue
-        done.add(path)
-        parent = model.get_submodule(path)
-        before = _plain_names(module)[key].shape[dim]  # type: ignore[union-attr]
-        after = indices[dim].numel()
-        sizes = scaled_sizes(parent, before, after)
-        in_config = _scaled(counts_in_config(parent), before, after)
-        if sizes is None or in_config is None:
-            raise ValueError(
-                f"{path} must be left with whole heads, got {after} of {before} outputs of "
-                f"{name}: cut whole heads"
-            )
-        yield parent, sizes, in_config

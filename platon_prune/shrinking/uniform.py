@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from platon_prune.shrinking import head_bias
 from platon_prune.shrinking.config_sizes import config_for, config_of
+from platon_prune.shrinking.named import find, named_parameter, tensor_at
 from platon_prune.shrinking.removable import Place, kept_indices
-from platon_prune.shrinking.resize import companions, find, named_parameter, tensor_at
+from platon_prune.shrinking.resize import companions
 
 
 def with_same_counts(model: nn.Module, places: Sequence[Place]) -> list[Place]:

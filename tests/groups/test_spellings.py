@@ -33,11 +33,11 @@ def _linear(num_in, num_out, is_conv1d=False):
     return nn.Linear(num_in, num_out)
 
 
-def _network(spelling, fewer_key_heads=1, extra=()):
+def _network(spelling, fewer_key_heads=1, extra=(), heads=HEADS):
     """The layers of a spelling in a block beside a head, and nothing else."""
     is_attention = isinstance(spelling, spellings.Attention)
     is_conv1d = is_attention and spelling.is_conv1d
-    heads = HEADS * (spelling.blocks if is_attention else 1)
+    heads = heads * (spelling.blocks if is_attention else 1)
     width = {"query": heads * SIZE, "gate": heads * SIZE, "neurons": NEURONS}
     width["key"] = width["value"] = heads * SIZE // fewer_key_heads
     holder = nn.Module()
@@ -124,9 +124,24 @@ def test_what_is_zero_is_removable_in_the_file_and_is_removed_from_the_model(spe
 
 @pytest.mark.parametrize("spelling", GROUPED, ids=_spelled)
 def test_query_heads_that_share_a_key_head_are_one_group_in_both(spelling):
-    model = _network(spelling, fewer_key_heads=3)
+    model = _network(spelling, fewer_key_heads=3, heads=6)
     assert _content(find_groups(model)) == _content(_in_file(model))
-    assert find_groups(model)[0].size == 1
+    assert find_groups(model)[0].size == 2
+
+
+@pytest.mark.parametrize("spelling", GROUPED, ids=_spelled)
+def test_query_heads_go_one_by_one_where_all_share_one_key_head_which_stays_in_both(spelling):
+    model = _network(spelling, fewer_key_heads=HEADS)
+    assert _content(find_groups(model)) == _content(_in_file(model))
+    (place,) = find_groups(model)
+    assert place.size == HEADS
+    width = _network(spelling).block[0].layer.num_heads * SIZE
+    for member in place.members:
+        in_groups = member.group_of[member.group_of >= 0]
+        # A query's entries, and with Qwen3-Next those of its gate.
+        assert in_groups.bincount().tolist() in ([SIZE] * HEADS, [2 * SIZE] * HEADS)
+        if in_groups.numel() < member.group_of.numel():  # fused: behind the queries
+            assert member.group_of[width:].eq(-1).all() and in_groups.numel() == width
 
 
 @pytest.mark.parametrize("spelling", READ_MORE, ids=_spelled)

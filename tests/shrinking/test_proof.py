@@ -99,6 +99,9 @@ def test_heads_that_share_a_bias_in_an_unknown_way_are_left_out_at_set_up() -> N
     sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 12}
     config = transformers.MPNetConfig(num_hidden_layers=2, num_attention_heads=4, **sizes)
     model = transformers.MPNetForSequenceClassification(config)
+    known = type(model.mpnet.encoder.layer[0].attention.attn)
+    for layer in model.mpnet.encoder.layer:
+        layer.attention.attn.__class__ = type("OtherAttention", (known,), {})
     with pytest.warns(PruningWarning, match=r"attention\.attn \(its heads may share a position"):
         scheduler = platon_prune.global_structured(model, amount=0.3, total_steps=20, window=5)
     assert {place.kind for place in scheduler.granularity.groups} == {"neurons"}

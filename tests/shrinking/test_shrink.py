@@ -536,12 +536,18 @@ def test_members_that_leave_a_layer_with_sizes_that_do_not_fit_are_refused() -> 
     assert model[0].weight.shape == (6, 4)
 
 
+class OtherAttention(transformers.models.mpnet.modeling_mpnet.MPNetSelfAttention):
+    """Of a class that the table of biases does not have."""
+
+
 def test_heads_of_models_with_another_shared_bias_stay() -> None:
     config = transformers.MPNetConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=12,
         vocab_size=16, max_position_embeddings=32,
     )  # fmt: skip
     model = transformers.MPNetForSequenceClassification(config).eval()
+    for layer in model.mpnet.encoder.layer:
+        layer.attention.attn.__class__ = OtherAttention
     groups = find_groups(model)
     mask(model, groups, lambda place: [0])
     expected = output(model)
@@ -553,9 +559,11 @@ def test_heads_of_models_with_another_shared_bias_stay() -> None:
 
 
 def test_heads_stay_in_attention_that_cannot_run_with_fewer() -> None:
-    sizes = {"d_model": 16, "num_layers": 2, "attention_heads": 4, "ffn_dim": 12}
-    config = transformers.XGLMConfig(vocab_size=16, max_position_embeddings=32, **sizes)
-    model = transformers.XGLMForCausalLM(config).eval()
+    config = transformers.LongformerConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=12,
+        vocab_size=16, max_position_embeddings=32, attention_window=4, pad_token_id=1,
+    )  # fmt: skip
+    model = transformers.LongformerForSequenceClassification(config).eval()
     groups = find_groups(model)
     mask(model, groups, lambda place: [0])
     expected = output(model)

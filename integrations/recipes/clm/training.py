@@ -24,6 +24,7 @@ from transformers import (
 from platon_prune.integrations.recipes.clm.chat import IGNORED
 from platon_prune.integrations.recipes.distillation import RecipeTrainer, distillation_loss
 from platon_prune.integrations.recipes.report import write_json
+from platon_prune.integrations.recipes.tokenizer_checks import longest_input
 
 BEFORE = "before"
 _BEFORE_FILE = "before.json"
@@ -92,7 +93,7 @@ def generate(
     """What the model goes on with after each prompt: always its likeliest token."""
     was_training = model.training
     model.eval()
-    end = tokenizer.eos_token_id
+    end, longest = tokenizer.eos_token_id, longest_input(tokenizer, model)
     texts = []
     for prompt in prompts:
         # A template has put its special tokens into the text already.
@@ -101,11 +102,13 @@ def generate(
         # A tokenizer that ends every text with an end token would end the prompt as well.
         ids = inputs["input_ids"]
         ids = ids[:, :-1] if end is not None and ids.shape[1] > 1 and ids[0, -1] == end else ids
-        ids = ids.to(model.device)
+        # The end of the prompt, and as much behind it as the model has positions for.
+        ids = ids.to(model.device) if longest is None else ids[:, 1 - longest :].to(model.device)
+        room = num_tokens if longest is None else longest - ids.shape[1]
         found = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=num_tokens,
+            max_new_tokens=min(num_tokens, room),
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0,
         )

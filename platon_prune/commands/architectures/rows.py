@@ -20,8 +20,8 @@ from platon_prune.groups import experts
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.find import KINDS, Found, find
 from platon_prune.masks.default_selection import OWN_MATRIX, passed_over
+from platon_prune.shrinking.named import named_parameter
 from platon_prune.shrinking.proof import Proof, prove
-from platon_prune.shrinking.resize import named_parameter
 from platon_prune.shrinking.twin import difference, outputs_of
 
 HEADER = (
@@ -172,7 +172,7 @@ def _notes(model: nn.Module, found: Found, proof: Proof) -> str:
     for name, why in proof.left_out.items():
         reasons.setdefault(_plain(why, name), set()).add(kinds[name])
     if any(place.size == 1 for place in found.groups):
-        reasons.setdefault("one key-value head is read by all", set()).add("heads")
+        reasons.setdefault("there is one, which stays", set()).add("heads")
     notes = [f"{', '.join(sorted(kinds))}: {why}" for why, kinds in reasons.items()]
     if whole := list(_held_by_none(model, found)):
         notes.append(f"{', '.join(whole)}: no spelling of its layers is known")

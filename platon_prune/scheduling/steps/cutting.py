@@ -260,7 +260,9 @@ class Cutting:
         for tensor in self._tensors:
             tensor.load_state_dict(dict(states[tensor.name]))
         self._tensors.share_masks()
-        self._notices.follow(granularity.may_empty, granularity.may_be_gone)
+        self._notices.follow(
+            granularity.may_empty, granularity.may_be_gone, granularity.without_gradient
+        )
         self._recording = Recording(self._tensors)
         self._cuts.add(stayed, called)
 
