@@ -104,6 +104,14 @@ def save_sst2(folder: Path) -> list[str]:
     return flags
 
 
+PROCESSOR = {
+    "image_processor_type": "ViTImageProcessor",
+    "size": {"height": 8, "width": 8},
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}
+
+
 def save_vit(folder: Path, **changes: Any) -> str:
     torch.manual_seed(0)
     settings: dict[str, Any] = dict(
@@ -111,13 +119,7 @@ def save_vit(folder: Path, **changes: Any) -> str:
         intermediate_size=32,
     )  # fmt: skip
     ViTForImageClassification(ViTConfig(**settings | changes)).save_pretrained(folder)
-    processor = {
-        "image_processor_type": "ViTImageProcessor",
-        "size": {"height": 8, "width": 8},
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     return str(folder)
 
 

@@ -7,7 +7,18 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
-from platon_prune.integrations.recipes.tokenizer_checks import fit_length
+from platon_prune.integrations.recipes.tokenizer_checks import fit_length, longest_input
+
+
+@pytest.mark.parametrize(
+    "config, longest",
+    [({"max_position_embeddings": -1}, None), ({"max_seq_len": 32}, 32), ({}, None)],
+    ids=["XLNet", "MPT", "no word of it"],
+)
+def test_a_model_tells_its_longest_input_in_several_ways(config, longest):
+    model = nn.Identity()
+    model.config = types.SimpleNamespace(**config)
+    assert longest_input(types.SimpleNamespace(model_max_length=10**30), model) == longest
 
 
 @pytest.mark.parametrize(

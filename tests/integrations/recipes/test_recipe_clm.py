@@ -9,11 +9,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from recipe_models import CHAT_TEMPLATE, CHAT_WORDS, chat_tokenizer, results, run, save_llama
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from platon_prune import check_semi_structured
 from platon_prune.integrations.recipes.clm.chat import encode_chat
-from platon_prune.integrations.recipes.clm.training import collate, losses_of
+from platon_prune.integrations.recipes.clm.training import collate, generate, losses_of
 
 # Two layers: attention has 2 matrices of 16 x 16 and 2 of 16 x 8, the feed-forward part 3.
 SELECTED = 2 * (2 * 16 * 16 + 2 * 8 * 16 + 3 * 16 * 32)
@@ -98,6 +98,18 @@ def test_chats_are_learnt_from_their_answers(llama, tmp_path):
     # Of each chat the two answers with their end: 5 and 3 words.
     assert found["metrics"]["eval_tokens"] == 20 * 8
     assert found["generations"][0]["prompt"] == "< user > hello end\n< assistant > "
+
+
+@pytest.mark.parametrize(("words", "most"), [(4, 3), (7, 1), (9, 1)])
+def test_no_more_is_generated_than_the_model_has_positions_for(words, most):
+    # Positions beyond the seventh are none of a table, so that an eighth token would be an error.
+    config = GPT2Config(
+        vocab_size=len(CHAT_WORDS) + 2, n_positions=7, n_embd=8, n_layer=1, n_head=2
+    )
+    config.bos_token_id = config.eos_token_id = None
+    prompt = " ".join(["cat"] * words)
+    [found] = generate(GPT2LMHeadModel(config), chat_tokenizer(), [prompt], 40)
+    assert len(found.split()) <= most
 
 
 @pytest.mark.parametrize(("granularity", "amount"), [("semi_structured", 1.0), ("structured", 0.5)])

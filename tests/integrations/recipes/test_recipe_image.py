@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from recipe_models import results, run, save_images, save_vit
+from recipe_models import PROCESSOR, results, run, save_images, save_vit
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification
+from transformers import (
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
+import platon_prune
 from platon_prune import PruningWarning
 from platon_prune.integrations.recipes.image_data import (
     check_classes,
@@ -50,6 +55,25 @@ def flags(vit, images, folder, *more):
 
 
 TRAIN = ("--do_train", "--do_eval", "--max_steps", 12, "--logging_steps", 4)
+
+
+def test_channels_of_a_network_that_is_traced_go_and_are_cut_out(images, tmp_path):
+    pytest.importorskip("torch_pruning")
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=2
+    )
+    model = tmp_path / "resnet"
+    ResNetForImageClassification(config).save_pretrained(model)
+    (model / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    more = ("--pruning_granularity", "structured", "--pruning_kinds", "channels", "--shrink")
+    out = tmp_path / "out"
+    train = ("--do_train", "--max_steps", 4)
+    assert run("image", *flags(model, images, out, *train, *more)) == 0
+    found = results(out)["shrunk"]
+    assert found["parameters_after"] < found["parameters_before"]
+    assert {row["kind"] for row in found["places"]} == {"channels"}
+    small = platon_prune.load(out / "shrunk")
+    assert sum(weight.numel() for weight in small.parameters()) == found["parameters_after"]
 
 
 def test_a_run_leaves_a_sparse_model_and_its_report(vit, images, tmp_path):

@@ -9,8 +9,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 from recipe_models import results, run, save_bert, save_sst2
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
 
+import platon_prune
 from platon_prune import PruningWarning
 from platon_prune.groups.latency import LatencyTable, PlaceTime
 from platon_prune.integrations.recipes.authors_warmup import misread_warmup
@@ -61,7 +62,7 @@ def test_a_beta1_of_0_is_refused_by_the_name_of_its_flag():
 
 def test_a_limit_for_each_layer_of_heads_and_neurons_holds(bert, sst2, tmp_path):
     heads = ("--pruning_granularity", "structured", "--pruning_max_amount", 0.5)
-    flags = short(bert, tmp_path, "--task_name", "sst2", *sst2, *heads)
+    flags = short(bert, tmp_path, "--task_name", "sst2", *sst2, *heads, "--shrink")
     with pytest.warns(PruningWarning, match="at their floor"):
         assert run("glue", *flags) == 0
     found = results(tmp_path)
@@ -69,6 +70,15 @@ def test_a_limit_for_each_layer_of_heads_and_neurons_holds(bert, sst2, tmp_path)
     # Half of each place may go, and half of all weights must: so it is half of each.
     sparsities = {layer["name"]: layer["sparsity"] for layer in found["layers"]}
     assert sparsities and set(sparsities.values()) == {0.5}
+    # And so it is cut out, beside the model with zeros, with a tokenizer of its own.
+    counts = {(row["before"], row["after"]) for row in found["shrunk"]["places"]}
+    assert counts == {(2, 1), (32, 16)}
+    small, whole = (
+        pipeline("text-classification", model=model, tokenizer=str(tmp_path / "shrunk"))
+        for model in (platon_prune.load(tmp_path / "shrunk"), str(tmp_path))
+    )
+    assert small.model.num_parameters() == found["shrunk"]["parameters_after"]
+    assert small("a fine film")[0]["score"] == pytest.approx(whole("a fine film")[0]["score"])
 
 
 # --- their warm-up ------------------------------------------------------------------------------

@@ -140,6 +140,7 @@ def test_flags_of_a_metric_that_can_not_work_are_refused_by_name(flags, message)
 def test_a_normalizer_is_handed_on_to_the_callback_of_heads_and_neurons():
     heads = ("--pruning_granularity", "structured")
     assert parse(*heads, "--pruning_normalizer", "none").pruning.callback()["normalizer"] == "none"
+    assert parse(*heads, "--pruning_kinds", "heads").pruning.callback()["kinds"] == ["heads"]
     # What is not given stays the library's own, which is the flag's default.
     assert "normalizer" not in parse(*heads).pruning.callback()
     default = inspect.signature(platon_prune.global_structured).parameters["normalizer"].default
@@ -176,6 +177,12 @@ def test_whole_numbers_are_counts_and_what_is_below_one_a_fraction():
             "--pruning_masking must be step for --pruning_initial_amount zeros, got window",
         ),
         (["--pruning_normalizer", "cost"], "--pruning_normalizer cost must go with --pruning_gran"),
+        (["--shrink"], "--shrink must go with --pruning_granularity structured, got unstructured"),
+        (["--pruning_kinds", "heads"], "--pruning_kinds heads must go with --pruning_granularity"),
+        (
+            ["--pruning_granularity", "structured", "--pruning_kinds", "heads", "rows"],
+            "--pruning_kinds must be some of heads, neurons, channels; got rows",
+        ),
         (["--pruning_max_amount", "1.2"], r"--pruning_max_amount must be .* \[0, 1\], got 1.2"),
         (["--distillation_temperature", "0"], "--distillation_temperature must be above 0, got 0"),
         (["--distillation_weight", "2"], r"--distillation_weight must be in \[0, 1\], got 2"),
