@@ -4,6 +4,7 @@ With --base it has the sizes of ModernBERT-base, as on the page about deploying.
 """
 
 import sys
+import warnings
 
 import torch
 from transformers import ModernBertConfig, ModernBertForMaskedLM
@@ -29,6 +30,8 @@ config = ModernBertConfig(**({} if "--base" in sys.argv else small))
 model = ModernBertForMaskedLM(config)
 tokens = torch.randint(3, config.vocab_size, (4, 16))
 
+# That every layer ends at its limit is what is wanted here.
+warnings.filterwarnings("ignore", "at their floor", platon_prune.PruningWarning)
 # A few steps to learn the scores, one choice, and so on; you would train as long as for a task.
 num_steps = 6
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)

@@ -16,7 +16,7 @@ from platon_prune.integrations.recipes.fields import setting
 ADAMAX = "adamax"
 MASKS_FILE = "masks.bin"
 SHRUNK = "shrunk"
-KINDS = ("heads", "neurons", "channels")
+KINDS = ("heads", "neurons", "channels", "experts")
 ZEROS = "zeros"
 UNSTRUCTURED, SEMI_STRUCTURED, STRUCTURED = "unstructured", "semi_structured", "structured"
 # Of what is pruned by default where that is no single weights.
@@ -155,7 +155,8 @@ class PruningArguments:
     )
     patience: int = setting("How many evaluations in a row must be too bad.", 1)
     pruning_kinds: list[str] | None = setting(
-        "Which of heads, neurons and channels go, for structured; all that there are by default."
+        "Which of heads, neurons, channels and experts go, for structured; by default all but the "
+        "last."
     )
     shrink: bool = setting(
         "Once trained, also cut out what structured pruning left nothing of, and save the smaller "

@@ -7,7 +7,7 @@ notes which of them they are, and takes their entries out of what it is handed.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from platon_prune.bias_spellings import HANDED_BIAS, OF_EVERY_EXAMPLE, HandedBias
 from platon_prune.shrinking.own_heads import OwnHeads, set_own_heads_
-from platon_prune.shrinking.removable import Place
 from platon_prune.spellings import NUM_HEADS
 
 
@@ -50,7 +49,8 @@ def _taken(bias: Tensor, dim: int, batch: int, heads: Tensor) -> Tensor:
     if dim == OF_EVERY_EXAMPLE and bias.ndim == 4:
         dim = 1  # examples have a dimension of their own
     if dim == OF_EVERY_EXAMPLE:
-        return bias.unflatten(0, (batch, -1)).index_select(1, heads).flatten(0, 1)
+        of_each = bias.reshape(batch, -1, *bias.shape[1:])
+        return of_each.index_select(1, heads).flatten(0, 1)
     # A mask of one entry is the same for all heads.
     return bias if bias.shape[dim] == 1 else bias.index_select(dim, heads)
 
@@ -99,13 +99,16 @@ def fits_handed(model: nn.Module, path: str, heads: Sequence[int]) -> bool:
     return len(heads) == _num_heads(model.get_submodule(path)) and heads[-1] < count
 
 
-def left_in_handed(model: nn.Module, places: Iterable[Place]) -> Iterator[tuple[str, Tensor]]:
-    """Which heads of the bias each attention keeps, of those that lose some."""
-    of_holder = {place.groups.name: place for place in places if place.groups.kind == "heads"}
+def left_in_handed(model: nn.Module, kept: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Which heads of the bias each attention keeps, of those that lose some.
+
+    Args:
+        model: Not changed.
+        kept: Which of its heads each attention keeps, by its name; bool.
+    """
     for path in handed_paths(model):
-        place = of_holder.get(path)
-        if place is not None and not place.kept.all():
-            yield path, heads_in_handed(model, path)[place.kept]
+        if path in kept and not kept[path].all():
+            yield path, heads_in_handed(model, path)[kept[path]]
 
 
 def take_from_handed_(module: Any, heads: Sequence[int] | Tensor) -> None:

@@ -120,7 +120,7 @@ def heads_fit(model: nn.Module, path: str, heads: list[int] | None) -> bool:
         if path in paths:
             num_columns = getattr(model.get_submodule(paths[0]), TABLE).weight.shape[1]
             module: Any = model.get_submodule(path)
-            return len(heads) == module.n_heads and heads[-1] < num_columns
+            return bool(len(heads) == module.n_heads and heads[-1] < num_columns)
     return False
 
 
@@ -170,7 +170,8 @@ def left_heads(model: nn.Module, places: Sequence[Place]) -> dict[str, Tensor]:
         place = of_query.get(query_of(path))
         heads = heads_of_bias(model, path)
         left[path] = heads if place is None else heads[place.kept]
-    return left | dict(left_in_handed(model, places))
+    kept = {place.groups.name: place.kept for place in places if place.groups.kind == "heads"}
+    return left | dict(left_in_handed(model, kept))
 
 
 def have_same_heads(model: nn.Module, heads: dict[str, Tensor]) -> bool:
