@@ -202,7 +202,10 @@ OWN_MATRICES = (
 # the first name on its path.
 OF_EACH_HEAD = ("norm", "distance_embedding")
 OF_THE_RESULT = ("LayerNorm", "layer_norm", "relative_attention_bias")
-OF_THE_INPUT = ("sequence_reduction", "spatial_reduction", "continuous_position_bias_mlp.0") + (
+OF_THE_INPUT = (
+    *("sequence_reduction", "sr", "spatial_reduction", "continuous_position_bias_mlp.0"),
+    *("q_a_proj", "q_a_layernorm", "kv_a_proj_with_mqa", "kv_a_layernorm"),  # to a latent
+) + (
     ("q_a_proj", "q_a_layernorm", "kv_a_proj_with_mqa", "kv_a_layernorm")  # to a latent
 )
 # Parameters with one or more entries for each query head, and the dimension along which these lie:
@@ -212,6 +215,7 @@ OF_HEADS = {
     "logit_scale": 0,
     "continuous_position_bias_mlp.2.weight": 0,
     "relative_position_bias.relative_position_bias_table": 1,
+    "relative_position_bias_table": 1,  # as Swin's files have it
     "conv.weight": 0,  # Nyströmformer's, depthwise over heads
     "q_bias": 0,
     "v_bias": 0,

@@ -14,6 +14,7 @@ from platon_prune import cli
 from platon_prune.commands.architectures.configs import TINY
 from platon_prune.commands.architectures.rows import HEADER, half_of, markdown, row_of, tried
 from platon_prune.example_inputs import guessed_inputs
+from platon_prune.export.inspection import inspect_path
 from platon_prune.groups.experts import pass_over_pruned_experts_
 from platon_prune.groups.layouts import layout_groups
 from platon_prune.groups.places import find_places
@@ -89,6 +90,19 @@ def test_a_file_has_the_groups_of_its_model(name):
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     in_file = find_places(shapes, model.config.to_dict())
     assert content(in_file) == content(layout_groups(model))
+
+
+# In files as transformers writes them, layers may be called as they were when these came out.
+RENAMED = ("Swin", "SegFormer", "ModernBERT", "Bloom", "DeBERTa v1")
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_a_saved_file_has_as_many_groups_of_each_kind_as_its_model(name, tmp_path):
+    model = TINY[name].build()
+    model.save_pretrained(tmp_path)
+    rows = inspect_path(tmp_path).places
+    in_file = [(row.kind, row.size) for row in rows if row.kind != "channels"]
+    assert sorted(in_file) == sorted((place.kind, place.size) for place in layout_groups(model))
 
 
 def test_the_command_prints_rows_of_the_page_and_writes_them(tmp_path, capsys):
