@@ -16,7 +16,7 @@ from platon_prune.integrations.recipes.fields import setting
 ADAMAX = "adamax"
 MASKS_FILE = "masks.bin"
 SHRUNK = "shrunk"
-KINDS = ("heads", "neurons", "channels", "experts")
+KINDS = ("heads", "neurons", "channels", "experts", "blocks")
 ZEROS = "zeros"
 UNSTRUCTURED, SEMI_STRUCTURED, STRUCTURED = "unstructured", "semi_structured", "structured"
 # Of what is pruned by default where that is no single weights.
@@ -194,11 +194,6 @@ class PruningArguments:
             )
 
     def _check_budget(self) -> None:
-        if self.pruning_granularity != STRUCTURED and self.pruning_budget != "parameters":
-            raise ValueError(
-                f"--pruning_budget {self.pruning_budget} must go with --pruning_granularity "
-                f"{STRUCTURED}, got {self.pruning_granularity}: leave one of them out"
-            )
         if self.pruning_speedup is None:
             return
         if self.pruning_budget != "latency":
@@ -217,6 +212,7 @@ class PruningArguments:
         for flag, is_given in (
             (f"--pruning_normalizer {self.pruning_normalizer}", self.pruning_normalizer != "auto"),
             (f"--pruning_kinds {' '.join(self.pruning_kinds or ())}", self.pruning_kinds),
+            (f"--pruning_budget {self.pruning_budget}", self.pruning_budget != "parameters"),
             ("--shrink", self.shrink),
         ):
             if is_given and self.pruning_granularity != STRUCTURED:
