@@ -124,8 +124,9 @@ class Structured(Granularity):
     def largest_amount(self) -> float:
         """What can be pruned at most, with all places at their floors."""
         pruned = torch.ones(self.num_groups, dtype=torch.bool)
-        for flags, floor in zip(self.per_place(pruned), self.floors, strict=True):
-            flags[:floor] = False
+        views = (self.per_place(pruned), self.per_place(self._costs))
+        for flags, costs, floor in zip(*views, self.floors, strict=True):
+            flags[costs.argsort(stable=True)[:floor]] = False  # blocks may differ in size
         return (self._saved + self._savings.of(pruned)) / self.total
 
     @property

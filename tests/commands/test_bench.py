@@ -212,3 +212,15 @@ def test_offloaded_averages_are_measured_beside_others_with_what_goes_over_the_b
     assert values["offloaded, choosing step: to the host"] == 8
     assert values["offloaded, choosing step: to the device"] > 8
     assert values["offloaded, choosing step / on the device"] == 1.0
+
+
+def test_whole_runs_end_with_the_same_model_whether_they_are_cut_in_the_end_or_as_they_go() -> None:
+    from platon_prune.commands.benchmarks.whole_runs import outcomes, whole_run_table
+    from platon_prune.timing import clock
+
+    found = outcomes("cpu", 0.01, 1, clock("cpu"), steps=20)
+    dense, *pruned = found
+    assert dense.parameters > pruned[0].parameters
+    assert {each.parameters for each in pruned} == {pruned[0].parameters}
+    shown = whole_run_table(found)
+    assert "masks alone, shrunk in the end" in shown and "cut after 3 choices" in shown

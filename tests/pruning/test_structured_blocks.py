@@ -195,3 +195,13 @@ def test_a_model_in_training_is_left_as_it_was_by_the_trial() -> None:
 def test_blocks_of_an_unknown_model_need_example_inputs() -> None:
     with pytest.raises(ValueError, match="example_inputs must be given to try it"):
         platon_prune.global_structured(_stack(0.1, 0.2), amount=0.5, kinds="blocks", **SCHEDULE)
+
+
+def test_multiply_adds_of_a_block_are_those_of_its_matrices() -> None:
+    model = nn.Sequential(_Layer(0.2, 10), _Layer(0.3, 5))
+    scheduler = platon_prune.global_structured(
+        model, torch.ones(2, 5), amount=0.5, kinds="blocks", budget="macs", **SCHEDULE
+    )
+    # Two rows through 5 x 10 and 10 x 5, then 5 x 5 twice; biases count nothing.
+    assert scheduler.granularity.total == 2 * (100 + 50)
+    assert scheduler.granularity.largest_amount == pytest.approx(2 / 3)
