@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import test_hf_trainer
+import test_lightning
 import torch
 
 from platon_prune.integrations.hf_trainer import PlatonCallback
+from platon_prune.integrations.lightning_callback import PlatonLightningCallback
+
+pytestmark = test_lightning.pytestmark
 
 SETTINGS = dict(
     granularity="structured", amount=0.4, warmup_steps=3, cooldown_steps=5, window=4, cut_after=1
@@ -39,3 +43,12 @@ def test_the_best_model_can_not_be_loaded_into_a_smaller_one(tmp_path: Path) -> 
             tmp_path, PlatonCallback(**SETTINGS), load_best_model_at_end=True,
             save_strategy="steps", save_steps=5, eval_strategy="steps", eval_steps=5,
         )  # fmt: skip
+
+
+def test_lightning_follows_its_optimizer_and_so_cuts_its_state_along(tmp_path: Path) -> None:
+    module = test_lightning.Classifier()
+    callback = PlatonLightningCallback(**SETTINGS, example_inputs=torch.ones(2, 12))
+    # The module is what is pruned, and its network is what takes such inputs.
+    module.forward = module.net.forward  # type: ignore[method-assign]
+    test_lightning._trainer(tmp_path, callback).fit(module, test_lightning._loader())
+    assert module.net[0].out_features == module.net[3].in_features < 16
