@@ -223,4 +223,4 @@ def test_whole_runs_end_with_the_same_model_whether_they_are_cut_in_the_end_or_a
     assert dense.parameters > pruned[0].parameters
     assert {each.parameters for each in pruned} == {pruned[0].parameters}
     shown = whole_run_table(found)
-    assert "masks alone, shrunk in the end" in shown and "cut after 3 choices" in shown
+    assert "masks alone, cut in the end" in shown and "cut after 3 choices" in shown

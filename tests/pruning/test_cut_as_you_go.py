@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from tiny_blocks import built, go_on, output
+from tiny_shrink import images, resnet
 from torch import nn
 
 import platon_prune
@@ -213,3 +214,34 @@ def test_an_optimizer_whose_state_can_not_be_cut_leaves_all_as_it_was() -> None:
         scheduler.cut(strange)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
     scheduler.step(skipped=True)
+
+
+def test_channels_are_cut_with_their_norms_and_training_goes_on() -> None:
+    torch.manual_seed(0)
+    model, pictures = resnet().train(), images()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    scheduler = platon_prune.global_structured(
+        model, pictures, amount=0.5, optimizer=optimizer, cut_after=2, **RUN
+    )
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            model(pictures).square().mean().backward()
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+
+    before = num_parameters(model)
+    steps(8)
+    assert num_parameters(model) < before
+    expected = model.eval()(pictures).detach()
+    scheduler.cut()
+    found = model(pictures).detach()
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean.shape == module.weight.shape
+    model.train()
+    steps(4)
+    sparsity = scheduler.sparsity()
+    assert sparsity == pytest.approx(scheduler.target_sparsity, abs=scheduler.granularity.tolerance)

@@ -80,9 +80,7 @@ def whole_run_table(found: Sequence[Outcome]) -> str:
 def _name(kind: int | None) -> str:
     if kind is None:
         return "dense"
-    return (
-        f"cut after {kind} choice{'s' * (kind > 1)}" if kind else "masks alone, shrunk in the end"
-    )
+    return f"cut after {kind} choice{'s' * (kind > 1)}" if kind else "masks alone, cut in the end"
 
 
 class _Run:
