@@ -181,7 +181,7 @@ def test_whole_numbers_are_counts_and_what_is_below_one_a_fraction():
         (["--pruning_kinds", "heads"], "--pruning_kinds heads must go with --pruning_granularity"),
         (
             ["--pruning_granularity", "structured", "--pruning_kinds", "heads", "rows"],
-            "--pruning_kinds must be some of heads, neurons, channels, experts; got rows",
+            "--pruning_kinds must be some of heads, neurons, channels, experts, blocks; got rows",
         ),
         (["--pruning_max_amount", "1.2"], r"--pruning_max_amount must be .* \[0, 1\], got 1.2"),
         (["--distillation_temperature", "0"], "--distillation_temperature must be above 0, got 0"),
