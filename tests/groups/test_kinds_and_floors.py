@@ -54,7 +54,7 @@ ERRORS = {
         {"exclude": "."},
         "got none that include, exclude and kinds leave: change what",
     ),
-    "no heads": ({"min_heads": 0}, "min_heads must be a count of at least 1, got 0"),
+    "no count": ({"min_heads": -1}, "min_heads must be a count of at least 0, got -1"),
     "a share above all": ({"min_neurons": 2}, r"min_neurons must be a share .* in \[0, 1\], got 2"),
     "no room": ({"amount": 0.9, "min_heads": 99, "min_neurons": 1.0}, "amount must be at most 0.0"),
 }
