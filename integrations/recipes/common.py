@@ -12,7 +12,6 @@ from torch import nn
 from transformers import set_seed
 
 import platon_prune
-from platon_prune.integrations.hf_example_batch import example_batch
 from platon_prune.integrations.hf_trainer import PlatonCallback
 from platon_prune.integrations.recipes.arguments import SHRUNK
 from platon_prune.integrations.recipes.authors_warmup import WarmupHint
@@ -112,7 +111,7 @@ def run(
             trainer.add_callback(WarmupHint(arguments))
             settings = pruning.callback(training.output_dir)
             if pruning.pruning_budget != "parameters":
-                settings["example_inputs"] = example_batch(trainer)
+                settings["example_inputs"] = _example_batch(trainer)
             callback = PlatonCallback(**settings).install(trainer)
         if trainer.is_world_process_zero():
             remember(arguments.deciding, Path(training.output_dir or "."))
@@ -185,6 +184,28 @@ def _save_shrunk(trainer: RecipeTrainer, folder: Path) -> dict[str, Any]:
             "places": places,
         }
     }
+
+
+def _example_batch(trainer: RecipeTrainer) -> dict[str, Any]:
+    """The first batch that a trainer evaluates on, or trains on if it has nothing else.
+
+    Args:
+        trainer: With its data.
+
+    Returns:
+        What the model is given but its labels: deployed, it computes no loss.
+    """
+    # The seed of a loader is drawn; the run must be what it is without this batch.
+    with torch.random.fork_rng():
+        if trainer.eval_dataset is None:
+            loader = trainer.get_train_dataloader()
+        else:
+            several = isinstance(trainer.eval_dataset, dict)
+            loader = trainer.get_eval_dataloader(
+                next(iter(trainer.eval_dataset)) if several else None
+            )
+        batch = next(iter(loader))
+    return {key: value for key, value in batch.items() if key not in trainer.label_names}
 
 
 def _model(trainer: RecipeTrainer) -> nn.Module:
