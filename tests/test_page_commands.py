@@ -125,9 +125,10 @@ def check_trtexec(words):
 
 
 def check_python(words):
-    """A script of this repository, without flags, from its root."""
-    (path,) = words
-    assert (ROOT / path).is_file()
+    """A script of this repository, from its root; flags are words that it looks for."""
+    path, *flags = words
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert all(f'"{flag}"' in text for flag in flags)
 
 
 CHECKS = {

@@ -29,7 +29,7 @@ from platon_prune.export.size_record import (
 from platon_prune.export.sparse_file import SparseStateDict, write_tensors
 from platon_prune.groups.experts import pass_over_zeros_
 from platon_prune.masks.masked import pruned_tensors
-from platon_prune.shrinking.own_heads import own_heads
+from platon_prune.shrinking.attention.own_heads import own_heads
 from platon_prune.writing import replacing
 
 # A folder of such a name would be taken for the file that it is not.

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from platon_prune.export.container import parse_json, refuse
 from platon_prune.foreign import is_size
-from platon_prune.shrinking.head_bias import heads_fit, set_heads_of_bias_
+from platon_prune.shrinking.attention.head_bias import heads_fit, set_heads_of_bias_
+from platon_prune.shrinking.attention.own_heads import own_heads
 from platon_prune.shrinking.named import find, named_parameter
-from platon_prune.shrinking.own_heads import own_heads
 from platon_prune.shrinking.resize import check_sizes, refusal, resize_
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -20,11 +20,11 @@ from platon_prune.masks.targets import select
 from platon_prune.pruning.setting_up import parameter_of
 from platon_prune.pruning.sharded import refuse_cut_of_shards
 from platon_prune.scheduling.scheduler import PlatonScheduler
+from platon_prune.shrinking.attention.norms_over_heads import is_over_heads
 from platon_prune.shrinking.carrying_out import carry_out_, check_optimizer
 from platon_prune.shrinking.cut_out import Cut, plan_cut
 from platon_prune.shrinking.fewer_blocks import Gone, is_gone, renamed
 from platon_prune.shrinking.named import find
-from platon_prune.shrinking.norms_over_heads import is_over_heads
 from platon_prune.shrinking.removable import Place, in_whole_steps
 from platon_prune.shrinking.resize import take
 from platon_prune.shrinking.shrink import ShrinkReport, num_parameters, report_rows

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from platon_prune.shrinking.handed_bias import handed_paths
-from platon_prune.shrinking.norms_over_heads import added_to_sums
+from platon_prune.shrinking.attention.handed_bias import handed_paths
+from platon_prune.shrinking.attention.norms_over_heads import added_to_sums
 from platon_prune.spellings import CONFIG_HEAD_SIZE, COUNTS, KEY_VALUE_HEADS, QUERY_HEADS
 
 Shapes = Mapping[str, tuple[int, ...]]

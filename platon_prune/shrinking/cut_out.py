@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from platon_prune.groups.blocks import KIND as BLOCKS
 from platon_prune.masks.routers import forget_where_none_is_out_
-from platon_prune.shrinking import head_bias
+from platon_prune.shrinking.attention import head_bias
 from platon_prune.shrinking.fewer_blocks import config_without, is_gone, layers_gone, take_out_
 from platon_prune.shrinking.holders import Kept
 from platon_prune.shrinking.removable import Place, kept_indices

@@ -14,9 +14,10 @@ from platon_prune.groups.coupled import CoupledGroups, Member
 from platon_prune.groups.experts import mixtures
 from platon_prune.groups.find import find_groups
 from platon_prune.groups.layouts import layout_groups
-from platon_prune.shrinking import head_bias, twin
+from platon_prune.shrinking import twin
+from platon_prune.shrinking.attention import head_bias
+from platon_prune.shrinking.attention.handed_bias import handed_paths, heads_in_handed
 from platon_prune.shrinking.config_sizes import config_for, config_of
-from platon_prune.shrinking.handed_bias import handed_paths, heads_in_handed
 
 
 def with_zeros_back(model: Any) -> Any:

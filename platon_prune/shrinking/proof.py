@@ -20,9 +20,9 @@ from platon_prune.groups.blocks import only, path_of, positions_of
 from platon_prune.groups.coupled import CoupledGroups
 from platon_prune.groups.experts import KIND, pass_over_
 from platon_prune.shrinking import twin as twins
+from platon_prune.shrinking.attention.head_bias import without_unknown
 from platon_prune.shrinking.cut_out import cut_out_, plan_cut
 from platon_prune.shrinking.fewer_blocks import Untold
-from platon_prune.shrinking.head_bias import without_unknown
 from platon_prune.shrinking.named import find, named_parameter
 from platon_prune.shrinking.removable import Place, in_whole_steps, refusals, step_of
 

@@ -16,10 +16,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from platon_prune.masks.default_selection import is_conv1d, is_named
 from platon_prune.masks.routers import OUT, known_router
 from platon_prune.mixtures import CORRECTION
+from platon_prune.shrinking.attention.norms_over_heads import is_over_heads, spread_
 from platon_prune.shrinking.expert_counts import check_experts, count_experts_
 from platon_prune.shrinking.holders import HELD, Kept, noted_sizes
 from platon_prune.shrinking.named import find, output_dim, plain_names, tensor_at
-from platon_prune.shrinking.norms_over_heads import is_over_heads, spread_
 from platon_prune.shrinking.own_config import set_in_own_config_
 from platon_prune.spellings import EXPERTS
 

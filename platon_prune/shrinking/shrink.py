@@ -23,7 +23,7 @@ from platon_prune.groups.noted import (
 )
 from platon_prune.masks.masked import pruned_tensors, refuse_other_masks
 from platon_prune.masks.targets import bare
-from platon_prune.shrinking import head_bias
+from platon_prune.shrinking.attention import head_bias
 from platon_prune.shrinking.carrying_out import carry_out_, check_optimizer
 from platon_prune.shrinking.cut_out import plan_cut
 from platon_prune.shrinking.empty_blocks import empty_blocks, merged

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from platon_prune.shrinking import head_bias
+from platon_prune.shrinking.attention import head_bias
 from platon_prune.shrinking.config_sizes import config_for, config_of
 from platon_prune.shrinking.named import find, named_parameter, tensor_at
 from platon_prune.shrinking.removable import Place, kept_indices

@@ -17,8 +17,8 @@ import platon_prune
 from platon_prune.commands.architectures.configs import TINY
 from platon_prune.example_inputs import guessed_inputs
 from platon_prune.groups.find import find_groups
+from platon_prune.shrinking.attention.own_heads import own_heads
 from platon_prune.shrinking.even import with_zeros_back
-from platon_prune.shrinking.own_heads import own_heads
 
 NAMES = ("Bloom", "MPT", "Falcon with ALiBi", "MPNet")
 DECODERS = {"Bloom": "ForCausalLM", "MPT": "ForCausalLM", "Falcon with ALiBi": "ForCausalLM"}

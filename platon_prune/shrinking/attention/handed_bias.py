@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from platon_prune.bias_spellings import HANDED_BIAS, OF_EVERY_EXAMPLE, HandedBias
-from platon_prune.shrinking.own_heads import OwnHeads, set_own_heads_
+from platon_prune.shrinking.attention.own_heads import OwnHeads, set_own_heads_
 from platon_prune.spellings import NUM_HEADS
 
 

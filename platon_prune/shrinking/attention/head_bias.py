@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from platon_prune.bias_spellings import ANY_SHARED_BIAS, SHARED_BIAS
-from platon_prune.shrinking.handed_bias import (
+from platon_prune.shrinking.attention.handed_bias import (
     fits_handed,
     handed_paths,
     left_in_handed,
     take_from_handed_,
 )
-from platon_prune.shrinking.own_heads import OwnHeads, clear_own_heads_, set_own_heads_
+from platon_prune.shrinking.attention.own_heads import OwnHeads, clear_own_heads_, set_own_heads_
 from platon_prune.shrinking.removable import Place
 from platon_prune.shrinking.resize import cut_, refresh_sizes_
 from platon_prune.spellings import OF_HEADS, OF_HEADS_ABOVE, OF_THE_INPUT
