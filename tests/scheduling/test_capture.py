@@ -140,7 +140,10 @@ def backend(request, monkeypatch):
         dict(door=platon_prune.global_structured, amount=0.3, example_inputs=torch.zeros(1, 8)),
         dict(door=platon_prune.adopt_zeros),
     ],
-    ids=str,
+    # No addresses of functions: workers must agree on the names of tests.
+    ids=lambda settings: (
+        ",".join(getattr(value, "__name__", name) for name, value in settings.items()) or "defaults"
+    ),
 )
 def test_replays_are_the_run_without_a_graph(settings, backend):
     expected = Run(**settings).steps(TOTAL + 3)
