@@ -76,6 +76,8 @@ def _serve(connection):
             return
         try:
             join(rank, size, store, timeout)
+            # One that leaves at once would break off the others, which may still be connecting.
+            dist.barrier()
             answer = function(*arguments), None, None
         except Exception as error:
             answer = None, (type(error).__name__, str(error)), traceback.format_exc()
