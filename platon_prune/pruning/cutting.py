@@ -74,6 +74,9 @@ class GroupCutter:
         self, cuts: Sequence[Mapping[str, list[int]]], optimizer: torch.optim.Optimizer | None
     ) -> None:
         """Take out again what the cuts of a saved state took out, one after another."""
+        model = self._model()
+        assert model is not None
+        refuse_cut_of_shards(model, repeats=True)
         for stayed in cuts:
             places = self._granularity.groups
             kept = [torch.zeros(place.size, dtype=torch.bool) for place in places]

@@ -41,12 +41,24 @@ def require_run(model: nn.Module, inputs: Any, budget: str) -> None:
         )
 
 
-def refuse_cut_of_shards(model: nn.Module) -> None:
-    """Raise a ValueError if groups would be cut out of shards."""
+def refuse_cut_of_shards(model: nn.Module, *, repeats: bool = False) -> None:
+    """Raise a ValueError if groups would be cut out of shards.
+
+    Args:
+        model: The model.
+        repeats: Whether it is to be cut as a saved state was, and not by what is pruned now.
+    """
+    remedy = (
+        "call scheduler.cut_like(state) before fully_shard"
+        if repeats
+        # torch can't undo fully_shard; docs/scale.md has these steps as code, which a test runs.
+        else "in every process load full states of the model and optimizer, and "
+        "scheduler.state_dict(), into a whole model that pruning is set up on anew, cut that, and "
+        'shard it again, as "Cutting while it trains" in docs/scale.md does'
+    )
     if name := first_sharded(model):
         raise ValueError(
-            f"{name} must be whole in every process to be cut, got a sharded tensor: gather the "
-            "model in the end, and shrink it then"
+            f"{name} must be whole in every process to be cut, got a sharded tensor: {remedy}"
         )
 
 

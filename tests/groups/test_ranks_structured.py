@@ -5,6 +5,7 @@ import rank_jobs
 import ranks
 import structured_jobs
 import torch
+from pages import ROOT, blocks_of
 
 
 def test_copies_in_several_processes_choose_alike_and_drift_is_noticed():
@@ -103,9 +104,32 @@ def test_a_sharded_model_is_shrunk_once_it_is_gathered():
     _, counts, outputs = structured_jobs.shrunk(rank_jobs.alone)
     for refused, found, others in ranks.run(2, structured_jobs.shrunk, rank_jobs.fsdp):
         assert "must be whole in every process to be cut" in refused[0]
+        assert '"Cutting while it trains" in docs/scale.md' in refused[0]
         assert "full_state_dict=True" in refused[1]
         assert found == counts and sum(kept for _, kept in counts) < 13 + 11
         assert torch.allclose(torch.tensor(others), torch.tensor(outputs), rtol=1e-6)
+
+
+def test_the_steps_of_the_page_cut_a_sharded_model_as_one_process_cuts_a_whole_one(tmp_path):
+    settings = dict(masking="window", amount=0.5)  # with all that a state can hold
+    blocks = (code for _, code in blocks_of(ROOT / "docs" / "scale.md", "python"))
+    (steps,) = (code for code in blocks if "def cut_sharded(" in code)
+    expected, sizes = structured_jobs.cut_while_sharded(None, rank_jobs.alone, settings)
+    # Both cuts take something out, and later choices prune what is left further.
+    assert sizes[0] > sizes[1] == sizes[2]
+    assert expected[1]["sparsity"] < expected[2]["sparsity"]
+    arguments = (steps, rank_jobs.fsdp, settings, tmp_path)
+    for found, _ in ranks.run(2, structured_jobs.cut_while_sharded, *arguments):
+        for one, other in zip(found, expected, strict=True):
+            assert one.pop("threshold") == pytest.approx(other["threshold"], rel=1e-12)
+            one["threshold"] = other["threshold"]
+            assert not rank_jobs.differences(one, other)
+
+
+def test_a_model_is_made_as_small_as_a_checkpoint_before_it_is_sharded():
+    for message in ranks.run(2, structured_jobs.cut_like_of_shards):
+        assert "must be whole in every process to be cut" in message
+        assert "call scheduler.cut_like(state) before fully_shard" in message
 
 
 def test_a_router_of_which_each_process_has_a_shard_passes_over_the_same_experts_in_all():

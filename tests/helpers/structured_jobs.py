@@ -5,8 +5,14 @@ from __future__ import annotations
 import rank_jobs
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -183,6 +189,80 @@ def shrunk(layout):
     counts = [(row.name, row.kept) for row in platon_prune.structure(whole)]
     assert counts == left
     return refused, counts, whole(torch.ones(2, 9)).tolist()
+
+
+class CutRun(KnownRun):
+    """A run that is cut twice, alone by one call, in shards as the page says."""
+
+    def __init__(self, layout=rank_jobs.alone, **settings):
+        self.settings = settings
+        super().__init__(layout, **settings)
+        self.optimizer = self.optimizer_of(self.model)
+
+    def steps_of_page(self, code, layout):
+        """The page's function, with what makes this run's model and optimizer."""
+
+        def set_up():
+            new = type(self)(**self.settings)
+            return new.model, new.scheduler
+
+        namespace = {"set_up": set_up, "shard": layout, "optimizer_of": self.optimizer_of}
+        exec(code, namespace)
+        return namespace["cut_sharded"]
+
+    def optimizer_of(self, model):
+        return torch.optim.AdamW(model.parameters(), lr=0.01)
+
+    def cut(self, code, layout):
+        if code is None:
+            self.scheduler.cut(self.optimizer)
+            return
+        parts = self.model, self.optimizer, self.scheduler
+        cut_sharded = self.steps_of_page(code, layout)
+        self.model, self.optimizer, self.scheduler = cut_sharded(*parts)
+
+
+def cut_while_sharded(code, layout, settings, folder=None):
+    """What there is right after each of two cuts and in the end, and the sizes of parameters.
+
+    Args:
+        code: Of the page, that cuts a sharded model; None to cut a whole one by one call.
+        layout: How the model is laid out.
+        settings: Of pruning.
+        folder: Where a checkpoint is written after the cuts, from which the run then goes on.
+    """
+    run, found = CutRun(layout, **settings), []
+    for step in (6, 10):
+        run.to(step).cut(code, layout)
+        found.append(run.result())
+    if folder is not None:
+        rank_jobs.write_checkpoint(run, folder)
+        run = _resumed(folder, layout, settings, {"cuts": run.scheduler.state_dict().get("cuts")})
+    found.append(run.to(rank_jobs.STEPS).result())
+    return found, [sum(w.numel() for w in each["weights"].values()) for each in found]
+
+
+def _resumed(folder, layout, settings, cuts):
+    run = CutRun(**settings)
+    run.scheduler.cut_like(cuts, run.optimizer)
+    run.model = layout(run.model)
+    run.optimizer = run.optimizer_of(run.model)
+    model, optimizer = get_state_dict(run.model, run.optimizer)
+    state = {"model": model, "optimizer": optimizer, "scheduler": run.scheduler.state_dict()}
+    checkpoint.load(state, checkpoint_id=folder)
+    set_state_dict(
+        run.model, run.optimizer, model_state_dict=model, optim_state_dict=state["optimizer"]
+    )
+    run.scheduler.load_state_dict(state["scheduler"])
+    return run
+
+
+def cut_like_of_shards():
+    """The error for a sharded model that is to be made as small as a checkpoint's."""
+    run = KnownRun().to(10)
+    run.scheduler.cut(run.optimizer)
+    state = run.scheduler.state_dict()
+    return _refused(KnownRun(rank_jobs.fsdp).scheduler.cut_like, state)
 
 
 def out_of_a_sharded_router(pruned):

@@ -148,7 +148,8 @@ class Cutting:
 
         As :func:`platon_prune.shrink` does, but masks, scores and windows of what is left go on. A
         group that was cut can't come back. Under DistributedDataParallel all processes make the
-        same cut, and the model inside must be wrapped again.
+        same cut, and the model inside must be wrapped again. A sharded model (FSDP2) is refused:
+        take all states over into a whole model, cut that, and shard it again.
 
         Args:
             optimizer: What it remembers is cut along; :attr:`optimizer` by default.
@@ -170,14 +171,15 @@ class Cutting:
     ) -> None:
         """Make a whole model as small as it was when a state was saved, so that this can be loaded.
 
-        Call it before anything is loaded; of a state of an uncut model it does nothing.
+        Call it before anything is loaded, and before the model is sharded; of a state of an uncut
+        model it does nothing.
 
         Args:
-            state: What :meth:`state_dict` returned.
+            state: What :meth:`state_dict` returned, or of that the entry "cuts" alone.
             optimizer: As for :meth:`cut`.
 
         Raises:
-            ValueError: If the model was cut already, or the state is of another one.
+            ValueError: If the model was cut already or is sharded, or the state is of another one.
             RuntimeError: As for :meth:`cut`.
         """
         made = (state.get("cuts") or {}).get("made", [])
