@@ -316,7 +316,8 @@ def _selected(
         kept = [place for place in kept if patterns.matches(*_names(place)) == wanted]
     if not kept:
         raise ValueError(
-            "model must have heads, neurons, channels or blocks that can be removed, got "
+            "model must have heads, neurons, channels, experts or blocks that can be removed, "
+            "got "
             + ("none that include, exclude and kinds leave" if groups else f"none{holders}")
             + ": change what the reasons name, or prune single weights with global_unstructured "
             "instead"

@@ -194,10 +194,19 @@ def test_heads_and_neurons_of_which_nothing_is_left_are_found(tmp_path, build, f
     assert len(places) == len(found)
 
 
-def test_query_heads_that_share_a_value_head_are_one_group(tmp_path):
-    model = filled(tiny_transformers.llama())  # two heads of queries, one of values
+@pytest.mark.parametrize(
+    ("num_query", "num_value", "num_groups"),
+    [(4, 2, 2), (2, 1, 2)],
+    ids=["each value head with its own", "one by one where all share one"],
+)
+def test_query_heads_that_share_a_value_head_are_one_group(
+    num_query, num_value, num_groups, tmp_path
+):
+    model = filled(
+        tiny_transformers.llama(num_attention_heads=num_query, num_key_value_heads=num_value)
+    )
     model.save_pretrained(tmp_path)
-    assert places_of(tmp_path)["model.layers.0.self_attn", "heads"].size == 1
+    assert places_of(tmp_path)["model.layers.0.self_attn", "heads"].size == num_groups
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_traced_place_says_what_ties_its_channels_together(kind):
 def test_an_error_of_nothing_found_has_each_place_and_its_cause():
     pytest.importorskip("torch_pruning")
     model = network(nn.Softmax(1))
-    with pytest.raises(ValueError, match="must have heads, neurons or channels") as caught:
+    with pytest.raises(ValueError, match="must have heads, neurons, channels, ") as caught:
         platon_prune.global_structured(model, IMAGES, amount=0.5, total_steps=10)
     assert f"0 ({SEEN}" in str(caught.value)
     assert "2 (channels: no layer reads them, as of an output of the model)" in str(caught.value)

@@ -60,8 +60,9 @@ def t5() -> nn.Module:
     )
 
 
-def llama(tied: bool = False) -> nn.Module:
-    config = transformers.LlamaConfig(**_TEXT, num_key_value_heads=1, tie_word_embeddings=tied)
+def llama(tied: bool = False, **sizes: int) -> nn.Module:
+    settings = _TEXT | {"num_key_value_heads": 1} | sizes
+    config = transformers.LlamaConfig(**settings, tie_word_embeddings=tied)
     return transformers.LlamaForCausalLM(config)
 
 
