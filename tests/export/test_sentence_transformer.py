@@ -25,6 +25,7 @@ SENTENCES = ["w1 w2 w3", "w4"]
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=32,
@@ -57,11 +58,12 @@ def test_a_saved_file_goes_into_one_that_its_library_builds(built, tmp_path):
 
 
 def test_a_shrunk_one_comes_back_by_load_into(built, tmp_path):
+    torch.manual_seed(0)  # of dropout; some draws would end at a floor, which is warned about
     model = copy.deepcopy(built)
     body = model[0].auto_model
     ids = torch.tensor([[2, 6, 7, 3]])
     scheduler = platon_prune.global_structured(
-        body, example_inputs={"input_ids": ids}, amount=0.5, total_steps=2, warmup_steps=0,
+        body, example_inputs={"input_ids": ids}, amount=0.3, total_steps=2, warmup_steps=0,
         cooldown_steps=0, window=1,
     )  # fmt: skip
     for _ in range(2):
