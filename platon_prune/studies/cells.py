@@ -119,8 +119,13 @@ class Recipe:
         check: Raises a ValueError that says what must hold for a cell to run.
         is_percent: Whether the metric is in percent.
         has_amounts: Whether the cells differ in what is pruned.
+        shared_options: Options of the training rather than of the pruning: a dense model and rivals
+            have them too.
+        chosen_by: The measured value by which the best of an option's values is chosen; None for
+            the metric.
+        lower_is_better: Whether low values of it and of the metric are the good ones.
         rivals: What may stand among the criteria beside those of the package: methods of others,
-            which know no options.
+            which know the shared options alone.
         subject: From the settings of the cells to what pictures are of, in a few words.
     """
 
@@ -136,6 +141,9 @@ class Recipe:
     check: Callable[[Cell], None] = lambda cell: None
     is_percent: bool = True
     has_amounts: bool = True
+    shared_options: tuple[str, ...] = ()
+    chosen_by: str | None = None
+    lower_is_better: bool = False
     rivals: tuple[str, ...] = ()
     subject: Callable[[Mapping[str, Any]], str] | None = None
 
@@ -162,7 +170,8 @@ class Grid:
     """Cells to run: all combinations of what is listed, seeds the quickest to change.
 
     Args:
-        criteria: Names; "dense" is one cell per seed, whatever the amounts and options.
+        criteria: Names; "dense" is one cell per seed, whatever the amounts and the options of
+            pruning.
         amounts: Fractions to prune, each in (0, 1).
         seeds: Whole numbers.
         options: Name of an option to the values it takes.
@@ -180,23 +189,25 @@ class Grid:
         """Every cell once, those with options at their default as cells without."""
         found: dict[str, Cell] = {}
         for criterion in self.criteria:
-            # Nothing is pruned, so amounts and options have nothing to change.
+            # Nothing is pruned, so amounts and options of pruning have nothing to change.
             dense = criterion == DENSE
             is_plain = dense or criterion in recipe.rivals
+            known = recipe.shared_options if is_plain else tuple(self.options)
             for amount in (0.0,) if dense else self.amounts:
-                for options in [{}] if is_plain else self._variants(recipe):
+                for options in self._variants(recipe, known):
                     for seed in self.seeds:
                         cell = Cell(recipe.name, criterion, amount, seed, options, settings)
                         found.setdefault(cell.key, cell)
         return list(found.values())
 
-    def _variants(self, recipe: Recipe) -> Iterator[dict[str, Any]]:
+    def _variants(self, recipe: Recipe, known: Sequence[str]) -> Iterator[dict[str, Any]]:
+        varied = {name: values for name, values in self.options.items() if name in known}
         if self.one_by_one:
-            pairs = [(name, value) for name, values in self.options.items() for value in values]
+            pairs = [(name, value) for name, values in varied.items() for value in values]
             chosen = [{}, *({name: value} for name, value in pairs)]
         else:
-            combinations = itertools.product(*self.options.values())
-            chosen = [dict(zip(self.options, values, strict=True)) for values in combinations]
+            combinations = itertools.product(*varied.values())
+            chosen = [dict(zip(varied, values, strict=True)) for values in combinations]
         for options in chosen:
             # A default that is spelled out names the same cell as one that is not.
             yield {k: v for k, v in options.items() if v != recipe.options[k].default}

@@ -10,28 +10,34 @@ from typing import TYPE_CHECKING
 from platon_prune.plots import accuracy_against_density
 from platon_prune.plots._style import COLOURS, INK, plain, save, title
 from platon_prune.studies.cells import DENSE, Recipe
-from platon_prune.studies.table import Row, is_changed, reference_of
+from platon_prune.studies.intervals import interval_of_mean
+from platon_prune.studies.table import Row
+from platon_prune.studies.views import View, is_changed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 # All that a report may draw; those of an earlier one that it does not are taken away.
-_PICTURE = re.compile(r"(accuracy(_\d+)?|options|values)\.png")
+_PICTURE = re.compile(r"(accuracy(_\d+)?|options|against|values)\.png")
 
 
-def save_pictures(recipe: Recipe, rows: Sequence[Row], folder: Path, subject: str) -> list[Path]:
+def save_pictures(
+    recipe: Recipe, rows: Sequence[Row], folder: Path, subject: str, view: View
+) -> list[Path]:
     """Draw what the rows have, each row once, and take away the pictures of an earlier report.
 
     Rows with options go to ``options.png`` where there is one without them to compare with; all
     others to ``accuracy.png``, and to ``accuracy_2.png`` and on where they are too many for one;
-    those of a study that does not vary the amount to ``values.png``.
+    those of a study that does not vary the amount to ``values.png``. Where all are compared with
+    one criterion, ``against.png`` has the differences in place of ``options.png``.
 
     Args:
         recipe: What was run.
         rows: What was measured.
         folder: Where the pictures go.
         subject: What they are of, for their titles.
+        view: What rows are compared with.
 
     Returns:
         The files that were written.
@@ -46,9 +52,14 @@ def save_pictures(recipe: Recipe, rows: Sequence[Row], folder: Path, subject: st
     paths = _save_accuracies(
         recipe, [r for r in measured if r not in changed and r is not dense], dense, folder, subject
     )
-    if changed:
+    compared = [row for row in measured if view.reference_of(row, rows) is not None]
+    if view.against is not None and compared:
+        paths.append(folder / "against.png")
+        _save_differences(recipe, compared, rows, paths[-1], subject, view)
+    elif changed:
         paths.append(folder / "options.png")
-        _save_options(recipe, changed, rows, paths[-1], subject)
+        heading = f"{subject}: what an option changes"
+        _save_differences(recipe, changed, rows, paths[-1], heading, view)
     for path in folder.iterdir():
         if _PICTURE.fullmatch(path.name) and path not in paths:
             path.unlink()
@@ -95,15 +106,21 @@ def _save_values(recipe: Recipe, rows: Sequence[Row], path: Path, subject: str) 
     save(figure, path)
 
 
-def _save_options(
-    recipe: Recipe, rows: Sequence[Row], all_rows: Sequence[Row], path: Path, subject: str
+def _save_differences(
+    recipe: Recipe,
+    rows: Sequence[Row],
+    all_rows: Sequence[Row],
+    path: Path,
+    heading: str,
+    view: View,
 ) -> None:
+    """Each row's differences to what it is compared with, a panel for each amount."""
     from matplotlib.figure import Figure
 
     assert recipe.metric is not None
     amounts = sorted({row.amount for row in rows})
     alone = len({row.criterion for row in rows}) == 1
-    names = [row.label.partition(", ")[2] if alone else row.label for row in rows]
+    names = [(row.label.partition(", ")[2] or "plain") if alone else row.label for row in rows]
     labels = list(dict.fromkeys(names))
     # One below the other, since a phone is narrow.
     size = (6.8, len(amounts) * (0.3 * len(labels) + 0.7) + 0.9)
@@ -115,7 +132,7 @@ def _save_options(
         first = first or axes
         axes.axvline(0, color=INK, linewidth=1, linestyle=":")
         for row, name in zip(rows, names, strict=True):
-            reference = reference_of(row, all_rows)
+            reference = view.reference_of(row, all_rows)
             if row.amount == amount and reference is not None:
                 values = list(row.differences(reference, recipe.metric).values())
                 _draw_differences(axes, labels.index(name), values)
@@ -125,14 +142,22 @@ def _save_options(
     first.set_yticks(range(len(labels)), labels)
     # Upside down: the first option on top, as in the table.
     first.set_ylim(len(labels) - 0.5, -0.5)
-    figure.suptitle(f"{subject}: what an option changes", fontweight="bold", color=INK)
-    figure.supxlabel("difference of the same seed without the option (points)", fontsize=10)
+    figure.suptitle(heading, fontweight="bold", color=INK)
+    versus = view.against or "the same criterion without the option"
+    text = f"difference to {versus}, same seed ({_unit(recipe)}): every seed, mean, 95 % interval"
+    figure.supxlabel(text, fontsize=10)
     save(figure, path)
 
 
+def _unit(recipe: Recipe) -> str:
+    return "points" if recipe.is_percent else recipe.title
+
+
 def _draw_differences(axes: Axes, height: int, values: Sequence[float]) -> None:
-    """Every seed as a small dot, their mean as a large one, a line from lowest to highest."""
+    """Every seed as a small dot, their mean as a large one, a line over its interval."""
     if values:
-        axes.plot([min(values), max(values)], [height] * 2, color=COLOURS[0], linewidth=1.5)
+        interval = interval_of_mean(values)
+        if interval is not None:
+            axes.plot(interval, [height] * 2, color=COLOURS[0], linewidth=1.5)
         axes.plot(values, [height] * len(values), "o", color=COLOURS[0], markersize=3, alpha=0.6)
         axes.plot([sum(values) / len(values)], [height], "o", color=COLOURS[1], markersize=7)

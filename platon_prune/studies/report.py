@@ -11,6 +11,8 @@ from typing import Any
 from platon_prune.studies import results, table
 from platon_prune.studies.cells import Cell, Recipe
 from platon_prune.studies.figures import save_pictures
+from platon_prune.studies.intervals import interval_of_mean
+from platon_prune.studies.views import View, is_changed
 from platon_prune.writing import write_text
 
 
@@ -28,21 +30,22 @@ def listing(cells: Sequence[Cell], folder: Path) -> str:
     return "\n".join([*lines, f"{done} of {len(cells)} done"])
 
 
-def report(recipe: Recipe, cells: Sequence[Cell], folder: Path) -> str:
+def report(recipe: Recipe, cells: Sequence[Cell], folder: Path, view: View | None = None) -> str:
     """Write ``study.md``, ``study.json`` and the pictures of the finished cells; names them."""
     records = results.read(folder)
-    rows = table.rows_of(cells, records)
+    view = view or View()
+    rows = view.rows(recipe, table.rows_of(cells, records))
     finished = [records[cell.key] for cell in cells if cell.key in records]
     # No files of a report that has nothing in it.
     if not finished:
         return f"nothing to report: none of the {len(cells)} cells is finished in {folder}"
-    page = table.markdown(recipe, cells, rows, records)
+    page = table.markdown(recipe, cells, rows, records, view)
     write_text(folder / "study.md", page)
     content = {
         "recipe": recipe.name,
         "metric": recipe.metric,
         "num_cells": len(cells),
-        "rows": [_plain_row(row, rows, recipe) for row in rows if row.by_seed],
+        "rows": [_plain_row(row, rows, recipe, view) for row in rows if row.by_seed],
         "machines": table.distinct(finished, "machine"),
         "versions": table.distinct(finished, "versions"),
         "settings": table.distinct(finished, "settings"),
@@ -51,15 +54,15 @@ def report(recipe: Recipe, cells: Sequence[Cell], folder: Path) -> str:
     # NaN is no JSON, and other languages' parsers refuse it.
     text = json.dumps(content, indent=2, allow_nan=False)
     write_text(folder / "study.json", text + "\n")
-    paths = save_pictures(recipe, rows, folder, recipe.about(cells))
+    paths = save_pictures(recipe, rows, folder, recipe.about(cells), view)
     names = ", ".join(["study.md", "study.json", *(path.name for path in paths)])
-    return f"{page}\n{names} are in {folder}{_hint(rows)}"
+    return f"{page}\n{names} are in {folder}{_hint(rows, view)}"
 
 
-def _hint(rows: Sequence[table.Row]) -> str:
+def _hint(rows: Sequence[table.Row], view: View) -> str:
     """What to add to the command where options were run, but nothing to compare them with."""
-    alone = [row for row in rows if row.by_seed and row.options and not table.is_changed(row, rows)]
-    if not alone:
+    alone = [row for row in rows if row.by_seed and row.options and not is_changed(row, rows)]
+    if not alone or view != View():
         return ""
     return (
         f"\n{alone[0].label} has no row without options beside it, which options.png would compare "
@@ -67,9 +70,11 @@ def _hint(rows: Sequence[table.Row]) -> str:
     )
 
 
-def _plain_row(row: table.Row, rows: Sequence[table.Row], recipe: Recipe) -> dict[str, Any]:
+def _plain_row(
+    row: table.Row, rows: Sequence[table.Row], recipe: Recipe, view: View
+) -> dict[str, Any]:
     metrics = sorted({name for measured in row.by_seed.values() for name in measured})
-    reference = table.reference_of(row, rows)
+    reference = view.reference_of(row, rows)
     assert recipe.metric is not None
     plain: dict[str, Any] = {
         "criterion": row.criterion,
@@ -78,10 +83,13 @@ def _plain_row(row: table.Row, rows: Sequence[table.Row], recipe: Recipe) -> dic
         "seeds": list(row.by_seed),
         "metrics": {name: _plain_sample(row.sample(name)) for name in metrics},
     }
+    if row.chosen:
+        plain |= {"chosen": row.chosen, "num_tried": row.num_tried}
     if reference is not None:
         differences = row.differences(reference, recipe.metric)
         plain["compared_with"] = reference.label
         plain["differences"] = {str(seed): value for seed, value in differences.items()}
+        plain["interval"] = interval_of_mean(list(differences.values()))
     return plain
 
 

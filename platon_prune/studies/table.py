@@ -6,27 +6,33 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from platon_prune.studies.cells import DENSE, Cell, Recipe, label_of
+from platon_prune.studies.intervals import interval_of_mean
 from platon_prune.studies.results import CellRecord
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Mean, standard deviation (of a sample, n - 1; None of one value), lowest and highest."""
+    """Mean, standard deviation (of a sample, n - 1; None of one value), lowest and highest.
+
+    ``interval`` holds the mean of all seeds with 95 % confidence; None of one value.
+    """
 
     mean: float
     deviation: float | None
     low: float
     high: float
+    interval: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Sample:
         """Of at least one value."""
         deviation = statistics.stdev(values) if len(values) > 1 else None
-        return cls(statistics.fmean(values), deviation, min(values), max(values))
+        mean, interval = statistics.fmean(values), interval_of_mean(values)
+        return cls(mean, deviation, min(values), max(values), interval)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Row:
         options: Those that differ from the recipe's defaults.
         num_seeds: How many cells were asked for.
         by_seed: What was measured, of those that are finished.
+        chosen: An option and its value, where the best of several values was taken.
+        num_tried: Of how many values it is the best.
     """
 
     criterion: str
@@ -46,6 +54,8 @@ class Row:
     options: Mapping[str, Any]
     num_seeds: int
     by_seed: Mapping[int, Mapping[str, float]]
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    num_tried: int = 0
 
     @property
     def label(self) -> str:
@@ -106,14 +116,12 @@ def reference_of(row: Row, rows: Sequence[Row]) -> Row | None:
     return None if first is row else first
 
 
-def is_changed(row: Row, rows: Sequence[Row]) -> bool:
-    """Whether a row has options, and there is one without to compare it with."""
-    reference = reference_of(row, rows)
-    return bool(row.options) and reference is not None and not reference.options
-
-
 def markdown(
-    recipe: Recipe, cells: Sequence[Cell], rows: Sequence[Row], records: Mapping[str, CellRecord]
+    recipe: Recipe,
+    cells: Sequence[Cell],
+    rows: Sequence[Row],
+    records: Mapping[str, CellRecord],
+    view: Comparing,
 ) -> str:
     """The page ``study.md``, of at least one finished cell."""
     finished = [records[cell.key] for cell in cells if cell.key in records]
@@ -121,10 +129,11 @@ def markdown(
         f"# Study: {recipe.name}",
         "",
         f"{recipe.title}: mean ± standard deviation over seeds (lowest to highest). Differences "
-        "are taken seed by seed: to the same criterion without options, or to the first criterion "
-        "with the same ones.",
+        f"are taken seed by seed, {view.comparison}; the interval holds their mean over all seeds "
+        "with 95 % confidence (Student's t).",
+        *(f"\n{sentence}" for sentence in view.notes(recipe)),
         "",
-        *_table(recipe, rows),
+        *_table(recipe, rows, view),
         "",
         f"{len(finished)} of {len(cells)} cells are finished.",
         "",
@@ -151,7 +160,21 @@ def distinct(records: Sequence[CellRecord], name: str) -> list[Any]:
     return found
 
 
-def _table(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
+class Comparing(Protocol):
+    """What the table needs of a report's view."""
+
+    @property
+    def comparison(self) -> str:
+        """With what rows are compared, as the end of a sentence."""
+
+    def notes(self, recipe: Recipe) -> list[str]:
+        """What else there is to say of how the rows were made."""
+
+    def reference_of(self, row: Row, rows: Sequence[Row]) -> Row | None:
+        """What a row is compared with."""
+
+
+def _table(recipe: Recipe, rows: Sequence[Row], view: Comparing) -> list[str]:
     assert recipe.metric is not None
     columns = {
         name: heading
@@ -159,23 +182,30 @@ def _table(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
         if any(row.sample(name) for row in rows)
     }
     density = ["density"] if recipe.has_amounts else []
-    heads = [*density, "", recipe.title, "seeds", "difference, seed by seed", *columns.values()]
+    chosen = list(dict.fromkeys(name for row in rows for name in row.chosen))
+    heads = [*density, "", *chosen, recipe.title, "seeds", "difference, seed by seed", "95 %"]
+    heads += columns.values()
     lines = [
         heads,
         [*["---:" for _ in density], "---", *["---:"] * (len(heads) - 1 - len(density))],
     ]
     for row in sorted(rows, key=lambda row: row.amount):
         score = row.sample(recipe.metric)
-        other = reference_of(row, rows)
+        other = view.reference_of(row, rows)
         differences = {} if other is None else row.differences(other, recipe.metric)
         change = Sample.of(list(differences.values())) if differences else None
         lines.append(
             [
                 *[f"{100 * (1 - row.amount):.3g} %" for _ in density],
                 row.label,
+                *(
+                    f"{row.chosen[n]:g} (of {row.num_tried})" if n in row.chosen else ""
+                    for n in chosen
+                ),
                 _spread(recipe, score, score),
                 f"{len(row.by_seed)} of {row.num_seeds}",
                 _spread(recipe, change, score, "+"),
+                _interval(recipe, change, score),
                 *(_mean(row.sample(name)) for name in columns),
             ]
         )
@@ -185,14 +215,25 @@ def _table(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
 def _spread(recipe: Recipe, sample: Sample | None, like: Sample | None, sign: str = "") -> str:
     if sample is None or like is None:
         return ""
-    # To the digits of the metric itself: what is smaller comes from rounding, as 2e-08.
-    largest = max(abs(like.low), abs(like.high))
-    digits = 3 - math.floor(math.log10(largest)) if 0 < largest < math.inf else 0
+    digits = _digits_of(like)
     rounded = (_rounded(value, digits) for value in (sample.mean, sample.low, sample.high))
     mean, low, high = (recipe.shown(value, sign) for value in rounded)
     if sample.deviation is None:
         return mean
     return f"{mean} ± {recipe.shown(_rounded(sample.deviation, digits))} ({low} to {high})"
+
+
+def _interval(recipe: Recipe, sample: Sample | None, like: Sample | None) -> str:
+    if sample is None or like is None or sample.interval is None:
+        return ""
+    ends = (_rounded(value, _digits_of(like)) for value in sample.interval)
+    return " to ".join(recipe.shown(value, "+") for value in ends)
+
+
+def _digits_of(sample: Sample) -> int:
+    """Decimals of the metric itself: what is smaller comes from rounding, as 2e-08."""
+    largest = max(abs(sample.low), abs(sample.high))
+    return 3 - math.floor(math.log10(largest)) if 0 < largest < math.inf else 0
 
 
 def _rounded(value: float, digits: int) -> float:

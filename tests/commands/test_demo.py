@@ -158,7 +158,7 @@ class Classifier(nn.Module):
 
 def some_digits():
     images, labels = torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)
-    return Digits(images, labels, images, labels)
+    return Digits(images, labels, images, labels, images[:0], labels[:0])
 
 
 def test_without_a_compiler_the_check_is_skipped_and_says_so(capsys):

@@ -31,6 +31,10 @@ class Settings:
     fine_tuning_learning_rate: float = 6e-3
     learning_rate_warmup_steps: int = 20
     held_out: float = 1 / 3
+    # Of the training part; a study asks for them, the demo never does.
+    validation: float = 0.0  # share that is set aside, to choose settings by
+    examples: int = 0  # how many are trained on; 0: all
+    label_noise: float = 0.0  # share whose label is that of another class
     # Pruning: shares of the steps before the ramp and after it, and the window in steps.
     warmup: float = 0.1
     cooldown: float = 0.4

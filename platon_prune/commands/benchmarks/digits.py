@@ -1,4 +1,4 @@
-"""The demo's task: handwritten digits, a small vision transformer, and one loop that trains it."""
+"""The demo's model, a small vision transformer, and one loop that trains it on digits."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch.nn.utils import prune
 
 import platon_prune
 from platon_prune.commands.benchmarks.demo_settings import Settings as Settings
+from platon_prune.commands.benchmarks.scans import Digits as Digits
+from platon_prune.commands.benchmarks.scans import load_digits as load_digits
 from platon_prune.criteria import CriterionName
 from platon_prune.masks.targets import find_tensors
 
@@ -32,16 +34,6 @@ class Scheduler(Protocol):
 
     def step(self) -> None:
         """Called after each optimizer step."""
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Images (float32, N x 1 x 8 x 8, normalised by the training part) and their labels."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    held_out_images: Tensor
-    held_out_labels: Tensor
 
 
 @dataclass
@@ -66,28 +58,6 @@ class Run:
     def accuracy(self) -> float:
         """Percentage of the held-out digits that the final model gets right."""
         return self.accuracies[max(self.accuracies)]
-
-
-def load_digits(settings: Settings, device: str = "cpu") -> Digits:
-    """Split scikit-learn's scans, each class in proportion, by the seed; all of it on a device."""
-    from sklearn.datasets import load_digits as load_scans
-    from sklearn.model_selection import train_test_split
-
-    # They come with scikit-learn, so that the demo needs no network.
-    scans = load_scans()
-    parts = train_test_split(
-        scans.images,
-        scans.target,
-        test_size=settings.held_out,
-        random_state=settings.seed,
-        stratify=scans.target,
-    )
-    train, held_out = (torch.tensor(part, dtype=torch.float32).unsqueeze(1) for part in parts[:2])
-    # Of the training part alone: the held-out digits must not be looked at.
-    mean, std = train.mean(), train.std()
-    labels = [torch.tensor(part).to(device) for part in parts[2:]]
-    images = [((part - mean) / std).to(device) for part in (train, held_out)]
-    return Digits(images[0], labels[0], images[1], labels[1])
 
 
 def make_model(settings: Settings) -> nn.Module:
@@ -195,7 +165,18 @@ def prune_one_shot(dense: Run, amount: float, digits: Digits) -> Run:
 
 def accuracy(model: nn.Module, digits: Digits) -> float:
     """Percentage of the held-out digits that the model gets right."""
-    return 100 * float((logits(model, digits).argmax(-1) == digits.held_out_labels).float().mean())
+    return share_right(logits(model, digits), digits.held_out_labels)
+
+
+@torch.no_grad()
+def validation_accuracy(model: nn.Module, digits: Digits) -> float:
+    """Percentage of the validation part that the model gets right, in evaluation mode."""
+    return share_right(logits_of(model.eval()(digits.validation_images)), digits.validation_labels)
+
+
+def share_right(found: Tensor, labels: Tensor) -> float:
+    """Percentage of the rows whose highest logit is at the label."""
+    return 100 * float((found.argmax(-1) == labels).float().mean())
 
 
 def logits_of(output: Any) -> Tensor:

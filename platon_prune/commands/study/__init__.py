@@ -60,6 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="change one option at a time instead of running all combinations",
     )
+    parser.add_argument(
+        "--best_of",
+        metavar="OPTION",
+        help="report each row at its own best value of an option, chosen on validation",
+    )
+    parser.add_argument(
+        "--mean_over", metavar="OPTION", help="report each seed's mean over an option's values"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="CRITERION",
+        help="take differences to this criterion (default: to the first, and to no option)",
+    )
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the recipe's)")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="(default: cuda if there is one, else cpu)"
@@ -96,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     from platon_prune.studies.report import listing, report
     from platon_prune.studies.running import run_missing
 
-    recipe, cells = cells_of(arguments)
+    recipe, cells, view = cells_of(arguments)
     folder: Path = arguments.output_dir
     if arguments.list:
         print(listing(cells, folder))
@@ -111,5 +124,5 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("\nstopped: the same command goes on with the cells that are missing")
             return 130
-    print(report(recipe, cells, folder))
+    print(report(recipe, cells, folder, view))
     return 1 if failed else 0

@@ -11,10 +11,11 @@ import torch
 
 from platon_prune.commands.study.digits import DIGITS
 from platon_prune.commands.study.glue import OF_COMMANDS
-from platon_prune.commands.study.presets import PRESETS
+from platon_prune.commands.study.presets import PRESETS, Preset
 from platon_prune.commands.study.structured import STRUCTURED
 from platon_prune.criteria import CRITERIA
 from platon_prune.studies.cells import Cell, Grid, Recipe, check, read_options
+from platon_prune.studies.views import View
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, *STRUCTURED, *OF_COMMANDS)}
 
@@ -34,13 +35,14 @@ def device_of(arguments: argparse.Namespace) -> str:
     return arguments.device or found
 
 
-def cells_of(arguments: argparse.Namespace) -> tuple[Recipe, list[Cell]]:
-    """The recipe and the cells that the flags ask for.
+def cells_of(arguments: argparse.Namespace) -> tuple[Recipe, list[Cell], View]:
+    """The recipe, the cells and the view of them that the flags ask for.
 
     Raises:
         ValueError: If a value can't be used.
     """
-    name, grids = PRESETS[arguments.preset] if arguments.preset else ("digits", (Grid(),))
+    preset = PRESETS[arguments.preset] if arguments.preset else Preset("digits", (Grid(),))
+    name = preset.recipe
     if arguments.preset and arguments.recipe not in (None, name):
         raise ValueError(
             f"--preset {arguments.preset} is of the recipe {name}, got --recipe "
@@ -64,14 +66,18 @@ def cells_of(arguments: argparse.Namespace) -> tuple[Recipe, list[Cell]]:
     settings = recipe.settings(arguments.steps, arguments.flags)
     recipe = recipe.given(settings)
     cells: dict[str, Cell] = {}
-    for i, grid in enumerate(grids):
+    for i, grid in enumerate(preset.grids):
         chosen = dataclasses.replace(grid, **given)
         if i:  # a preset's further grids are of some criteria only
             chosen = dataclasses.replace(chosen, criteria=_both(grid.criteria, chosen.criteria))
         check(chosen, recipe, list(CRITERIA))
         cells |= {cell.key: cell for cell in chosen.cells(recipe, settings)}
-    _check_cells(recipe, list(cells.values()))
-    return recipe, list(cells.values())
+    found = list(cells.values())
+    _check_cells(recipe, found)
+    views = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(View)}
+    view = dataclasses.replace(preset.view, **{k: v for k, v in views.items() if v is not None})
+    view.check(recipe, found)
+    return recipe, found, view
 
 
 def _check_cells(recipe: Recipe, cells: Sequence[Cell]) -> None:

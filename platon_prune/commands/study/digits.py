@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +18,9 @@ from torch import Tensor, nn
 
 import platon_prune
 from platon_prune.commands.benchmarks import digits as _digits
+from platon_prune.commands.benchmarks.scans import NUM_CLASSES, num_training
 from platon_prune.masks.targets import find_tensors
+from platon_prune.schedule import SCHEDULES
 from platon_prune.scheduling.scheduler import PlatonScheduler
 from platon_prune.studies.cells import DENSE, Cell, Option, Recipe, Workspace
 from platon_prune.writing import replacing
@@ -25,6 +29,15 @@ _TEMPERATURE = 2.0  # of the distillation, as in the recipes
 # Of the demo's settings: what a cell says itself, and what changes no result.
 _NOT_SHARED = {"amounts", "criterion", "seed", "warmup", "cooldown", "window", "tolerance"}
 _NOT_SHARED |= {"num_evaluations", "num_threads"}
+# Options of the data, which the dense model is trained on as well.
+_OF_DATA = ("validation", "examples", "label_noise")
+_NOT_SHARED |= {*_OF_DATA}
+# Options of the training to their names among the settings, which have their defaults.
+_OF_TRAINING = {
+    "learning_rate": "fine_tuning_learning_rate",
+    "batch_size": "batch_size",
+    "steps": "steps",
+}
 
 _DEFAULT = _digits.Settings()
 OPTIONS: dict[str, Option] = {
@@ -40,7 +53,18 @@ OPTIONS: dict[str, Option] = {
     "distillation": Option(0.0),  # share of the dense model in the loss
     "floor": Option(0.0),  # least density of a tensor, as a share of the density of all
     "max_amount": Option(None, kind=float),  # as of global_unstructured
+    "schedule": Option("cubic", tuple(SCHEDULES)),
+    # Of fine-tuning; the dense model that it starts from is the same for all of them.
+    "learning_rate": Option(_DEFAULT.fine_tuning_learning_rate),
+    "batch_size": Option(_DEFAULT.batch_size),
+    "steps": Option(_DEFAULT.steps),
+    "threads": Option(_DEFAULT.num_threads),  # of the processor
+    # Of the training digits; the dense model is trained on the same.
+    "validation": Option(_DEFAULT.validation),  # share set aside, to choose other options by
+    "examples": Option(_DEFAULT.examples),  # how many there are; 0: all
+    "label_noise": Option(_DEFAULT.label_noise),  # share that has the label of another class
 }
+SHARED_OPTIONS = (*_OF_TRAINING, "threads", *_OF_DATA)
 
 
 class Together:
@@ -57,6 +81,8 @@ class Together:
         self._kept = self._masks()
         self._ever_pruned = ~self._kept
         self._returns: list[tuple[int, float]] = []  # step, share of the kept that came back
+        self._seconds = 0.0
+        self._num_steps = 0
 
     @property
     def amount(self) -> float:
@@ -65,8 +91,12 @@ class Together:
 
     def step(self) -> None:
         """Called after each optimizer step."""
+        # In the process's own time: these machines are shared. Counting is not the scheduler's.
+        start = time.process_time()
         for scheduler in self._schedulers:
             scheduler.step()
+        self._seconds += time.process_time() - start
+        self._num_steps += 1
         first = self._schedulers[0]
         if first.schedule.is_choosing_step(first.last_step):
             kept = self._masks()
@@ -85,6 +115,15 @@ class Together:
             "returning": 100 * _mean([share for _, share in self._returns]),
             "returning_late": 100 * _mean(late),
         }
+
+    def state_bytes(self) -> float:
+        """What is kept for each weight, in bytes; before the masks are taken off."""
+        memories = [scheduler.memory() for scheduler in self._schedulers]
+        return sum(each.total for each in memories) / sum(each.num_local for each in memories)
+
+    def step_ms(self) -> float:
+        """Processor time of a step of pruning, in milliseconds."""
+        return 1000 * self._seconds / self._num_steps
 
     @property
     def _ramp_end(self) -> int:
@@ -106,12 +145,10 @@ def settings(steps: int | None, flags: Sequence[str]) -> dict[str, Any]:
 
 def check(cell: Cell) -> None:
     """Raise a ValueError that says what must hold, unless pruning can be set up for a cell."""
+    training, chosen = _chosen(cell)
+    _check_training(training, chosen)
     if cell.criterion == DENSE:
         return
-    training, chosen = _chosen(cell)
-    for name in ("distillation", "floor"):
-        if not 0 <= chosen[name] <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {chosen[name]}: it is a share")
     stand_in = nn.Sequential(nn.Linear(64, 64))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", platon_prune.PruningWarning)
@@ -119,10 +156,32 @@ def check(cell: Cell) -> None:
         _set_up(stand_in, selected, cell, training, chosen)
 
 
+def _check_training(training: _digits.Settings, chosen: Mapping[str, Any]) -> None:
+    for name in ("distillation", "floor", "label_noise"):
+        if not 0 <= chosen[name] <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {chosen[name]}: it is a share")
+    if not 0 <= chosen["validation"] <= 0.5:
+        raise ValueError(
+            f"validation must be in [0, 0.5], got {chosen['validation']}: it is the share of the "
+            "training digits that is set aside to choose by"
+        )
+    if not 0 < chosen["learning_rate"] < math.inf:
+        raise ValueError(f"learning_rate must be above 0, got {chosen['learning_rate']}")
+    for name, least in (("batch_size", 1), ("steps", 2), ("threads", 1)):
+        if chosen[name] < least:
+            raise ValueError(f"{name} must be at least {least}, got {chosen[name]}")
+    most = num_training(training) - NUM_CLASSES
+    if chosen["examples"] and not NUM_CLASSES <= chosen["examples"] <= most:
+        raise ValueError(
+            f"examples must be from {NUM_CLASSES}, one of each class, to {most}, or 0 for all, got "
+            f"{chosen['examples']}"
+        )
+
+
 def run(cell: Cell, place: Workspace) -> dict[str, float]:
     """Train the dense model of the seed (once in a folder), and prune a copy of it."""
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(_DEFAULT.num_threads)
+    torch.set_num_threads(_chosen(cell)[1]["threads"])
     try:
         return _run(cell, place)
     finally:
@@ -132,38 +191,54 @@ def run(cell: Cell, place: Workspace) -> dict[str, float]:
 def _run(cell: Cell, place: Workspace) -> dict[str, float]:
     training, chosen = _chosen(cell)
     digits = _digits.load_digits(training, place.device)
-    dense = dense_of(training, digits, place.folder)
+    # Whatever the options of fine-tuning, all start from one dense model.
+    first = dataclasses.replace(
+        training, steps=cell.settings["steps"], batch_size=cell.settings["batch_size"]
+    )
+    dense = dense_of(first, digits, place.folder)
     if cell.criterion == DENSE:
         longer = _digits.fine_tune_dense(dense, digits, training, _digits.unwatched)
-        return {"accuracy": longer.accuracy, "dense_accuracy": dense.accuracy, "sparsity": 0.0}
+        return {**_accuracies(longer, dense, digits), "sparsity": 0.0}
     run = _digits.Run(cell.label, copy.deepcopy(dense.model), cell.amount)
     selected = _select(run.model, biases=chosen["biases"])
     scheduler = Together(_set_up(run.model, selected, cell, training, chosen))
     loss = _teaching(dense.model, digits, chosen["distillation"])
+    state_bytes = scheduler.state_bytes()
     _digits.fine_tune_with(scheduler, run, digits, training, _digits.unwatched, loss)
     kept = [int(torch.count_nonzero(getattr(module, name))) for _, module, name in selected]
     numel = sum(getattr(module, name).numel() for _, module, name in selected)
     return {
-        "accuracy": run.accuracy,
-        "dense_accuracy": dense.accuracy,
+        **_accuracies(run, dense, digits),
         "sparsity": 1 - sum(kept) / numel,
         "kept": sum(kept),
         "selected": numel,
         "empty_tensors": sum(count == 0 for count in kept),
+        "state_bytes": state_bytes,
+        "step_ms": scheduler.step_ms(),
         **scheduler.regrowth(),
     }
 
 
+def _accuracies(run: _digits.Run, dense: _digits.Run, digits: _digits.Digits) -> dict[str, float]:
+    found = {"accuracy": run.accuracy, "dense_accuracy": dense.accuracy}
+    if len(digits.validation_labels):
+        found["validation_accuracy"] = _digits.validation_accuracy(run.model, digits)
+    return found
+
+
 def _chosen(cell: Cell) -> tuple[_digits.Settings, dict[str, Any]]:
     """The settings of a cell's training, and all options with their values."""
-    chosen = {name: option.default for name, option in OPTIONS.items()} | dict(cell.options)
-    training = _digits.Settings(
-        **cell.settings,
-        seed=cell.seed,
-        num_evaluations=1,
-        **{name: chosen[name] for name in ("window", "warmup", "cooldown")},
-    )
+    defaults = {name: option.default for name, option in OPTIONS.items()}
+    chosen = {**defaults, **_defaults(cell.settings), **cell.options}
+    decided = {setting: chosen[name] for name, setting in _OF_TRAINING.items()}
+    decided |= {name: chosen[name] for name in ("window", "warmup", "cooldown", *_OF_DATA)}
+    training = _digits.Settings(**{**cell.settings, **decided}, seed=cell.seed, num_evaluations=1)
     return training, chosen
+
+
+def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the training as the settings have them."""
+    return {name: settings[setting] for name, setting in _OF_TRAINING.items()}
 
 
 def _set_up(
@@ -182,7 +257,7 @@ def _set_up(
         total_steps=training.steps - frozen,
         warmup_steps=training.warmup_steps,
         cooldown_steps=training.cooldown_steps - frozen,
-        **{name: chosen[name] for name in ("window", "masking", "beta1", "beta2")},
+        **{name: chosen[name] for name in ("window", "masking", "beta1", "beta2", "schedule")},
     )
     if chosen["floor"]:
         pruning["max_amount"] = 1 - chosen["floor"] * (1 - cell.amount)
@@ -248,6 +323,8 @@ def dense_of(
     decisive = dataclasses.asdict(training)
     for name in _NOT_SHARED - {"seed"} | {"fine_tuning_learning_rate"}:
         del decisive[name]
+    # Only where they are asked for, so that models keep the names that they have.
+    decisive |= {name: getattr(training, name) for name in _OF_DATA if getattr(training, name)}
     if kind:
         decisive["kind"] = kind
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
@@ -276,8 +353,14 @@ DIGITS = Recipe(
         "regrown": "kept ones that had been pruned (%)",
         "returning": "kept ones that came back, per choice (%)",
         "empty_tensors": "empty tensors",
+        "validation_accuracy": "on the validation part (%)",
+        "state_bytes": "bytes kept for a weight",
+        "step_ms": "processor time of a pruning step (ms)",
     },
     options=OPTIONS,
+    shared_options=SHARED_OPTIONS,
+    chosen_by="validation_accuracy",
+    defaults=_defaults,
     extras=("sklearn", "transformers"),
     settings=settings,
     check=check,

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from platon_prune.commands.study.rival_names import RIVALS, is_installed
 from platon_prune.studies.cells import DENSE, Grid
+from platon_prune.studies.views import View
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A grid of the documentation.
+
+    Args:
+        recipe: What is trained.
+        grids: What is run; a further one is of its own criteria only.
+        view: How the report looks at it.
+    """
+
+    recipe: str
+    grids: tuple[Grid, ...]
+    view: View = View()
 
 
 def _structured(amounts: tuple[float, ...]) -> tuple[Grid, ...]:
@@ -19,9 +37,16 @@ def _structured(amounts: tuple[float, ...]) -> tuple[Grid, ...]:
     )
 
 
-# Name of the preset to its recipe and its grids.
-PRESETS: dict[str, tuple[str, tuple[Grid, ...]]] = {
-    "digits-criteria": (
+_FIVE = (0, 1, 2, 3, 4)
+# Every criterion at its own best of three rates, at the densities where they differ.
+_FAIR = Grid(
+    criteria=("platon", "sensitivity", "fisher", "magnitude", "movement"),
+    amounts=(0.98, 0.99),
+    seeds=_FIVE,
+    options={"validation": (0.2,), "learning_rate": (0.002, 0.006, 0.018)},
+)
+PRESETS: dict[str, Preset] = {
+    "digits-criteria": Preset(
         "digits",
         (
             Grid(
@@ -31,7 +56,54 @@ PRESETS: dict[str, tuple[str, tuple[Grid, ...]]] = {
             ),
         ),
     ),
-    "digits-options": (
+    "digits-headline": Preset(
+        "digits",
+        (
+            Grid(
+                criteria=(DENSE, "platon", "magnitude"),
+                amounts=(0.9, 0.99),
+                seeds=tuple(range(10)),
+                options={"threads": (1, 2)},
+            ),
+        ),
+        View(mean_over="threads", against="magnitude"),
+    ),
+    "digits-fair": Preset(
+        "digits",
+        (
+            _FAIR,
+            # As NNCF prunes: magnitude over the norm of its tensor, on an exponential schedule.
+            replace(
+                _FAIR,
+                criteria=("scaled_magnitude",),
+                options=_FAIR.options | {"schedule": ("exponential",)},
+            ),
+            replace(_FAIR, criteria=(DENSE,)),
+        ),
+        View(best_of="learning_rate"),
+    ),
+    # Where scores are noisy, which is what the uncertainty is for.
+    "digits-noise": Preset(
+        "digits",
+        (
+            Grid(
+                criteria=("sensitivity", "platon"),
+                amounts=(0.99,),
+                seeds=_FIVE,
+                options={
+                    "batch_size": (4, 8),
+                    "window": (1,),
+                    "label_noise": (0.1, 0.3),
+                    "examples": (500,),
+                    "learning_rate": (0.018,),
+                    "steps": (1200,),
+                },
+                one_by_one=True,
+            ),
+        ),
+        View(against="sensitivity"),
+    ),
+    "digits-options": Preset(
         "digits",
         (
             Grid(
@@ -54,9 +126,9 @@ PRESETS: dict[str, tuple[str, tuple[Grid, ...]]] = {
             ),
         ),
     ),
-    "structured-transformer": ("structured-transformer", _structured((0.85, 0.7, 0.5))),
-    "structured-cnn": ("structured-cnn", _structured((0.9, 0.7, 0.5))),
-    "sst2": (
+    "structured-transformer": Preset("structured-transformer", _structured((0.85, 0.7, 0.5))),
+    "structured-cnn": Preset("structured-cnn", _structured((0.9, 0.7, 0.5))),
+    "sst2": Preset(
         "sst2",
         (
             Grid(
