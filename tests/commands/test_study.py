@@ -1,10 +1,12 @@
 """A study runs each of its cells once, whatever stops it, and reports what was measured."""
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ import torch
 pytest.importorskip("matplotlib")
 
 from platon_prune import cli  # noqa: E402
+from platon_prune.commands.benchmarks import scans  # noqa: E402
+from platon_prune.commands.benchmarks.demo_settings import Settings  # noqa: E402
 from platon_prune.commands.study import asked as study  # noqa: E402
 from platon_prune.commands.study.digits import Together  # noqa: E402
 from platon_prune.commands.study.presets import PRESETS  # noqa: E402
@@ -235,25 +239,27 @@ def test_options_are_read_as_what_they_look_like():
 def cells_of_preset(preset, **given):
     arguments = argparse.Namespace(
         preset=preset, recipe=None, criteria=None, amounts=None, seeds=None, option=None,
-        one_by_one=False, steps=None, flags=[],
+        one_by_one=False, steps=None, flags=[], best_of=None, mean_over=None, against=None,
     )  # fmt: skip
     if preset == "sst2":
         arguments.flags = ["--model_name_or_path", "encoder"]
     vars(arguments).update(given)
-    return study.cells_of(arguments)
+    return study.cells_of(arguments)[:2]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_asks_only_for_what_its_recipe_has(preset):
     recipe, cells = cells_of_preset(preset)
-    assert recipe.name == PRESETS[preset][0]
+    assert recipe.name == PRESETS[preset].recipe
     assert (
         len(cells)
         == {
             "digits-criteria": 5 + 5 * 7 * 5,  # five seeds; five criteria at seven amounts
-            "digits-options": 3
-            * 5
-            * (1 + 13),  # three amounts, five seeds; 13 rows beside the plain
+            # Three amounts, five seeds; 13 rows beside the plain one.
+            "digits-options": 3 * 5 * (1 + 13),
+            "digits-headline": 10 * 2 * (1 + 2 * 2),  # ten seeds, two settings of threads
+            "digits-fair": 5 * 3 * (1 + 6 * 2),  # five seeds, three rates; six ways, two amounts
+            "digits-noise": 2 * 5 * (1 + 8),
             "sst2": 3 + 3 * 3 * (4 + 1),
             # Five seeds of three sizes: each rival, and two criteria each in four ways.
             **dict.fromkeys(("structured-transformer", "structured-cnn"), 5 + 15 * (RIVALS + 8)),
@@ -550,11 +556,13 @@ def test_the_report_has_the_spread_the_versions_and_the_machine_but_no_path(run,
     assert page in printed.out
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert rows[2:] == [
-        "| 100 % | dense | 101.0 ± 1.0 (100.0 to 102.0) | 3 of 3 |  |",
-        "| 50 % | platon | 96.0 ± 1.0 (95.0 to 97.0) | 3 of 3 |  |",
-        "| 50 % | magnitude | 91.0 ± 1.0 (90.0 to 92.0) | 3 of 3 | -5.0 ± 0.0 (-5.0 to -5.0) |",
-        "| 10 % | platon | 92.0 ± 1.0 (91.0 to 93.0) | 3 of 3 |  |",
-        "| 10 % | magnitude | 83.0 ± 1.0 (82.0 to 84.0) | 3 of 3 | -9.0 ± 0.0 (-9.0 to -9.0) |",
+        "| 100 % | dense | 101.0 ± 1.0 (100.0 to 102.0) | 3 of 3 |  |  |",
+        "| 50 % | platon | 96.0 ± 1.0 (95.0 to 97.0) | 3 of 3 |  |  |",
+        "| 50 % | magnitude | 91.0 ± 1.0 (90.0 to 92.0) | 3 of 3 | "
+        "-5.0 ± 0.0 (-5.0 to -5.0) | -5.0 to -5.0 |",
+        "| 10 % | platon | 92.0 ± 1.0 (91.0 to 93.0) | 3 of 3 |  |  |",
+        "| 10 % | magnitude | 83.0 ± 1.0 (82.0 to 84.0) | 3 of 3 | "
+        "-9.0 ± 0.0 (-9.0 to -9.0) | -9.0 to -9.0 |",
     ]
     found = json.loads((folder / "study.json").read_text())
     assert found["rows"][1]["metrics"]["accuracy"] == {
@@ -841,3 +849,84 @@ def test_flags_that_the_recipe_lacks_or_the_grid_sets_are_named(flags, named, tm
     assert cli.main(["study", "--recipe", "sst2", "--output-dir", str(folder), "--", *flags]) == 2
     assert named in capsys.readouterr().err
     assert not folder.exists()
+
+
+# --- what the digits are trained on -------------------------------------------------------------
+
+
+def digits_with(**changes):
+    pytest.importorskip("sklearn")
+    return scans.load_digits(dataclasses.replace(Settings(), seed=3, **changes))
+
+
+def test_a_validation_part_is_taken_from_what_is_trained_on_and_not_from_the_held_out_digits():
+    plain, split = digits_with(), digits_with(validation=0.2)
+    assert len(plain.train_labels) == scans.num_training(Settings()) == 1797 - 599
+    assert len(plain.validation_labels) == 0
+    settings = dataclasses.replace(Settings(), validation=0.2)
+    assert len(split.train_labels) == scans.num_training(settings) == 1198 - 240
+    assert len(split.validation_labels) == 240
+    assert torch.equal(split.held_out_labels, plain.held_out_labels)
+    # Every class in proportion: of some 120 digits each, 24.
+    assert all(20 <= int(count) <= 28 for count in split.validation_labels.bincount())
+
+
+def test_few_examples_and_wrong_labels_are_as_many_as_asked_for():
+    few, noisy, plain = digits_with(examples=500), digits_with(label_noise=0.3), digits_with()
+    assert len(few.train_labels) == 500
+    assert abs(float(few.train_images.mean())) < 1e-5  # normalised by the digits that are left
+    assert int((noisy.train_labels != plain.train_labels).sum()) == round(0.3 * 1198)
+    assert torch.equal(noisy.train_images, plain.train_images)
+    assert torch.equal(noisy.held_out_labels, plain.held_out_labels)
+
+
+def test_options_of_training_start_from_one_dense_model_and_noise_from_another(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    flags = ["--criteria", "dense", "platon", "--amounts", "0.9", "--seeds", "3", "--steps", "4"]
+    flags += ["--option", "window=2", "--output-dir", str(tmp_path)]
+    for option in ("steps=6", "batch_size=8", "learning_rate=0.002", "threads=2", "examples=100"):
+        assert cli.main(["study", *flags, "--option", option]) == 0
+    capsys.readouterr()
+    records = list(results.read(tmp_path).values())
+    of_dense = [r["options"] for r in records if r["criterion"] == "dense"]
+    assert of_dense == [
+        {"steps": 6}, {"batch_size": 8}, {"learning_rate": 0.002}, {"threads": 2},
+        {"examples": 100},
+    ]  # fmt: skip
+    assert (
+        len({r["metrics"]["dense_accuracy"] for r in records if "examples" not in r["options"]})
+        == 1
+    )
+    assert len(list((tmp_path / "dense").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("learning_rate=0.0", "learning_rate must be above 0"),
+        ("batch_size=0", "batch_size must be at least 1"),
+        ("steps=1", "steps must be at least 2"),
+        ("threads=0", "threads must be at least 1"),
+        ("validation=0.6", r"validation must be in \[0, 0.5\]"),
+        ("label_noise=1.5", r"label_noise must be in \[0, 1\]"),
+        ("examples=9", "examples must be from 10, one of each class, to 1188"),
+        ("examples=1195", "examples must be from 10, one of each class, to 1188"),
+    ],
+)
+def test_training_that_could_not_be_done_is_refused_before_any(option, message, capsys, tmp_path):
+    flags = ["--criteria", "dense", "--option", option, "--output-dir", str(tmp_path / "study")]
+    assert cli.main(["study", *flags]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "study").exists()
+
+
+def test_what_a_step_keeps_for_a_weight_is_reported_for_each_criterion(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    flags = ["--criteria", "platon", "fisher", "scaled_magnitude", "--amounts", "0.9", "--seeds"]
+    flags += ["3", "--steps", "4", "--option", "window=1", "--output-dir", str(tmp_path)]
+    assert cli.main(["study", *flags]) == 0
+    capsys.readouterr()
+    kept = {r["criterion"]: r["metrics"]["state_bytes"] for r in results.read(tmp_path).values()}
+    # A byte of mask; four of the window and four of each average where there are any.
+    assert kept == {"platon": 13, "fisher": 9, "scaled_magnitude": 1}
+    assert all(r["metrics"]["step_ms"] > 0 for r in results.read(tmp_path).values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -23,6 +24,11 @@ def fake(run: Callable[[Cell, Workspace], Mapping[str, float]]) -> Recipe:
         options={"width": Option(1), "kind": Option("a", ("a", "b"))},
         settings=lambda steps, flags: {"steps": steps, "flags": list(flags)},
     )
+
+
+def with_options(recipe: Recipe, **changes: object) -> Recipe:
+    """A recipe with some of its fields changed."""
+    return dataclasses.replace(recipe, **changes)  # type: ignore[arg-type]
 
 
 def score(cell: Cell) -> float:

@@ -283,6 +283,7 @@ def _recipe(name: str, defaults: Sequence[str] = ()) -> Recipe:
         settings=lambda steps, flags: _settings(defaults, steps, flags),
         defaults=_defaults,
         check=_check,
+        lower_is_better=command.metric == "perplexity",
         is_percent=command.scale == 100 or name == "squad",
         subject=lambda settings: _subject(name, settings),
     )
