@@ -567,6 +567,8 @@ def test_the_report_has_the_spread_the_versions_and_the_machine_but_no_path(run,
     found = json.loads((folder / "study.json").read_text())
     assert found["rows"][1]["metrics"]["accuracy"] == {
         "mean": pytest.approx(96), "deviation": pytest.approx(1), "low": 95, "high": 97,
+        # 4.302653 standard errors of 1 / √3 on either side.
+        "interval": [pytest.approx(96 - 2.484138), pytest.approx(96 + 2.484138)],
     }  # fmt: skip
     assert found["rows"][3]["differences"] == {seed: pytest.approx(-5) for seed in ("0", "1", "2")}
     assert found["versions"][0]["torch"] == torch.__version__

@@ -76,7 +76,7 @@ PRESETS: dict[str, Preset] = {
             replace(
                 _FAIR,
                 criteria=("scaled_magnitude",),
-                options=_FAIR.options | {"schedule": ("exponential",)},
+                options={**_FAIR.options, "schedule": ("exponential",)},
             ),
             replace(_FAIR, criteria=(DENSE,)),
         ),
