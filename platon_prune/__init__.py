@@ -11,6 +11,7 @@ from platon_prune.version import __version__
 
 if TYPE_CHECKING:
     from platon_prune import compat, integrations, plots
+    from platon_prune.choice.granularity import Scope
     from platon_prune.criteria import (
         Criterion,
         CriterionName,
@@ -95,6 +96,7 @@ __all__ = [
     "ScaledMagnitude",
     "Schedule",
     "ScheduleName",
+    "Scope",
     "SemiStructuredReport",
     "Sensitivity",
     "ShrinkReport",
@@ -130,6 +132,7 @@ __all__ = [
 
 # What the block above says, for who runs it: module below the package, and its names.
 _NAMES = {
+    "choice.granularity": "Scope",
     "criteria": (
         "Criterion CriterionName Fisher Magnitude Movement Platon Random ScaledMagnitude "
         "Sensitivity"

@@ -108,6 +108,14 @@ class Criterion:
         """Update ``averages`` in place from the mean sample of a window (overwritten)."""
         raise NotImplementedError
 
+    def weight_of_window(self, left: float) -> float:
+        """How much a window counts: what its mean is multiplied by before the averages get it.
+
+        Args:
+            left: Which share of the run was left when the window began, in (0, 1].
+        """
+        return 1.0
+
     def statistics(self, weight: Tensor) -> Tensor:
         """Numbers about a block of a tensor that, added up, say something about all of it.
 
@@ -208,7 +216,14 @@ class Platon(Sensitivity):
 
 @dataclass(frozen=True)
 class Movement(Criterion):
-    """How far training moves weights away from zero: the sum of ``−w · ∂L/∂w``.
+    """How far training moves weights away from zero: the sum of ``−α w · ∂L/∂w``.
+
+    ``α`` is the share of the run that is left, the rate at which the paper's scores are learnt. In
+    the plain sum one bad window near the end, when weights hardly move any more, can outweigh
+    all before it: weights go that are needed, the loss rises, and the next window is worse.
+
+    Args:
+        fades: Whether that is so; if not, every window counts alike.
 
     Source: Sanh et al., Movement Pruning, NeurIPS 2020, the accumulated score (of window means).
     """
@@ -217,10 +232,15 @@ class Movement(Criterion):
     averages: ClassVar[tuple[str, ...]] = ("movement",)
     formula: ClassVar[Formula | None] = "negative_product"
     reads_weight: ClassVar[bool] = False
+    fades: bool = True
 
     def sample_(self, product: Tensor) -> Tensor:
         """``-w * dL/dw``."""
         return product.neg_()
+
+    def weight_of_window(self, left: float) -> float:
+        """The share of the run that was left when the window began."""
+        return left if self.fades else 1.0
 
     def update_averages_(self, mean: Tensor, averages: Sequence[Tensor]) -> None:
         """Add the window's mean to the sum, which stays finite."""

@@ -23,7 +23,7 @@ def test_the_names_of_criteria_are_those_of_the_table():
         ("platon", {"beta1": 0.5, "beta2": 0.25}),
         ("sensitivity", {"beta1": 0.5}),
         ("fisher", {"beta1": 0.5}),
-        ("movement", {}),
+        ("movement", {"fades": True}),
         ("magnitude", {}),
         ("scaled_magnitude", {}),
         ("random", {}),
@@ -122,6 +122,57 @@ def test_scores_in_bfloat16_are_computed_in_float32(name):
     fisher = weight**2 * (0.5 * gradient.double() ** 2 / 2) / 2
     expected = fisher if name == "fisher" else weight.abs() / weight.norm()
     torch.testing.assert_close(scheduler.score("weight").double(), expected, rtol=1e-6, atol=0)
+
+
+def _scores_of_windows(criterion, steps=8, **settings):
+    """The score at each step where w = 2 and the gradient is -0.5, so that -w g is 1."""
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    settings = dict(total_steps=8, window=2, warmup_steps=0, cooldown_steps=0) | settings
+    scheduler = platon_prune.global_unstructured(model, amount=0.0, criterion=criterion, **settings)
+    scores = []
+    for _ in range(steps):
+        model.weight.grad = torch.full((1, 1), -0.5)
+        scheduler.step()
+        scores.append(float(scheduler.score("weight")))
+    return scores
+
+
+def test_a_window_of_movement_counts_the_less_the_later_it_begins():
+    # A first window has half a sample; then 6, 4 and 2 of 8 steps are left.
+    assert _scores_of_windows("movement") == [0, 0.5, 0.5, 1.25, 1.25, 1.75, 1.75, 2]
+    plain = _scores_of_windows(platon_prune.Movement(fades=False))
+    assert plain == [0, 0.5, 0.5, 1.5, 1.5, 2.5, 2.5, 3.5]
+    # Of a run of a single window nothing is lost.
+    assert _scores_of_windows("movement", steps=2, total_steps=2) == [0, 0.5]
+
+
+def test_a_window_of_ones_own_criterion_counts_as_it_says_and_not_at_all_at_zero():
+    @dataclass(frozen=True)
+    class Early(platon_prune.Movement):
+        name: ClassVar[str] = "early"
+
+        def weight_of_window(self, left):
+            return 2.0 if left > 0.5 else 0.0
+
+    assert _scores_of_windows(Early()) == [0, 1, 1, 3, 3, 3, 3, 3]
+
+
+def test_a_state_of_the_plain_sum_is_not_gone_on_with_by_the_one_that_fades():
+    def scheduler(criterion):
+        return platon_prune.global_unstructured(
+            nn.Linear(4, 4), amount=0.5, total_steps=40, criterion=criterion
+        )
+
+    plain = scheduler(platon_prune.Movement(fades=False)).state_dict()
+    with pytest.raises(ValueError, match="fades is True here and False in the state"):
+        scheduler("movement").load_state_dict(plain)
+    # As was saved when there was no other.
+    del plain["settings"]["fades"]
+    with pytest.raises(ValueError, match="fades is True here and False in the state"):
+        scheduler("movement").load_state_dict(plain)
+    scheduler(platon_prune.Movement(fades=False)).load_state_dict(plain)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 
-from platon_prune import CriterionName, Masking, ScheduleName
-from platon_prune.integrations.recipes.fields import setting
+from platon_prune import CriterionName, Masking, ScheduleName, Scope
+from platon_prune.integrations.recipes.fields import count_or_fraction, initial_amount, setting
 
 ADAMAX = "adamax"
 MASKS_FILE = "masks.bin"
@@ -128,6 +128,11 @@ class PruningArguments:
         "The largest fraction that a tensor may lose, or for structured a layer of its groups; the "
         "others lose more then. For limits by name, use the Python interface."
     )
+    pruning_scope: Scope = setting(
+        "global: the smallest scores of all tensors go; layer: those of each, the same fraction of "
+        "all. Not for structured.",
+        "global",
+    )
     pruning_normalizer: Literal["auto", "none", "mean", "cost"] = setting(
         "How groups of different layers are compared, for structured: by their scores; by each "
         "over the mean of its layer (auto: where there are channels); or over what one costs.",
@@ -181,7 +186,7 @@ class PruningArguments:
                 f"--pruning_max_amount must be a fraction in [0, 1], got {self.pruning_max_amount}"
             )
         for name in ("pruning_warmup_steps", "pruning_cooldown_steps"):
-            setattr(self, name, _count_or_fraction(name, getattr(self, name), "of the run"))
+            setattr(self, name, count_or_fraction(name, getattr(self, name), "of the run"))
         if self.pruning_window < 1:
             raise ValueError(f"--pruning_window must be at least 1, got {self.pruning_window}")
         for name in ("pruning_beta1", "pruning_beta2"):
@@ -226,7 +231,7 @@ class PruningArguments:
                 f"{', '.join(sorted(unknown))}"
             )
         if self.pruning_granularity == UNSTRUCTURED:
-            self.amount = _count_or_fraction("amount", self.amount, "of the weights")
+            self.amount = count_or_fraction("amount", self.amount, "of the weights")
             return
         what = self.pruning_granularity
         most = 1 if what == SEMI_STRUCTURED else math.nextafter(1, 0)
@@ -240,6 +245,11 @@ class PruningArguments:
                 "--pruning_max_amount",
                 self.pruning_max_amount is not None and what == SEMI_STRUCTURED,
                 f"{UNSTRUCTURED} or {STRUCTURED}",
+            ),
+            (
+                f"--pruning_scope {self.pruning_scope}",
+                self.pruning_scope != "global" and what == STRUCTURED,
+                f"{UNSTRUCTURED} or {SEMI_STRUCTURED}",
             ),
             (
                 f"--pruning_initial_amount {ZEROS}",
@@ -276,7 +286,7 @@ class PruningArguments:
         """What is pruned when the ramp starts: a count, a fraction, or "zeros"."""
         if self.pruning_initial_amount == ZEROS:
             return ZEROS
-        return _initial_amount(self.pruning_initial_amount)
+        return initial_amount(self.pruning_initial_amount)
 
     @property
     def is_dense(self) -> bool:
@@ -297,6 +307,8 @@ class PruningArguments:
         settings["initial_amount"] = self.initial_amount
         if self.pruning_max_amount is not None:
             settings["max_amount"] = self.pruning_max_amount
+        if self.pruning_scope != "global":
+            settings["scope"] = self.pruning_scope
         if self.pruning_schedule != "cubic":
             settings["schedule"] = self.pruning_schedule
         if self.pruning_mask_history:
@@ -374,24 +386,3 @@ class RecipeTrainingArguments(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
         if uses_adamax:
             self.optim = ADAMAX
-
-
-def _initial_amount(text: str) -> int | float:
-    try:
-        number = float(text)
-    except ValueError as error:
-        raise ValueError(
-            "--pruning_initial_amount must be a fraction of the weights in [0, 1), a whole number "
-            f"or zeros, got {text!r}"
-        ) from error
-    return _count_or_fraction("pruning_initial_amount", number, "of the weights")
-
-
-def _count_or_fraction(name: str, value: float, of: str) -> int | float:
-    """A whole number from 1 on is a count, anything from 0 to below 1 a fraction."""
-    # int() of infinity raises, and NaN would pass every comparison.
-    if not math.isfinite(value) or value < 0 or (value >= 1 and value != int(value)):
-        raise ValueError(
-            f"--{name} must be a fraction {of} in [0, 1) or a whole number, got {value}"
-        )
-    return int(value) if value >= 1 or value == 0 else float(value)

@@ -249,6 +249,7 @@ def _print_settings(arguments: Arguments[Any]) -> None:
     # What is left at its default is worth a line only where it decides the numbers.
     quiet = {*vars(arguments.model), *vars(arguments.data), *vars(arguments.distillation)}
     quiet |= {"pruning_n", "pruning_m", "pruning_state_dtype", "pruning_offload_averages"}
+    quiet |= {"pruning_scope"}
     quiet |= set() if training.do_train else set(chosen)
     width = max(map(len, chosen))
     for name, value in chosen.items():

@@ -6,15 +6,19 @@ To add one, derive from :class:`Granularity`. The choice of single weights is he
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from platon_prune.choice import limits
 from platon_prune.choice.limits import MaxAmount
 from platon_prune.choice.one_walk import Chosen
 from platon_prune.choice.scored import ScoredLine, ScoredTensor
 from platon_prune.choice.selection import prune_smallest_, prune_smallest_of_line_
+from platon_prune.choice.shares import shares_of
 from platon_prune.tensors.collectives import Processes
 from platon_prune.tensors.shards import Shard
+
+Scope = Literal["global", "layer"]
+SCOPES: tuple[Scope, ...] = ("global", "layer")
 
 
 class Granularity:
@@ -113,37 +117,59 @@ class Granularity:
         raise NotImplementedError
 
 
+def checked_scope(scope: Scope) -> Scope:
+    """The scope.
+
+    Raises:
+        ValueError: If there is no such scope.
+    """
+    if scope not in SCOPES:
+        raise ValueError(
+            f'scope must be "global", to rank all tensors together, or "layer", got {scope!r}'
+        )
+    return scope
+
+
+def scope_settings(scope: Scope) -> dict[str, Any]:
+    """The scope as an entry of settings: none where it is global, as there was once no other."""
+    return {} if scope == "global" else {"scope": scope}
+
+
 class Unstructured(Granularity):
     """Each weight is chosen by itself: exactly ``round(amount * N)`` of all N entries are pruned.
 
     Args:
         max_amount: The largest fraction that a tensor may lose, in [0, 1]: one for all, or one for
             each substring of names; what exceeds it is pruned elsewhere.
+        scope: "global" to rank the entries of all tensors together; "layer" to take the same
+            fraction of each tensor, but for rounding and limits.
     """
 
     name: ClassVar[str] = "unstructured"
 
-    def __init__(self, max_amount: MaxAmount | None = None) -> None:
+    def __init__(self, max_amount: MaxAmount | None = None, scope: Scope = "global") -> None:
         self.max_amount = None if max_amount is None else limits.checked(max_amount)
+        self.scope = checked_scope(scope)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its name, and the limits if there are any."""
+        """Its name, and what is not as by default of limits and scope."""
+        settings = super().settings | scope_settings(self.scope)
         if self.max_amount is None:
-            return super().settings
+            return settings
         limit = self.max_amount
         # A plain dict, whatever mapping the user gave: a state is loaded with weights_only.
-        return super().settings | {
-            "max_amount": dict(limit) if isinstance(limit, Mapping) else limit
-        }
+        return settings | {"max_amount": dict(limit) if isinstance(limit, Mapping) else limit}
 
     def may_empty(self, name: str) -> bool:
-        """Whether no limit forbids that a choice leaves nothing of a tensor."""
+        """Whether no limit, nor its share, forbids that a choice leaves nothing of a tensor."""
+        if self.scope == "layer":
+            return False
         return self.max_amount is None or not limits.is_limited(self.max_amount, name)
 
     def chooses_in_line(self, line: ScoredLine) -> bool:
-        """Without limits, which are of single tensors."""
-        return self.max_amount is None
+        """Without limits and shares, which are of single tensors."""
+        return self.max_amount is None and self.scope == "global"
 
     def choose_in_line_(self, line: ScoredLine, amount: float) -> Chosen:
         """Prune the entries with the smallest scores of all tensors together."""
@@ -153,13 +179,15 @@ class Unstructured(Granularity):
     def choose_(
         self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes
     ) -> float | None:
-        """Prune the entries with the smallest scores of all tensors together."""
+        """Prune the entries with the smallest scores, of all tensors together or of each."""
         sizes = [(tensor.name, tensor.whole_numel) for tensor in tensors]
         # In Python integers, from the sizes of whole tensors: the same in every process.
         count = round(amount * sum(size for _, size in sizes))
-        if self.max_amount is None:
+        caps = None if self.max_amount is None else limits.caps_of(self.max_amount, sizes)
+        if self.scope == "layer":
+            caps = shares_of(count, [size for _, size in sizes], caps)
+        if caps is None:
             return prune_smallest_(tensors, count, processes)
-        caps = limits.caps_of(self.max_amount, sizes)
         return limits.prune_smallest_within_(tensors, count, caps, processes)
 
     def require_room(self, sizes: Sequence[tuple[str, int]], amount: float) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from platon_prune.amounts import fraction
 from platon_prune.choice.scored import ScoredTensor
-from platon_prune.choice.selection import Cut, find_cut, prune_smallest_, write_masks_
+from platon_prune.choice.selection import Cut, find_cut, write_masks_
 from platon_prune.name_patterns import NamePatterns
 from platon_prune.tensors.collectives import ALONE, Processes
 
@@ -112,6 +112,8 @@ def prune_smallest_within_(
     # of the others only rises. So fill those and look again, until nobody exceeds.
     full: list[int] = []
     free = list(range(len(tensors)))
+    if count == sum(caps):  # no threshold of all needs to be looked for
+        full, free = free, full
     while True:
         left = count - sum(caps[i] for i in full)
         cut = find_cut([tensors[i] for i in free], left, processes)
@@ -120,11 +122,11 @@ def prune_smallest_within_(
             break
         full += [i for i, exceeds in zip(free, exceeding, strict=True) if exceeds]
         free = [i for i, exceeds in zip(free, exceeding, strict=True) if not exceeds]
-    write_masks_([tensors[i] for i in free], cut, processes)
-    # A full tensor loses exactly its cap, whatever the others do.
-    thresholds = [prune_smallest_([tensors[i]], caps[i], processes) for i in full]
-    thresholds.append(None if cut is None else cut.value)
-    return max((each for each in thresholds if each is not None), default=None)
+    cuts = [cut] * len(tensors)
+    for i in full:  # which loses exactly its cap, whatever the others do
+        cuts[i] = find_cut([tensors[i]], caps[i], processes)
+    write_masks_(tensors, cuts, processes)
+    return max((each.value for each in cuts if each is not None), default=None)
 
 
 def _exceeding(

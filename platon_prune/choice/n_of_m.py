@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from platon_prune.choice.granularity import Granularity
+from platon_prune.choice.granularity import Granularity, Scope, checked_scope, scope_settings
+from platon_prune.choice.limits import prune_smallest_within_
 from platon_prune.choice.n_of_m_walk import constrain_in_one_walk_
 from platon_prune.choice.one_walk import Chosen
 from platon_prune.choice.scored import ScoredLine, ScoredTensor
 from platon_prune.choice.selection import prune_smallest_, require_same_replicas
+from platon_prune.choice.shares import shares_of
 from platon_prune.tensors import digits
 from platon_prune.tensors.bits import pack_bits
 from platon_prune.tensors.blocks import Scratch, digest
@@ -42,19 +44,22 @@ class SemiStructured(Granularity):
         n: Entries that a constrained group keeps.
         m: Entries of a group.
         dims: For each tensor, by its name, the dimension along which its groups lie, from 0.
+        scope: "global" to compare the groups of all tensors; "layer" to constrain the same share of
+            each tensor's groups, but for rounding.
     """
 
     name: ClassVar[str] = "semi_structured"
 
-    def __init__(self, n: int, m: int, dims: Mapping[str, int]) -> None:
+    def __init__(self, n: int, m: int, dims: Mapping[str, int], scope: Scope = "global") -> None:
         self.n = n
         self.m = m
         self.dims = dict(dims)
+        self.scope = checked_scope(scope)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The name and the pattern."""
-        return {**super().settings, "n": self.n, "m": self.m}
+        """The name and the pattern, and the scope if it is not global."""
+        return {**super().settings, "n": self.n, "m": self.m, **scope_settings(self.scope)}
 
     def may_empty(self, name: str) -> bool:
         """False: n entries of every group stay, so that no tensor is emptied."""
@@ -69,9 +74,11 @@ class SemiStructured(Granularity):
         _shard_of_groups(shard, self.dims[name], self.m, name)
 
     def chooses_in_line(self, line: ScoredLine) -> bool:
-        """Where the entries of all groups lie side by side, and no slab cuts a group."""
-        return line.line.slab_size % self.m == 0 and all(
-            self.dims[name] == len(shape) - 1 for name, shape in line.shapes.items()
+        """Where all groups are compared, lie side by side, and no slab cuts one."""
+        return (
+            self.scope == "global"
+            and line.line.slab_size % self.m == 0
+            and all(self.dims[name] == len(shape) - 1 for name, shape in line.shapes.items())
         )
 
     def choose_in_line_(self, line: ScoredLine, amount: float) -> Chosen:
@@ -94,7 +101,7 @@ class SemiStructured(Granularity):
     def choose_(
         self, tensors: Sequence[ScoredTensor], amount: float, processes: Processes
     ) -> float | None:
-        """Constrain the groups that lose least, of all tensors together.
+        """Constrain the groups that lose least, of all tensors together or of each.
 
         Returns:
             The largest sum of m - n smallest scores among the groups that are constrained.
@@ -108,9 +115,12 @@ class SemiStructured(Granularity):
         # Constrain all first: what a group loses is known only once its n largest are.
         digests = [each.constrain_(self.n, scratch) for each in groups]
         require_same_replicas(tensors, digests, processes)
-        threshold = prune_smallest_(
-            [each.scored for each in groups], round(amount * total), processes
-        )
+        scored, count = [each.scored for each in groups], round(amount * total)
+        if self.scope == "layer":
+            shares = shares_of(count, [each.whole_numel for each in scored])
+            threshold = prune_smallest_within_(scored, count, shares, processes)
+        else:
+            threshold = prune_smallest_(scored, count, processes)
         for each in groups:
             each.release_(scratch)
         return threshold

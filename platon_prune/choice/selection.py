@@ -52,7 +52,7 @@ def prune_smallest_(
         RuntimeError: If processes that hold the same shard had different scores or masks for it.
     """
     cut = find_cut(tensors, count, processes)
-    write_masks_(tensors, cut, processes)
+    write_masks_(tensors, [cut] * len(tensors), processes)
     return None if cut is None else cut.value
 
 
@@ -141,13 +141,13 @@ def rank_scores(tensors: Sequence[Scored], count: int, processes: Processes = AL
 
 
 def write_masks_(
-    tensors: Sequence[ScoredTensor], cut: Cut | None, processes: Processes = ALONE
+    tensors: Sequence[ScoredTensor], cuts: Sequence[Cut | None], processes: Processes = ALONE
 ) -> None:
     """Set the masks in place so that the entries of a cut, or none at all, are False.
 
     Args:
-        tensors: Those that the cut was found for.
-        cut: What :func:`find_cut` returned.
+        tensors: Those that cuts were found for.
+        cuts: Of each what :func:`find_cut` returned for it, alone or with others.
         processes: Those that choose together.
 
     Raises:
@@ -155,7 +155,7 @@ def write_masks_(
     """
     digests: list[int | Tensor] = [0] * len(tensors)
     scratch = Scratch()
-    for i, tensor in enumerate(tensors):
+    for i, (tensor, cut) in enumerate(zip(tensors, cuts, strict=True)):
         for piece, scores in tensor.pieces():
             mask = tensor.flat_mask[piece]
             if tensor.num_replicas > 1:

@@ -78,11 +78,10 @@ def scores(scheduler: PlatonScheduler, path: str | Path) -> None:
     if not signed:
         axes.set_xscale("log")
     threshold = scheduler.threshold
-    # Between groups the threshold is of their scores, not of these.
-    compares_weights = isinstance(scheduler.granularity, Unstructured)
-    if compares_weights and threshold is not None and (signed or threshold > 0):
+    apart = _without_threshold(scheduler)
+    if not apart and threshold is not None and (signed or threshold > 0):
         axes.axvline(threshold, color=COLOURS[1], linewidth=1.8, label=f"threshold {threshold:.2g}")
-    of = "" if compares_weights else " of single weights, chosen in groups: no common threshold"
+    of = f" {apart}: no common threshold" if apart else ""
     axes.set_xlabel(f"score ({scheduler.criterion.name}){of}")
     axes.set_ylabel("share of all weights (%)")
     axes.grid(axis="x", visible=False)
@@ -91,6 +90,15 @@ def scores(scheduler: PlatonScheduler, path: str | Path) -> None:
         axes.set_title(f"{percent(num_zeros / total)} are 0", loc="right", color=FAINT, fontsize=9)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=INK)
     save(figure, path)
+
+
+def _without_threshold(scheduler: PlatonScheduler) -> str:
+    """Why no single score parts what is kept from what is pruned; empty if one does."""
+    granularity = scheduler.granularity
+    # Between groups the threshold is of their scores, not of these.
+    if not isinstance(granularity, Unstructured):
+        return "of single weights, chosen in groups"
+    return "chosen in each tensor" if granularity.scope == "layer" else ""
 
 
 def _of_tensors(scheduler: PlatonScheduler) -> Iterator[tuple[Tensor, Tensor]]:

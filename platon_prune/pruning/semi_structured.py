@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from platon_prune.amounts import fraction
+from platon_prune.choice.granularity import Scope
 from platon_prune.choice.n_of_m import SemiStructured
 from platon_prune.criteria import Criterion, CriterionName
 from platon_prune.masks.input_dims import input_dim, reason_against_groups
@@ -41,6 +42,7 @@ def semi_structured(
     masking: Masking = "step",
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    scope: Scope = "global",
     history: bool = True,
     mask_history: str | os.PathLike[str] | None = None,
     own_keys: bool | None = None,
@@ -85,6 +87,7 @@ def semi_structured(
         masking: Likewise.
         include: Likewise.
         exclude: Likewise.
+        scope: Likewise, of groups: with ``amount=1`` it decides which ones are first.
         history: Likewise.
         mask_history: Likewise.
         own_keys: Likewise.
@@ -129,7 +132,8 @@ def semi_structured(
                 f"each selected tensor must have inputs in groups of m={m}, but "
                 f"{_listed(left_out)}: use another m, or leave it out with exclude=[...]"
             )
-        granularity = SemiStructured(n, m, {target.name: _dim(target) for target in kept})
+        dims = {target.name: _dim(target) for target in kept}
+        granularity = SemiStructured(n, m, dims, scope)
         for target in kept:
             granularity.require_shard(target.name, shard_of(parameter_of(target)))
         final, first = _share("amount", amount), _share("initial_amount", initial_amount)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from platon_prune.amounts import ZEROS, fraction_of_weights
-from platon_prune.choice.granularity import Unstructured
+from platon_prune.choice.granularity import Scope, Unstructured
 from platon_prune.criteria import Criterion, CriterionName
 from platon_prune.masks.method import Masking
 from platon_prune.masks.targets import Pairs, select
@@ -41,6 +41,7 @@ def global_unstructured(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     max_amount: float | Mapping[str, float] | None = None,
+    scope: Scope = "global",
     history: bool = True,
     mask_history: str | os.PathLike[str] | None = None,
     own_keys: bool | None = None,
@@ -90,6 +91,9 @@ def global_unstructured(
         max_amount: The largest fraction that a tensor may lose, in [0, 1]: one number for every
             tensor, or one for each substring of names (where several match, all of them hold). What
             exceeds it is pruned in the other tensors, so that the total is as exact as without.
+        scope: "global" ranks the scores of all tensors together; "layer" those of each tensor by
+            itself, so that all lose the same fraction, but for rounding and ``max_amount``. The
+            total is exact either way.
         history: Whether ``scheduler.history`` records what each choice did.
         mask_history: A file to which the masks of every choice are appended, so that
             ``scheduler.masks(step)`` returns them; see :meth:`PlatonScheduler.record_masks`.
@@ -148,7 +152,7 @@ def global_unstructured(
         sizes = [(target.name, parameter_of(target).numel()) for target in targets]
         num_weights = sum(size for _, size in sizes)
         final, first = fraction_of_weights("amount", amount, num_weights), 0.0
-        granularity = Unstructured(max_amount)
+        granularity = Unstructured(max_amount, scope)
         granularity.require_room(sizes, final)
         if not adopts_zeros:  # else it is the share of zeros, once they are counted
             first = fraction_of_weights("initial_amount", initial_amount, num_weights)

@@ -75,11 +75,11 @@ class Averages:
             for name, buffer in zip(names, (self.window, *self.averages), strict=True)
         }
 
-    def end_window_(self, num_samples: int, repairs: bool = True) -> None:
+    def end_window_(self, num_samples: float, repairs: bool = True) -> None:
         """Update the averages from the mean of the window's samples, and restart the window.
 
         Args:
-            num_samples: How many were added up.
+            num_samples: How many were added up; more than that for a mean that counts less.
             repairs: Whether a sum that overflowed counts as a large number, and NaN as none.
         """
         # Piece by piece: temporaries in float32 then take a piece, not a copy of all averages.

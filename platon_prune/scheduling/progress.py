@@ -42,6 +42,12 @@ class Progress:
             last -= 1
         return self.schedule.amount_at(last)
 
+    def left_before(self, step: int) -> float:
+        """Which share of the run was left when the window began that ends at ``step``."""
+        total = self.schedule.total_steps
+        # Of the step before it, so that even a run of one window has some left.
+        return 1 - max(0, step - self.schedule.window) / total if total else 1.0
+
     def warn_of_early_end(self, gradient: Tensor | None) -> None:
         """Say that a mask is finalized before the final amount is reached, if so; once.
 

@@ -201,7 +201,8 @@ class PlatonScheduler(Reporting):
         without_gradient: list[str] = []
         if ends_window and self.criterion.windowed:
             num_samples = self._counters.end_window(is_first=t <= self.schedule.window)
-            without_gradient = self._tensors.end_window_(num_samples)
+            left = self._progress.left_before(t)
+            without_gradient = self._tensors.end_window_(num_samples, left)
         # M keeps the largest S = Ī · Ū, as many as the schedule's r(t) says.
         has_scores = self._counters.has_scores or not self.criterion.windowed
         changed = self._choose(t) if chooses and has_scores else []

@@ -19,7 +19,12 @@ from platon_prune.tensors.shards import local_of
 
 STATE_VERSION = 3
 # What a setting is where it is not named, because there was nothing else when the state was saved.
-_DEFAULTS = {"schedule": CubicSchedule.name, "normalizer": "none"}
+_DEFAULTS = {
+    "schedule": CubicSchedule.name,
+    "normalizer": "none",
+    "scope": "global",
+    "fades": False,
+}
 # Entries of a tensor's state that are weights, not scores.
 _WEIGHTS = ("refilled", "set_aside")
 # What a state must have beside its settings and tensors; a counter is saved because it is a field.

@@ -248,8 +248,8 @@ class Store:
                     sample.masked_fill_(flag != 0, 0)  # NaN times 0 would be NaN
                 total.add_(sample)
 
-    def end_window_(self, num_samples: int) -> None:
-        """Update the averages from the mean of so many samples; 0 leaves them as they are."""
+    def end_window_(self, num_samples: float) -> None:
+        """Update the averages from the sum over so many samples; 0 leaves them as they are."""
         for share in self._shares:
             if share.averages is not None and num_samples:
                 share.averages.end_window_(num_samples)

@@ -12,6 +12,8 @@ from typing import Any
 
 from platon_prune.studies.settings import without_folders
 
+# Criteria whose name once meant other scores: their cells are others than those of that time.
+_MEANT_ANEW: dict[str, dict[str, Any]] = {"movement": {"fades": True}}
 DENSE = "dense"  # stands among the criteria for a model that is not pruned
 
 
@@ -43,6 +45,7 @@ class Cell:
         folders of several machines can be joined.
         """
         named = asdict(self) | {"settings": without_folders(self.settings)}
+        named |= _MEANT_ANEW.get(self.criterion, {})
         # Sorted: the same options in another order are the same cell.
         text = json.dumps(named, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,5 +1,7 @@
 """PLATON and its rivals written down plainly from the formulas, in float64, to test against."""
 
+import math
+
 import torch
 
 
@@ -9,12 +11,14 @@ class PlainTwin:
     def __init__(
         self, parameters, *, amount, total_steps, warmup_steps, cooldown_steps, initial_amount=0.0,
         beta1=0.85, beta2=0.95, window=10, criterion="platon", masking="step", schedule="cubic",
+        scope="global",
     ):  # fmt: skip
         self.parameters = parameters
         self.amount, self.initial_amount = amount, initial_amount
         self.total, self.warmup, self.cooldown = total_steps, warmup_steps, cooldown_steps
         self.beta1, self.beta2, self.window = beta1, beta2, window
         self.criterion, self.masking, self.schedule = criterion, masking, schedule
+        self.scope = scope
         self.step_number = 0
         zeros = {n: torch.zeros(p.shape, dtype=torch.float64) for n, p in parameters.items()}
         self.samples = {n: [zero] for n, zero in zeros.items()}  # the phantom zero
@@ -56,7 +60,8 @@ class PlainTwin:
         self.mean_uncertainty[name] = (
             self.beta2 * self.mean_uncertainty[name] + (1 - self.beta2) * deviation
         )
-        self.movement[name] = self.movement[name] + mean
+        left = 1 - (self.step_number - self.window) / self.total
+        self.movement[name] = self.movement[name] + left * mean
 
     def scores(self, name):
         weight = self.parameters[name].detach().double()
@@ -84,12 +89,25 @@ class PlainTwin:
 
     def _choose(self, t, ramp_end):
         scores = {name: self.scores(name) for name in self.parameters}
-        everything = torch.cat([score.flatten() for score in scores.values()])
-        count = round(self.target(t) * everything.numel())
-        assert count == 0 or everything.sort().values[: count + 1].diff()[-1] > 0, "a tie"
-        kept = torch.ones(everything.numel(), dtype=torch.bool)
-        kept[everything.argsort()[:count]] = False
-        for name, part in zip(
-            scores, kept.split([score.numel() for score in scores.values()]), strict=True
-        ):
+        sizes = {name: score.numel() for name, score in scores.items()}
+        count = round(self.target(t) * sum(sizes.values()))
+        if self.scope == "global":
+            kept = _largest(torch.cat([score.flatten() for score in scores.values()]), count)
+            parts = dict(zip(scores, kept.split(list(sizes.values())), strict=True))
+        else:  # whole shares, and then one more where the most is missing
+            exact = {name: count * size / sum(sizes.values()) for name, size in sizes.items()}
+            shares = {name: math.floor(share + 1e-9) for name, share in exact.items()}
+            by_lack = sorted(shares, key=lambda name: shares[name] - exact[name])
+            for name in by_lack[: count - sum(shares.values())]:
+                shares[name] += 1
+            parts = {name: _largest(scores[name].flatten(), shares[name]) for name in scores}
+        for name, part in parts.items():
             self.masks[name] = part.view(scores[name].shape)
+
+
+def _largest(scores, count):
+    """Which are left once so many of the smallest are gone."""
+    assert count in (0, len(scores)) or scores.sort().values[: count + 1].diff()[-1] > 0, "a tie"
+    kept = torch.ones(len(scores), dtype=torch.bool)
+    kept[scores.argsort()[:count]] = False
+    return kept

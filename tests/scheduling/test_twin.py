@@ -41,7 +41,13 @@ CRITERIA = ("platon", "sensitivity", "magnitude", "movement", "fisher", "scaled_
 @pytest.mark.parametrize("window", [1, 7, 10])
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_masks_weights_and_scores_equal_the_twin_at_every_step(criterion, window, masking):
-    _assert_equal(SETTINGS | dict(window=window, criterion=criterion, masking=masking))
+    settings = dict(window=window, criterion=criterion, masking=masking, scope="global")
+    _assert_equal(SETTINGS | settings)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_within_each_tensor_too_all_equals_the_twin_at_every_step(criterion):
+    _assert_equal(SETTINGS | dict(window=7, criterion=criterion, scope="layer"))
 
 
 @pytest.mark.parametrize("masking", ["step", "window"])

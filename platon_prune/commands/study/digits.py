@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import platon_prune
+from platon_prune.choice.granularity import SCOPES
 from platon_prune.commands.benchmarks import digits as _digits
 from platon_prune.commands.benchmarks.scans import NUM_CLASSES, num_training
+from platon_prune.criteria import Movement
 from platon_prune.masks.targets import find_tensors
 from platon_prune.schedule import SCHEDULES
 from platon_prune.scheduling.scheduler import PlatonScheduler
@@ -48,7 +50,8 @@ OPTIONS: dict[str, Option] = {
     "warmup": Option(_DEFAULT.warmup),  # share of the steps
     "cooldown": Option(_DEFAULT.cooldown),  # share of the steps
     "biases": Option(False),  # whether the biases of the pruned layers are pruned too
-    "scope": Option("global", ("global", "layer")),  # one threshold, or one for each tensor
+    "scope": Option("global", SCOPES),  # as of global_unstructured
+    "fades": Option(True),  # as of Movement
     "frozen": Option(False),  # whether the mask stays as it is once the ramp has ended
     "distillation": Option(0.0),  # share of the dense model in the loss
     "floor": Option(0.0),  # least density of a tensor, as a share of the density of all
@@ -67,17 +70,15 @@ OPTIONS: dict[str, Option] = {
 SHARED_OPTIONS = (*_OF_TRAINING, "threads", *_OF_DATA)
 
 
-class Together:
-    """Schedulers that prune one model, which the training loop sees as one.
-
-    Counts, over all weights together, what was pruned and came back.
+class Counted:
+    """A scheduler as the training loop sees it, which counts what was pruned and came back.
 
     Args:
-        schedulers: At least one; all have the same schedule.
+        scheduler: Of the whole model.
     """
 
-    def __init__(self, schedulers: Sequence[PlatonScheduler]) -> None:
-        self._schedulers = schedulers
+    def __init__(self, scheduler: PlatonScheduler) -> None:
+        self._scheduler = scheduler
         self._kept = self._masks()
         self._ever_pruned = ~self._kept
         self._returns: list[tuple[int, float]] = []  # step, share of the kept that came back
@@ -87,22 +88,21 @@ class Together:
     @property
     def amount(self) -> float:
         """Fraction that is due."""
-        return self._schedulers[0].amount
+        return self._scheduler.amount
 
     def step(self) -> None:
         """Called after each optimizer step."""
         # In the process's own time: these machines are shared. Counting is not the scheduler's.
         start = time.process_time()
-        for scheduler in self._schedulers:
-            scheduler.step()
+        scheduler = self._scheduler
+        scheduler.step()
         self._seconds += time.process_time() - start
         self._num_steps += 1
-        first = self._schedulers[0]
-        if first.schedule.is_choosing_step(first.last_step):
+        if scheduler.schedule.is_choosing_step(scheduler.last_step):
             kept = self._masks()
             if bool(self._ever_pruned.any()):
                 returned = int((kept & ~self._kept).sum()) / max(1, int(kept.sum()))
-                self._returns.append((first.last_step, returned))
+                self._returns.append((scheduler.last_step, returned))
             self._kept = kept
             self._ever_pruned |= ~kept
 
@@ -118,8 +118,8 @@ class Together:
 
     def state_bytes(self) -> float:
         """What is kept for each weight, in bytes; before the masks are taken off."""
-        memories = [scheduler.memory() for scheduler in self._schedulers]
-        return sum(each.total for each in memories) / sum(each.num_local for each in memories)
+        memory = self._scheduler.memory()
+        return memory.total / memory.num_local
 
     def step_ms(self) -> float:
         """Processor time of a step of pruning, in milliseconds."""
@@ -127,11 +127,10 @@ class Together:
 
     @property
     def _ramp_end(self) -> int:
-        return self._schedulers[0].schedule.ramp_end
+        return self._scheduler.schedule.ramp_end
 
     def _masks(self) -> Tensor:
-        masks = [mask for scheduler in self._schedulers for mask in scheduler.masks().values()]
-        return torch.cat([mask.flatten() for mask in masks])
+        return torch.cat([mask.flatten() for mask in self._scheduler.masks().values()])
 
 
 def settings(steps: int | None, flags: Sequence[str]) -> dict[str, Any]:
@@ -149,6 +148,10 @@ def check(cell: Cell) -> None:
     _check_training(training, chosen)
     if cell.criterion == DENSE:
         return
+    if not chosen["fades"] and cell.criterion != Movement.name:
+        raise ValueError(
+            f"fades=false is an option of movement, got {cell.criterion}: leave it out"
+        )
     stand_in = nn.Sequential(nn.Linear(64, 64))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", platon_prune.PruningWarning)
@@ -201,7 +204,7 @@ def _run(cell: Cell, place: Workspace) -> dict[str, float]:
         return {**_accuracies(longer, dense, digits), "sparsity": 0.0}
     run = _digits.Run(cell.label, copy.deepcopy(dense.model), cell.amount)
     selected = _select(run.model, biases=chosen["biases"])
-    scheduler = Together(_set_up(run.model, selected, cell, training, chosen))
+    scheduler = Counted(_set_up(run.model, selected, cell, training, chosen))
     loss = _teaching(dense.model, digits, chosen["distillation"])
     state_bytes = scheduler.state_bytes()
     _digits.fine_tune_with(scheduler, run, digits, training, _digits.unwatched, loss)
@@ -247,31 +250,31 @@ def _set_up(
     cell: Cell,
     training: _digits.Settings,
     chosen: Mapping[str, Any],
-) -> list[PlatonScheduler]:
-    """The schedulers of a cell: one, or one for each tensor."""
+) -> PlatonScheduler:
+    """The scheduler of a cell."""
     frozen = training.cooldown_steps if chosen["frozen"] else 0
     pruning: dict[str, Any] = dict(
         amount=cell.amount,
-        criterion=cell.criterion,
+        criterion=cell.criterion if chosen["fades"] else Movement(fades=False),
         # Past the end of its schedule a scheduler only re-applies its masks.
         total_steps=training.steps - frozen,
         warmup_steps=training.warmup_steps,
         cooldown_steps=training.cooldown_steps - frozen,
-        **{name: chosen[name] for name in ("window", "masking", "beta1", "beta2", "schedule")},
+        **{
+            name: chosen[name]
+            for name in ("window", "masking", "beta1", "beta2", "schedule", "scope")
+        },
     )
     if chosen["floor"]:
         pruning["max_amount"] = 1 - chosen["floor"] * (1 - cell.amount)
     elif chosen["max_amount"] is not None:
         pruning["max_amount"] = chosen["max_amount"]
-    parts: list[Any] = [model]
-    if chosen["scope"] == "layer":
-        parts = [[(module, name)] for _, module, name in selected]
-    elif chosen["biases"]:
+    if chosen["biases"]:
         pruning["include"] = [name for name, _, _ in selected]
-    schedulers = [platon_prune.global_unstructured(part, **pruning) for part in parts]
-    for scheduler in schedulers if frozen else ():
+    scheduler = platon_prune.global_unstructured(model, **pruning)
+    if frozen:
         scheduler.allow_other_length()
-    return schedulers
+    return scheduler
 
 
 def _select(model: nn.Module, *, biases: bool) -> list[tuple[str, nn.Module, str]]:

@@ -193,13 +193,19 @@ class Learning(Sequence[TrackedTensor]):
         """Give up the steps of which only the device knows."""
         self._outcomes.read()
 
-    def end_window_(self, num_samples: int) -> list[str]:
+    def end_window_(self, num_samples: int, left: float) -> list[str]:
         """Update the averages from the mean of so many samples, and restart the windows.
+
+        Args:
+            num_samples: How many were added up.
+            left: Which share of the run was left when the window began, in (0, 1].
 
         Returns:
             Names of the tensors that had no gradient in it, if it had samples.
         """
-        self._store.end_window_(num_samples)
+        weight = self.criterion.weight_of_window(left)
+        # One division for both, and no other rounding where every window counts alike.
+        self._store.end_window_(num_samples / weight if weight else 0)
         without = [tensor.name for tensor in self if not tensor.had_gradient] if num_samples else []
         for tensor in self._tensors:
             tensor.had_gradient = False

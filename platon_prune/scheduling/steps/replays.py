@@ -126,7 +126,8 @@ class Replays(Readings):
         without_gradient: list[str] = []
         if ends_window and self.criterion.windowed:
             num_samples = self._counters.end_window(is_first=t <= self.schedule.window)
-            without_gradient = self._tensors.end_window_(num_samples)
+            left = self._progress.left_before(t)
+            without_gradient = self._tensors.end_window_(num_samples, left)
         always = self.masking == "step" or not learns or t > self.schedule.ramp_end
         # A choice comes after the launches, and zeroes by the new masks alone: what comes back must
         # keep what the optimizer made of it.

@@ -147,6 +147,16 @@ def test_a_normalizer_is_handed_on_to_the_callback_of_heads_and_neurons():
     assert parse(*heads).pruning.pruning_normalizer == default
 
 
+def test_a_scope_is_handed_on_to_the_callback(capsys):
+    n_of_m = ("--pruning_granularity", "semi_structured")
+    assert parse("--pruning_scope", "layer").pruning.callback()["scope"] == "layer"
+    assert parse(*n_of_m, "--pruning_scope", "layer").pruning.callback()["scope"] == "layer"
+    assert "scope" not in parse("--pruning_scope", "global").pruning.callback()
+    with pytest.raises(SystemExit, match="2"):
+        parse("--pruning_scope", "tensor")
+    assert "invalid choice: 'tensor'" in capsys.readouterr().err
+
+
 def test_whole_numbers_are_counts_and_what_is_below_one_a_fraction():
     pruning = PruningArguments(amount=5000.0, pruning_warmup_steps=100.0)
     assert (pruning.amount, pruning.pruning_warmup_steps) == (5000, 100)
@@ -177,6 +187,10 @@ def test_whole_numbers_are_counts_and_what_is_below_one_a_fraction():
             "--pruning_masking must be step for --pruning_initial_amount zeros, got window",
         ),
         (["--pruning_normalizer", "cost"], "--pruning_normalizer cost must go with --pruning_gran"),
+        (
+            ["--pruning_granularity", "structured", "--pruning_scope", "layer", "--amount", "0.5"],
+            "--pruning_scope layer must go with --pruning_granularity unstructured or semi_struct",
+        ),
         (["--shrink"], "--shrink must go with --pruning_granularity structured, got unstructured"),
         (["--pruning_kinds", "heads"], "--pruning_kinds heads must go with --pruning_granularity"),
         (
