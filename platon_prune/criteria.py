@@ -218,12 +218,12 @@ class Platon(Sensitivity):
 class Movement(Criterion):
     """How far training moves weights away from zero: the sum of ``−α w · ∂L/∂w``.
 
-    ``α`` is the share of the run that is left, the rate at which the paper's scores are learnt. In
-    the plain sum one bad window near the end, when weights hardly move any more, can outweigh
-    all before it: weights go that are needed, the loss rises, and the next window is worse.
+    ``α`` is the share of the run that was left when the window began, as the paper's code learns
+    scores at a rate that falls to zero. In the plain sum late windows, when weights hardly move any
+    more, can outweigh all before them: what is needed goes, the loss rises, the next one is worse.
 
     Args:
-        fades: Whether that is so; if not, every window counts alike.
+        fades: Whether α falls so; if not it is 1, and every window counts alike.
 
     Source: Sanh et al., Movement Pruning, NeurIPS 2020, the accumulated score (of window means).
     """

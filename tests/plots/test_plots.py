@@ -224,6 +224,14 @@ def test_a_threshold_of_groups_is_not_drawn_over_the_scores_of_weights(figures, 
     assert "chosen in groups" in axes.get_xlabel()
 
 
+def test_the_largest_threshold_of_many_is_not_drawn_as_that_of_all_tensors(figures):
+    scheduler = _run(criterion="movement", scope="layer")
+    assert scheduler.threshold is not None
+    plots.scores(scheduler, "unused")
+    assert not figures[0].axes[0].lines
+    assert "chosen in each tensor: no common threshold" in figures[0].axes[0].get_xlabel()
+
+
 def test_scores_of_random_pruning_are_refused_for_what_they_are(tmp_path):
     with pytest.raises(ValueError, match='criterion="random", which scores every weight 0'):
         plots.scores(_run(criterion="random"), tmp_path / "figure.png")
