@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from platon_prune.runtimes import llvm_product
 from platon_prune.runtimes.linear_layers import (
     Layer,
     count_holders,
@@ -26,7 +27,7 @@ from platon_prune.runtimes.measuring import (
     shortest_times,
     tokens_of,
 )
-from platon_prune.runtimes.sparse_linear import SparseLinear
+from platon_prune.runtimes.sparse_linear import Product, SparseLinear
 from platon_prune.tables import table
 from platon_prune.tensors.blocks import count_kept
 from platon_prune.timing import Clock, clock
@@ -37,8 +38,9 @@ class LayerChoice:
     """One linear layer: what was measured, and whether it is "sparse" now or still "dense".
 
     Times are in milliseconds, None if the layer was not measured: the shortest of many calls that
-    take turns. Layers of one shape and nearly the same number of zeros share a measurement.
-    Density is None if it was not counted.
+    take turns. ``torch_ms`` is the time with torch's sparse product and ``llvm_ms`` with that of
+    llvmlite, None without it. Layers of one shape and nearly the same number of zeros share a
+    measurement. Density is None if it was not counted.
     """
 
     name: str
@@ -48,14 +50,33 @@ class LayerChoice:
     reason: str
     density: float | None = None
     dense_ms: float | None = None
-    sparse_ms: float | None = None
+    torch_ms: float | None = None
+    llvm_ms: float | None = None
+
+    @property
+    def product(self) -> Product:
+        """Which sparse product was the faster one."""
+        times = {"torch": self.torch_ms, "llvm": self.llvm_ms}
+        measured = {name: ms for name, ms in times.items() if ms is not None}
+        return min(measured, key=measured.__getitem__, default="torch")  # type: ignore[return-value]
+
+    @property
+    def sparse_ms(self) -> float | None:
+        """The time with the faster one."""
+        return min((ms for ms in (self.torch_ms, self.llvm_ms) if ms is not None), default=None)
 
 
 @dataclass(frozen=True)
 class SparseReport:
-    """The choices for the linear layers of a model; prints as a table."""
+    """The choices for the linear layers of a model; prints as a table.
+
+    Args:
+        rows: A choice for each layer.
+        without_llvm: Why LLVM's product was not measured, if it could not be.
+    """
 
     rows: tuple[LayerChoice, ...]
+    without_llvm: str | None = None
 
     def __iter__(self) -> Iterator[LayerChoice]:
         return iter(self.rows)
@@ -69,15 +90,15 @@ class SparseReport:
         return sum(row.chosen == "sparse" for row in self.rows)
 
     def __str__(self) -> str:
-        lines = [("layer", "shape", "density", "tokens", "dense ms", "sparse ms", "chosen")]
+        times = [("dense ms", "dense_ms"), ("torch ms", "torch_ms"), ("llvm ms", "llvm_ms")]
+        lines = [("layer", "shape", "density", "tokens", *(head for head, _ in times), "chosen")]
         lines += [
             (
                 row.name,
                 "x".join(map(str, row.shape)),
                 "-" if row.density is None else f"{row.density:.2%}",
                 str(row.num_tokens),
-                "-" if row.dense_ms is None else f"{row.dense_ms:.3f}",
-                "-" if row.sparse_ms is None else f"{row.sparse_ms:.3f}",
+                *("-" if (ms := getattr(row, key)) is None else f"{ms:.3f}" for _, key in times),
                 row.chosen,
             )
             for row in self.rows
@@ -85,6 +106,8 @@ class SparseReport:
         notes = [f"{self.num_sparse} of {len(self)} linear layers are sparse now"]
         left = Counter(row.reason for row in self.rows if row.chosen == "dense")
         notes += [f"left dense: {count} {reason}" for reason, count in left.items()]
+        if self.without_llvm is not None and any(row.torch_ms is not None for row in self.rows):
+            notes.append(f"measured without the product of LLVM: {self.without_llvm}")
         return "\n".join([table(lines), *notes])
 
 
@@ -100,10 +123,11 @@ def to_sparse_inference(
     """Make a finalized model faster on the CPU: its sparse linear layers skip their zeros.
 
     Each ``nn.Linear`` and each Conv1D of transformers is timed as it is and with its weight as
-    CSR, for as many tokens as it will see and on as many threads as torch uses now. It is replaced
-    by a :class:`~platon_prune.runtimes.sparse_linear.SparseLinear` if that saves at least a tenth
-    of its time, else left alone. Outputs stay equal up to float32 rounding, and the dense weight of
-    a replaced layer is freed.
+    CSR, for as many tokens as it will see and on as many threads as torch uses now: with torch's
+    sparse product, and where llvmlite is installed with a faster one that it compiles. The layer is
+    replaced by a :class:`~platon_prune.runtimes.sparse_linear.SparseLinear` with the faster one if
+    that saves at least a tenth of its time, else left alone. Outputs stay equal up to float32
+    rounding, and the dense weight of a replaced layer is freed.
 
     Whatever its zeros, a layer stays dense if it is not float32 on the CPU, if its weight is
     shared with another module (an embedding, say), or if its parent may read the weight.
@@ -117,8 +141,8 @@ def to_sparse_inference(
             times sequence length. 128 if neither is given. More tokens gain less, so give the
             most that are usual.
         contiguous_outputs: Whether outputs are laid out as a dense layer's. False saves the copy
-            that this takes; code that joins dimensions of an output with ``.view`` then fails with
-            torch's own error (``.reshape`` works).
+            that this takes after torch's product; code that joins dimensions of an output with
+            ``.view`` then fails with torch's own error (``.reshape`` works).
         timed: How many milliseconds a function takes, such as
             ``platon_prune.timing.clock("cpu", processor_time=True)``; wall-clock time by default.
 
@@ -151,10 +175,10 @@ def to_sparse_inference(
         choice = _choose(layer, tokens.pop(layer.module), holders, measure)
         rows.append(choice)
         if choice.chosen == "sparse":
-            sparse = _to_sparse(layer, contiguous_outputs)
+            sparse = _to_sparse(layer, contiguous_outputs, choice.product)
             layer.replace(sparse)
             model = sparse if layer.module is model else model
-    model.sparse_report = SparseReport(tuple(rows))  # type: ignore[assignment]
+    model.sparse_report = SparseReport(tuple(rows), llvm_product.why_not())  # type: ignore[assignment]
     return model
 
 
@@ -195,21 +219,21 @@ def _choose(layer: Layer, num_tokens: int, holders: Counter[int], measure: _Meas
     reason = reason_to_stay_dense(num_kept, numel)
     if reason is not None:
         return replace(dense, reason=reason)
-    dense_ms, sparse_ms = measure(layer, num_tokens, num_kept)
-    timed = replace(dense, dense_ms=dense_ms, sparse_ms=sparse_ms)
-    if sparse_ms <= WORTHWHILE * dense_ms:
+    timed = replace(dense, **measure(layer, num_tokens, num_kept))
+    assert timed.dense_ms is not None and timed.sparse_ms is not None
+    if timed.sparse_ms <= WORTHWHILE * timed.dense_ms:
         return replace(timed, chosen="sparse", reason="faster")
     return replace(timed, reason=f"where CSR does not save {1 - WORTHWHILE:.0%} of the time")
 
 
 class _Measure:
-    """Times of a layer, dense and sparse; alike layers are measured once."""
+    """Times of a layer, dense and sparse, by their names; alike layers are measured once."""
 
     def __init__(self, timed: Clock) -> None:
         self._timed = timed
-        self._times: dict[Hashable, tuple[float, float]] = {}
+        self._times: dict[Hashable, dict[str, float]] = {}
 
-    def __call__(self, layer: Layer, num_tokens: int, num_kept: int) -> tuple[float, float]:
+    def __call__(self, layer: Layer, num_tokens: int, num_kept: int) -> dict[str, float]:
         # In steps of a tenth, as fine as the margin that a layer must gain by.
         bucket = round(math.log(max(num_kept, 1), 1.1))
         has_bias = layer.module.bias is not None
@@ -218,17 +242,21 @@ class _Measure:
             self._times[key] = self._measure(layer, num_tokens)
         return self._times[key]
 
-    def _measure(self, layer: Layer, num_tokens: int) -> tuple[float, float]:
+    def _measure(self, layer: Layer, num_tokens: int) -> dict[str, float]:
+        products: list[Product] = ["torch"]
+        if llvm_product.takes(layer.shape):
+            products.append("llvm")
         # With the copy that makes outputs contiguous, whoever makes it in the end. The functions
         # are the bare forwards: hooks would count for both.
-        sparse = _to_sparse(layer, contiguous_outputs=True)
+        forms = {"dense_ms": layer.module} | {
+            f"{product}_ms": _to_sparse(layer, True, product) for product in products
+        }
         # A generator of its own: the user's random numbers stay what they were.
         inputs = torch.randn(num_tokens, layer.shape[1], generator=torch.Generator().manual_seed(0))
-        functions = [partial(layer.module.forward, inputs), partial(sparse.forward, inputs)]
-        dense_ms, sparse_ms = shortest_times(functions, self._timed)
-        return dense_ms, sparse_ms
+        functions = [partial(form.forward, inputs) for form in forms.values()]
+        return dict(zip(forms, shortest_times(functions, self._timed), strict=True))
 
 
-def _to_sparse(layer: Layer, contiguous_outputs: bool) -> SparseLinear:
+def _to_sparse(layer: Layer, contiguous_outputs: bool, product: Product) -> SparseLinear:
     bias = layer.module._parameters["bias"]
-    return SparseLinear(layer.weight, bias, contiguous_output=contiguous_outputs)
+    return SparseLinear(layer.weight, bias, contiguous_output=contiguous_outputs, product=product)

@@ -1,17 +1,21 @@
 """`SparseLinear`: a linear layer that holds its weight as CSR and multiplies only what is not zero.
 
-The product is ``W @ x.T`` with 32-bit indices, the one arrangement that is fast on a CPU: the CSR
-weight on the left, the tokens along the contiguous dimension of both dense matrices.
+Torch's product is ``W @ x.T`` with 32-bit indices, the one arrangement in which it is fast on a
+CPU: the CSR weight on the left, the tokens along the contiguous dimension of both dense matrices.
 ``F.linear(x, W)`` arranges them the other way round and takes longer than a dense layer.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from platon_prune.runtimes.sparse_operations import csr, csr_linear, csr_matmul, sparse_linear
+
+Product = Literal["torch", "llvm"]
 
 
 class SparseLinear(nn.Module):
@@ -25,29 +29,44 @@ class SparseLinear(nn.Module):
         weight: Dense weight, outputs by inputs, float32, on the CPU; its zeros are left out.
         bias: One float32 number per output, or None.
         contiguous_output: Whether the output is laid out as a dense layer's. If not, it is a
-            transposed view of the product, which saves a copy.
+            transposed view of torch's product, which saves a copy.
+        product: "torch" for torch's own product with a CSR matrix, or "llvm" for
+            machine code that llvmlite makes in each process where the layer is called; the output
+            is contiguous then. Where llvmlite is missing, or the layer is not on the CPU or has
+            less than 16 inputs or outputs, torch's product is used all the same.
     """
 
     weight_crow_indices: Tensor
     weight_col_indices: Tensor
     weight_values: Tensor
     bias: nn.Parameter | None
+    # Of layers that were pickled before there was a choice.
+    product: Product = "torch"
 
     def __init__(
-        self, weight: Tensor, bias: nn.Parameter | None = None, *, contiguous_output: bool = True
+        self,
+        weight: Tensor,
+        bias: nn.Parameter | None = None,
+        *,
+        contiguous_output: bool = True,
+        product: Product = "torch",
     ) -> None:
         super().__init__()
+        if product not in get_args(Product):
+            choices = " or ".join(map(repr, get_args(Product)))
+            raise ValueError(f"product must be {choices}, got {product!r}")
+        self.product = product
         self.out_features, self.in_features = weight.shape
         self.contiguous_output = contiguous_output
         with torch.no_grad(), warnings.catch_warnings():
             # A notice for who chooses CSR, which the user of this layer has not.
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            csr = weight.detach().to_sparse_csr()
-        # MKL's kernels are faster with 32-bit indices, and they save a third of the memory.
-        self.register_buffer("weight_crow_indices", csr.crow_indices().to(torch.int32))
-        self.register_buffer("weight_col_indices", csr.col_indices().to(torch.int32))
+            matrix = weight.detach().to_sparse_csr()
+        # 32-bit indices save a third of the memory, and LLVM's product takes no others.
+        self.register_buffer("weight_crow_indices", matrix.crow_indices().to(torch.int32))
+        self.register_buffer("weight_col_indices", matrix.col_indices().to(torch.int32))
         # A copy: what CSR hands out is a view of a sparse tensor, which the compiler refuses.
-        self.register_buffer("weight_values", csr.values().clone())
+        self.register_buffer("weight_values", matrix.values().clone())
         self.register_parameter("bias", bias)
 
     @property
@@ -59,7 +78,7 @@ class SparseLinear(nn.Module):
         """
         if torch.compiler.is_compiling():
             return self._product(torch.eye(self.in_features, device=self.weight_values.device))
-        return _csr(
+        return csr(
             self.weight_crow_indices,
             self.weight_col_indices,
             self.weight_values,
@@ -84,16 +103,21 @@ class SparseLinear(nn.Module):
         # One matrix: CSR multiplies two dimensions only.
         tokens = input.reshape(-1, self.in_features)
         output: Tensor
-        if torch.compiler.is_compiling():
+        if self.product == "llvm":
+            output = sparse_linear(
+                self.weight_crow_indices,
+                self.weight_col_indices,
+                self.weight_values,
+                self.bias,
+                tokens,
+            )
+        elif torch.compiler.is_compiling():
             # A graph can't hold sparse tensors, so the product is one opaque operation in it; the
             # bias and the transposition are left to the compiler, which fuses them.
             product = self._product(tokens.t())
             output = product.t() if self.bias is None else product.t() + self.bias
-        elif self.bias is None:
-            output = (self.weight @ tokens.t()).t()
         else:
-            # The bias in the same operation: added afterwards, it would read the output once more.
-            output = torch.addmm(self.bias[:, None], self.weight, tokens.t()).t()
+            output = csr_linear(self.bias, self.weight, tokens)
         if self.contiguous_output:
             output = output.contiguous()
         return output.view(*input.shape[:-1], self.out_features)
@@ -133,61 +157,5 @@ class SparseLinear(nn.Module):
         density = self.weight_values.numel() / (self.in_features * self.out_features)
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, density={density:.4f}"
+            f"bias={self.bias is not None}, density={density:.4f}, product={self.product}"
         )
-
-
-def _csr(
-    crow_indices: Tensor, col_indices: Tensor, values: Tensor, num_rows: int, num_columns: int
-) -> Tensor:
-    return torch.sparse_csr_tensor(
-        crow_indices, col_indices, values, (num_rows, num_columns), check_invariants=False
-    )
-
-
-# --- for torch.compile --------------------------------------------------------------------------
-
-
-@torch.library.custom_op("platon_prune::csr_matmul", mutates_args=())
-def csr_matmul(
-    crow_indices: Tensor, col_indices: Tensor, values: Tensor, num_columns: int, dense: Tensor
-) -> Tensor:
-    """``W @ dense`` for a CSR matrix given by its three tensors: rows of W by columns of dense."""
-    num_rows = crow_indices.numel() - 1
-    return _csr(crow_indices, col_indices, values, num_rows, num_columns) @ dense
-
-
-@torch.library.custom_op("platon_prune::csr_matmul_transposed", mutates_args=())
-def csr_matmul_transposed(
-    crow_indices: Tensor, col_indices: Tensor, values: Tensor, num_columns: int, dense: Tensor
-) -> Tensor:
-    """``W.T @ dense``, which takes gradients back through :func:`csr_matmul`."""
-    num_rows = crow_indices.numel() - 1
-    return _csr(crow_indices, col_indices, values, num_rows, num_columns).t() @ dense
-
-
-@csr_matmul.register_fake
-def _(
-    crow_indices: Tensor, col_indices: Tensor, values: Tensor, num_columns: int, dense: Tensor
-) -> Tensor:
-    return dense.new_empty(crow_indices.shape[0] - 1, dense.shape[1])
-
-
-@csr_matmul_transposed.register_fake
-def _(
-    crow_indices: Tensor, col_indices: Tensor, values: Tensor, num_columns: int, dense: Tensor
-) -> Tensor:
-    return dense.new_empty(num_columns, dense.shape[1])
-
-
-def _remember_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    # Not the inputs: the weight is frozen, so only its product with the gradient is needed.
-    ctx.save_for_backward(*inputs[:3])
-    ctx.num_columns = inputs[3]
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return None, None, None, None, csr_matmul_transposed(*ctx.saved_tensors, ctx.num_columns, grad)
-
-
-csr_matmul.register_autograd(_gradients, setup_context=_remember_weight)
