@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="n:m instead: the time of a choice, and 2:4 layers beside dense ones on a GPU",
     )
     parser.add_argument(
+        "--sparse_layers",
+        action="store_true",
+        help="linear layers that skip their zeros instead: each sparse product beside dense, on "
+        "the CPU",
+    )
+    parser.add_argument(
         "--cut",
         action="store_true",
         help="whole runs of structured pruning instead: masks alone beside runs cut as they go",
@@ -76,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         names = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     if arguments.cut:
         return _whole_runs(arguments, names)
+    if arguments.sparse_layers:
+        return _sparse_layers(arguments)
     if arguments.semi_structured:
         return _semi_structured(arguments, names)
     # Keys of devices hold what they always held, a list of figures; what came later has its own.
@@ -142,6 +150,30 @@ def _whole_runs(arguments: argparse.Namespace, names: list[str]) -> int:
         print(f"\n{name}\n\n{whole_run_table(found)}")
         reports[name] = [each._asdict() for each in found]
     write_json(arguments, reports)
+    return 0
+
+
+def _sparse_layers(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from platon_prune.commands.benchmarks.sparse_layers import layer_figures, layer_table
+    from platon_prune.runtimes.llvm_product import why_not
+    from platon_prune.timing import clock
+
+    if arguments.device not in (None, "cpu"):
+        raise ValueError(
+            f"--sparse_layers needs --device cpu, got {arguments.device}: sparse layers are for "
+            "the CPU"
+        )
+    found = layer_figures(arguments.repeats, clock("cpu", arguments.processor_time))
+    print(
+        f"\ncpu ({torch.get_num_threads()} threads), torch {torch.__version__}, float32, zeros "
+        "scattered at random;\nms are the shortest, ratios median (lowest-highest) of the runs\n"
+    )
+    print(layer_table(found))
+    if (reason := why_not()) is not None:
+        print(f"the product of LLVM was not measured: {reason}")
+    write_json(arguments, [each._asdict() for each in found])
     return 0
 
 

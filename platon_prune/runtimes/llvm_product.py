@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from platon_prune.extras import how_to_install
+
 # The least numbers of inputs and outputs that the code takes: those of a vector.
 SMALLEST = 16
 # Tokens in one pass, so that what is packed for it stays a few MB however many there are.
@@ -52,15 +54,17 @@ def can_multiply(weight: tuple[Tensor, Tensor, Tensor], bias: Tensor | None, inp
         bias: One number per output, or None.
         input: Tokens by inputs.
     """
-    *indices, values = weight
+    crow_indices, col_indices, values = weight
     # Addresses are all that the code is given: what is elsewhere or of another type must not pass.
     return (
-        all(tensor.is_cpu and tensor.dtype == torch.int32 for tensor in indices)
-        and all(
-            tensor.is_cpu and tensor.dtype == torch.float32
-            for tensor in (values, input, *(() if bias is None else (bias,)))
-        )
-        and takes((indices[0].numel() - 1, input.shape[1]))
+        input.is_cpu
+        and crow_indices.is_cpu
+        and col_indices.is_cpu
+        and values.is_cpu
+        and input.dtype == values.dtype == torch.float32
+        and crow_indices.dtype == col_indices.dtype == torch.int32
+        and (bias is None or (bias.is_cpu and bias.dtype == torch.float32))
+        and takes((crow_indices.numel() - 1, input.shape[1]))
     )
 
 
@@ -157,7 +161,7 @@ def _compile() -> _Kernel | str:
 
         from platon_prune.runtimes import llvm_kernel
     except (ImportError, OSError) as error:
-        return f"llvmlite can't be imported ({error})"
+        return f"llvmlite can't be imported ({error}): {how_to_install('llvmlite', 'cpu')}"
     try:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()

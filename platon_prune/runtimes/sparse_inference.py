@@ -239,22 +239,34 @@ class _Measure:
         has_bias = layer.module.bias is not None
         key = (type(layer.module), layer.shape, has_bias, num_tokens, bucket)
         if key not in self._times:
-            self._times[key] = self._measure(layer, num_tokens)
+            self._times[key] = layer_times(layer, num_tokens, self._timed)
         return self._times[key]
 
-    def _measure(self, layer: Layer, num_tokens: int) -> dict[str, float]:
-        products: list[Product] = ["torch"]
-        if llvm_product.takes(layer.shape):
-            products.append("llvm")
-        # With the copy that makes outputs contiguous, whoever makes it in the end. The functions
-        # are the bare forwards: hooks would count for both.
-        forms = {"dense_ms": layer.module} | {
-            f"{product}_ms": _to_sparse(layer, True, product) for product in products
-        }
-        # A generator of its own: the user's random numbers stay what they were.
-        inputs = torch.randn(num_tokens, layer.shape[1], generator=torch.Generator().manual_seed(0))
-        functions = [partial(form.forward, inputs) for form in forms.values()]
-        return dict(zip(forms, shortest_times(functions, self._timed), strict=True))
+
+def layer_times(layer: Layer, num_tokens: int, timed: Clock) -> dict[str, float]:
+    """The shortest of many times of a layer, dense and with each sparse product that takes it.
+
+    Args:
+        layer: With its zeros.
+        num_tokens: Rows of an input, which is random.
+        timed: The clock.
+
+    Returns:
+        ``dense_ms``, ``torch_ms`` and, with llvmlite, ``llvm_ms``, in what the clock counts.
+    """
+    products: list[Product] = ["torch"]
+    if llvm_product.takes(layer.shape):
+        products.append("llvm")
+    # With the copy that makes outputs contiguous, whoever makes it in the end. The functions
+    # are the bare forwards: hooks would count for both.
+    forms = {"dense_ms": layer.module} | {
+        f"{product}_ms": _to_sparse(layer, True, product) for product in products
+    }
+    # A generator of its own: the user's random numbers stay what they were.
+    inputs = torch.randn(num_tokens, layer.shape[1], generator=torch.Generator().manual_seed(0))
+    functions = [partial(form.forward, inputs) for form in forms.values()]
+    with torch.no_grad():
+        return dict(zip(forms, shortest_times(functions, timed), strict=True))
 
 
 def _to_sparse(layer: Layer, contiguous_outputs: bool, product: Product) -> SparseLinear:
