@@ -118,6 +118,7 @@ def to_sparse_inference(
     *,
     num_tokens: int | None = None,
     contiguous_outputs: bool = True,
+    machine_code: bool = True,
     timed: Clock | None = None,
 ) -> nn.Module:
     """Make a finalized model faster on the CPU: its sparse linear layers skip their zeros.
@@ -143,6 +144,8 @@ def to_sparse_inference(
         contiguous_outputs: Whether outputs are laid out as a dense layer's. False saves the copy
             that this takes after torch's product; code that joins dimensions of an output with
             ``.view`` then fails with torch's own error (``.reshape`` works).
+        machine_code: Whether the product that llvmlite compiles may be tried. False is for
+            systems that forbid a program to make code, and to measure torch's product alone.
         timed: How many milliseconds a function takes, such as
             ``platon_prune.timing.clock("cpu", processor_time=True)``; wall-clock time by default.
 
@@ -166,7 +169,7 @@ def to_sparse_inference(
     _check_device(layers)
     tokens = tokens_of(model, example_inputs, num_tokens, layers)
     holders = count_holders(model)
-    measure = _Measure(clock("cpu") if timed is None else timed)
+    measure = _Measure(clock("cpu") if timed is None else timed, machine_code)
     rows = []
     layers.reverse()
     while layers:
@@ -178,7 +181,8 @@ def to_sparse_inference(
             sparse = _to_sparse(layer, contiguous_outputs, choice.product)
             layer.replace(sparse)
             model = sparse if layer.module is model else model
-    model.sparse_report = SparseReport(tuple(rows), llvm_product.why_not())  # type: ignore[assignment]
+    without_llvm = llvm_product.why_not() if machine_code else "machine_code is False"
+    model.sparse_report = SparseReport(tuple(rows), without_llvm)  # type: ignore[assignment]
     return model
 
 
@@ -229,8 +233,9 @@ def _choose(layer: Layer, num_tokens: int, holders: Counter[int], measure: _Meas
 class _Measure:
     """Times of a layer, dense and sparse, by their names; alike layers are measured once."""
 
-    def __init__(self, timed: Clock) -> None:
+    def __init__(self, timed: Clock, machine_code: bool) -> None:
         self._timed = timed
+        self._machine_code = machine_code
         self._times: dict[Hashable, dict[str, float]] = {}
 
     def __call__(self, layer: Layer, num_tokens: int, num_kept: int) -> dict[str, float]:
@@ -239,23 +244,26 @@ class _Measure:
         has_bias = layer.module.bias is not None
         key = (type(layer.module), layer.shape, has_bias, num_tokens, bucket)
         if key not in self._times:
-            self._times[key] = layer_times(layer, num_tokens, self._timed)
+            self._times[key] = layer_times(layer, num_tokens, self._timed, self._machine_code)
         return self._times[key]
 
 
-def layer_times(layer: Layer, num_tokens: int, timed: Clock) -> dict[str, float]:
+def layer_times(
+    layer: Layer, num_tokens: int, timed: Clock, machine_code: bool = True
+) -> dict[str, float]:
     """The shortest of many times of a layer, dense and with each sparse product that takes it.
 
     Args:
         layer: With its zeros.
         num_tokens: Rows of an input, which is random.
         timed: The clock.
+        machine_code: Whether llvmlite's product may be tried.
 
     Returns:
         ``dense_ms``, ``torch_ms`` and, with llvmlite, ``llvm_ms``, in what the clock counts.
     """
     products: list[Product] = ["torch"]
-    if llvm_product.takes(layer.shape):
+    if machine_code and llvm_product.takes(layer.shape):
         products.append("llvm")
     # With the copy that makes outputs contiguous, whoever makes it in the end. The functions
     # are the bare forwards: hooks would count for both.

@@ -347,6 +347,19 @@ def test_without_llvmlite_the_report_says_so_and_what_was_measured(without_llvml
     assert last.startswith("measured without the product of LLVM: llvmlite can't be imported")
 
 
+def test_machine_code_that_is_not_wanted_is_not_made(monkeypatch):
+    def compile_():
+        raise AssertionError
+
+    monkeypatch.setattr(llvm_product, "_compile", compile_)
+    model = nn.Sequential(with_zeros(20, 24))
+    clock = Clock(dense=10.0, torch=5.0)
+    platon_prune.to_sparse_inference(model, machine_code=False, timed=clock)
+    assert model[0].product == "torch"
+    assert str(model.sparse_report).endswith("the product of LLVM: machine_code is False")
+    model(sample(2, 24))
+
+
 def test_a_report_in_which_nothing_was_measured_does_not_speak_of_llvmlite(without_llvmlite):
     model = nn.Sequential(nn.Linear(24, 20))
     platon_prune.to_sparse_inference(model)
