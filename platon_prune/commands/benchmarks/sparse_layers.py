@@ -87,8 +87,10 @@ def _ratio(spread: Spread | None) -> str:
 def _layer(shape: tuple[int, int], density: float) -> Layer:
     outputs, inputs = shape
     linear = nn.Linear(inputs, outputs)
+    # The same zeros in every pass.
+    drawn = torch.rand(outputs, inputs, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        linear.weight.masked_fill_(torch.rand(outputs, inputs) >= density, 0)
+        linear.weight.masked_fill_(drawn >= density, 0)
     return Layer("", linear)
 
 
