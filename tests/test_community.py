@@ -50,6 +50,7 @@ def test_an_issue_template_has_what_github_asks_of_a_form(path):
         ("torch-pruning", "torch-pruning"),
         ("ONNX Runtime", "onnxruntime"),
         ("OpenVINO", "openvino"),
+        ("llvmlite", "llvmlite"),
         ("TRL", "trl"),
     ],
 )

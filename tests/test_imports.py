@@ -28,7 +28,7 @@ STEP_OF = {wing: step for step, wings in enumerate(STEPS) for wing in wings}
 ANYTHING = ("__init__", "compat", "cli")  # may import anything
 NEEDS_NO_EXTRA = {"torch", "platon_prune"} | set(sys.stdlib_module_names)
 # Imported only by who asks for these kernels; nothing else may need it.
-NEEDS_TRITON = "tensors.triton_kernels"
+NEEDS = {"tensors.triton_kernels": {"triton"}, "runtimes.llvm_kernel": {"llvmlite"}}
 PACKAGE = ROOT / "platon_prune"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "integrations" not in path.parts)
 INTEGRATIONS = sorted((ROOT / "integrations").rglob("*.py"))
@@ -83,7 +83,7 @@ def test_no_folder_holds_more_than_20_modules():
 
 @pytest.mark.parametrize("path", FILES, ids=_module)
 def test_a_file_needs_torch_alone_to_be_imported(path):
-    extra = {"triton"} if _module(path) == NEEDS_TRITON else set()
+    extra = NEEDS.get(_module(path), set())
     for name in _imports(path, everywhere=False):
         assert name.split(".")[0] in NEEDS_NO_EXTRA | extra, (
             f"{path.name} imports {name} at its top"

@@ -110,7 +110,8 @@ def bring_in(frameworks: nn.Module) -> None:
 # Beside torch, what the package imports where it is used is not read: transformers takes minutes.
 UNREAD = (
     "transformers", "datasets", "accelerate", "lightning", "torch_pruning", "matplotlib", "numpy",
-    "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors", "sklearn", "zstandard", "sympy",
+    "onnx", "onnxruntime", "onnxscript", "openvino", "llvmlite", "safetensors", "sklearn",
+    "zstandard", "sympy",
 )  # fmt: skip
 SETTINGS = f"""
 [mypy]

@@ -88,7 +88,9 @@ def csr(source: Source) -> Form:
         raise UnavailableError(f"no linear layer is faster as CSR (left dense: {reasons})")
     path = source.folder / "csr.sparse"
     save(nn.ModuleDict({"model": source.dense}), path)
-    note = f"{report.num_sparse} of {len(report)} linear layers are CSR; the file is the sparse one"
+    products = Counter(choice.product for choice in report if choice.chosen == "sparse")
+    by = " and ".join(f"{count} by {product}" for product, count in products.items())
+    note = f"{report.num_sparse} of {len(report)} linear layers are CSR ({by}), the file is sparse"
     return Form(call_of(model), "torch", (path,), model, note=note)
 
 

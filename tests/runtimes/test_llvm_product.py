@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import platform
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -123,6 +124,20 @@ def test_without_the_threads_of_torch_one_thread_does_all(monkeypatch):
     monkeypatch.setattr(llvm_product, "_GRAIN", 1)
     monkeypatch.setattr(llvm_product, "_parallel_region", lambda: None)
     layer = with_zeros(40, 24)
+    inputs = sample(70, 24)
+    assert_close(sparse(layer)(inputs), in_float64(layer, inputs))
+
+
+@needs_llvmlite
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs an x86-64")
+def test_code_for_a_processor_without_wide_vectors_gives_equal_outputs(monkeypatch):
+    import llvmlite.binding as llvm
+
+    monkeypatch.setattr(llvm, "get_host_cpu_name", lambda: "x86-64")
+    monkeypatch.setattr(llvm, "get_host_cpu_features", llvm.FeatureMap)
+    kernel = llvm_product._compile.__wrapped__()
+    monkeypatch.setattr(llvm_product, "_compile", lambda: kernel)
+    layer = with_zeros(20, 24)
     inputs = sample(70, 24)
     assert_close(sparse(layer)(inputs), in_float64(layer, inputs))
 
