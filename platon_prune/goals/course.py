@@ -105,6 +105,11 @@ class Course:
         """Whether the state before the ramp is known."""
         return bool(self.kept)
 
+    @property
+    def num_states(self) -> int:
+        """How many states there are to go back to; none once there is a result."""
+        return 0 if self.result is not None else len(self.kept)
+
     def is_due(self, plan: Schedule, step: int) -> bool:
         """Whether the run can't go on without the metric at ``step``.
 

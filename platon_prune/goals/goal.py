@@ -79,7 +79,9 @@ class Goal:
         } | given
 
     def holds(self, value: float, baseline: float) -> bool:
-        """Whether a value is good enough; that of a model that gives NaN never is."""
+        """Whether a value is good enough; one that is not finite never is."""
+        if not math.isfinite(value):
+            return False
         drop = baseline - value if self.greater_is_better else value - baseline
         # The difference of two decimals is not exact: a drop of exactly max_drop must hold.
         return drop <= self.max_drop + 1e-9 * max(abs(baseline), abs(value), self.max_drop)

@@ -10,13 +10,7 @@ from torch import nn
 from platon_prune.goals.course import Course, Decision, KeptState, start_of
 from platon_prune.goals.goal import Goal
 from platon_prune.goals.held import HeldSchedule, planned
-from platon_prune.goals.states import (
-    follows_steps,
-    put_back_,
-    require_whole,
-    taken,
-    to_cooldown_,
-)
+from platon_prune.goals.states import check, follows_steps, put_back_, taken, to_cooldown_
 from platon_prune.schedule import Schedule
 from platon_prune.warning import PruningWarning
 
@@ -46,8 +40,9 @@ class Pursuit:
     """How a run with ``max_drop`` goes: as sparse as the metric allows. Prints as a sentence.
 
     It is ``scheduler.goal``. Each state that it can go back to is a copy in host memory of the
-    trained weights, the optimizer's state, the masks and the scores. There are never more than
-    cool-downs fit into what is left of the run: three with the lengths by default.
+    trained weights, the optimizer's state, the masks and the scores; of a sharded model each
+    process has its own shards. There are never more than cool-downs fit into what is left of the
+    run: three with the lengths by default.
 
     Args:
         goal: How far the metric may fall.
@@ -96,6 +91,11 @@ class Pursuit:
         return None if self._course.result is None else self._course.result.value
 
     @property
+    def held_since(self) -> int | None:
+        """The step at which the run last went back, and since which it holds; None before."""
+        return self._course.held_since
+
+    @property
     def kept(self) -> list[KeptState]:
         """The states that the run can go back to: step, amount, value, and whether it held."""
         return list(self._course.kept)
@@ -134,7 +134,6 @@ class Pursuit:
         Returns:
             Where the run goes back: what the scheduler knew, and its schedule from here on.
         """
-        require_whole(trained.model)
         plan, step = planned(self._position.schedule), self._position.step
         is_first = not self._course.has_begun
         decision = self._course.report(self.goal, plan, step, amount, value)
@@ -143,6 +142,7 @@ class Pursuit:
         if is_first and self._course.has_begun and not self._course.kept[-1].held:
             self._warn_of_weak_start(step, value)
         if decision.returns_to is None:
+            self._forget_states()
             return None
         state = self._states[decision.returns_to]
         put_back_(trained.model, trained.optimizer, state)
@@ -151,11 +151,17 @@ class Pursuit:
             self._rates = to_cooldown_(trained.lr_scheduler, trained.optimizer, left, self._rates)
         held = self._held(plan)
         assert held is not None
+        self._forget_states()
         return state["scores"], held
 
     def _keep(self, decision: Decision, state: dict[str, Any]) -> None:
         states = self._states[:-1] if decision.replaces else self._states
         self._states = [*states, state][decision.drops :]
+
+    def _forget_states(self) -> None:
+        """Free what nothing goes back to any more, once the run has its result."""
+        if self.is_over:
+            self._states, self._rates = [], None
 
     def _held(self, plan: Schedule) -> HeldSchedule | None:
         course = self._course
@@ -188,18 +194,51 @@ class Pursuit:
 
     def state_dict(self) -> dict[str, Any]:
         """How far the run came, and all that it can go back to."""
+        # Tuples are whole to torch.distributed.checkpoint, which would take dicts apart and could
+        # then load only what a run that has just begun has as well.
+        so_far: dict[str, Any] = {"course": (self._course.state(),), "rates": (self._rates,)}
         # The states are never changed in place, so that they need no copies.
-        return {"course": self._course.state(), "states": list(self._states), "rates": self._rates}
+        return so_far | ({"states": list(self._states)} if self._states else {})
 
-    def check_state(self, state: Any) -> None:
-        """Raise a ValueError unless it is a :meth:`state_dict`."""
-        course = Course.of_state(state.get("course") if isinstance(state, Mapping) else None)
-        number = len(state.get("states") or ())
-        if number != len(course.kept):
+    def room_for(self, state: Any, trained: Trained, scores: Mapping[str, Any]) -> dict[str, Any]:
+        """A state with room for all that another one holds, whose values are to be read into it.
+
+        Args:
+            state: A :meth:`state_dict`, with or without its states.
+            trained: What goes back together, as it is now.
+            scores: What the scheduler knows now.
+
+        Raises:
+            ValueError: If it is no such state.
+        """
+        course = _course_of(state)
+        states = [
+            taken(trained.model, trained.optimizer, scores) for _ in range(course.num_states)
+        ]
+        so_far = {"course": state["course"], "rates": state["rates"]}
+        return so_far | ({"states": states} if states else {})
+
+    def check_state(
+        self, state: Any, model: nn.Module | None, check_scores: Callable[[int, Any], None]
+    ) -> None:
+        """Raise a ValueError unless it is a :meth:`state_dict` for the model.
+
+        Args:
+            state: What is to be loaded.
+            model: The pruned model, if it is known.
+            check_scores: Raises unless what the scheduler knew at a step is of its kind.
+        """
+        course, states = _course_of(state), state.get("states") or ()
+        if len(states) != course.num_states:
             raise ValueError(
-                f"goal in the state must hold {len(course.kept)} states, got {number}: load what "
-                "scheduler.state_dict() returned, whole"
+                f"goal in the state must hold {course.num_states} states, got {len(states)}: load "
+                "what scheduler.state_dict() returned, whole; torch.distributed.checkpoint reads "
+                "them into scheduler.room_for(state, optimizer)"
             )
+        for kept, each in zip(course.kept, states, strict=False):
+            if model is not None:
+                check(each, model)
+            check_scores(kept.step, each["scores"])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Schedule:
         """Take over a state that :meth:`check_state` passed.
@@ -211,8 +250,8 @@ class Pursuit:
             The schedule that the run goes on with.
         """
         plan = planned(self._position.schedule)
-        self._course = Course.of_state(state["course"])
-        self._states, self._rates = list(state["states"]), state["rates"]
+        self._course, (self._rates,) = _course_of(state), state["rates"]
+        self._states = list(state.get("states") or ())
         return self._held(plan) or plan
 
     # --- sentences --------------------------------------------------------------------------
@@ -233,6 +272,18 @@ class Pursuit:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self}>"
+
+
+def _course_of(state: Any) -> Course:
+    """How far the run of a state came.
+
+    Raises:
+        ValueError: If it does not say.
+    """
+    parts = state if isinstance(state, Mapping) else {}
+    course, rates = (parts.get(name) for name in ("course", "rates"))
+    is_whole = all(isinstance(each, (list, tuple)) and len(each) == 1 for each in (course, rates))
+    return Course.of_state(course[0] if is_whole and course else None)
 
 
 def _shown(amount: float) -> str:

@@ -1,16 +1,26 @@
-"""What a run goes back to: the weights, and what an optimizer and learning rates were at."""
+"""What a run goes back to: the weights, and what an optimizer and learning rates were at.
+
+Of a sharded model each process keeps its own shards, and all processes go back together.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from platon_prune.tensors.shards import is_sharded
+from platon_prune.tensors.shards import (
+    are_alike,
+    as_placed,
+    is_sharded,
+    local_of,
+    placed_like,
+    registered,
+)
 
 
 def taken(model: nn.Module, optimizer: Any, scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,16 +31,18 @@ def taken(model: nn.Module, optimizer: Any, scores: Mapping[str, Any]) -> dict[s
         optimizer: Anything with the ``state_dict()`` of an optimizer.
         scores: What the scheduler knows.
     """
+    of_parameters = optimizer.state_dict()["state"]
     return {
-        "weights": on_host(_weights(model)),
-        "optimizer": on_host(optimizer.state_dict()["state"]),
+        "weights": on_host(_weights(model, optimizer)),
+        # Names as in other dicts: torch.distributed.checkpoint would make some of numbers.
+        "optimizer": {str(number): on_host(each) for number, each in of_parameters.items()},
         "scores": on_host(scores),
     }
 
 
 @torch.no_grad()
 def put_back_(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> None:
-    """Bring a model and its optimizer back to what they were.
+    """Bring a model and its optimizer back to what they were; collective if placed otherwise.
 
     The options of the optimizer, such as learning rates, stay as they are.
 
@@ -38,12 +50,94 @@ def put_back_(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> Non
         model: The pruned model; changed in place.
         optimizer: Its optimizer; changed in place.
         state: What :func:`taken` returned.
+
+    Raises:
+        RuntimeError: If something is trained that was not when the state was taken.
     """
-    for name, tensor in _weights(model).items():
-        tensor.copy_(state["weights"][name])
-    # Copies: an optimizer goes on with the very tensors that it loads, in place.
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": on_host(state["optimizer"]), "param_groups": groups})
+    saved, trained = state["weights"], _weights(model, optimizer)
+    for name in trained:
+        if name not in saved:
+            raise RuntimeError(
+                f"{name} must be trained since the ramp began in a run with max_drop, got one that "
+                "was frozen and outside of the optimizer when the state to go back to was kept: "
+                "unfreeze all of it before, or give it to the optimizer from the start"
+            )
+    everything = _everything(model)
+    # By the names that were saved: what has been frozen since goes back too.
+    for name, value in saved.items():
+        tensor = everything[name]
+        local_of(tensor.detach()).copy_(local_of(brought_to(value, tensor)))
+    now = optimizer.state_dict()
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    back = {}
+    for number, entries in state["optimizer"].items():
+        here, parameter = now["state"].get(int(number), {}), parameters[int(number)]
+        back[int(number)] = {
+            name: _as_in_use(value, here.get(name), parameter) for name, value in entries.items()
+        }
+    optimizer.load_state_dict({"state": back, "param_groups": now["param_groups"]})
+
+
+def brought_to(saved: Tensor, tensor: Tensor) -> Tensor:
+    """A saved tensor as another of its shape lies over processes; collective if it lies otherwise.
+
+    Args:
+        saved: In host memory.
+        tensor: The one that is in use.
+
+    Returns:
+        Placed as ``tensor`` is; in whatever memory.
+    """
+    if is_sharded(saved) and not are_alike(saved, tensor):
+        # Processes exchange what is on their devices.
+        saved = as_placed(local_of(saved).to(saved.device_mesh.device_type), saved)  # type: ignore[attr-defined]
+    return placed_like(saved, tensor)
+
+
+def _as_in_use(value: Any, here: Any, parameter: Tensor) -> Any:
+    """A copy of an entry of an optimizer's state, placed as what is there now or its parameter."""
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    like = here if isinstance(here, Tensor) and here.shape == value.shape else None
+    if like is None and value.shape == parameter.shape:
+        like = parameter
+    if like is None:
+        like = value
+    # A copy: an optimizer goes on with the very tensors that it loads, in place.
+    local = local_of(brought_to(value, like)).to(local_of(like).device, copy=True)
+    return as_placed(local, like)
+
+
+def check(state: Any, model: nn.Module) -> None:
+    """Raise a ValueError unless a state has weights of a model, and an optimizer's state.
+
+    Args:
+        state: One of those that :func:`taken` returned.
+        model: The pruned model.
+    """
+    parts = state if isinstance(state, Mapping) else {}
+    if not all(isinstance(parts.get(name), Mapping) for name in ("weights", "optimizer", "scores")):
+        _refuse("weights, optimizer and scores of each state", str(state))
+    everything, found = _everything(model), parts["weights"]
+    trained = {name for name, each in model.named_parameters() if each.requires_grad}
+    for name in [*trained, *found]:
+        wanted, got = (_shape_of(each.get(name)) for each in (everything, found))
+        if wanted != got:
+            _refuse(f"{name} with shape {wanted}", f"{got}")
+    for number, entries in parts["optimizer"].items():
+        if not str(number).isdecimal() or not isinstance(entries, Mapping):
+            _refuse("the optimizer's state by numbers of parameters", str(number))
+
+
+def _shape_of(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else "absent"
+
+
+def _refuse(must: str, got: str) -> None:
+    raise ValueError(
+        f"goal in the state must hold {must}, got {' '.join(got.split())[:80]}: load what "
+        "scheduler.state_dict() returned, of the same model"
+    )
 
 
 def to_cooldown_(
@@ -72,25 +166,18 @@ def to_cooldown_(
 
 def follows_steps(lr_scheduler: Any) -> bool:
     """Whether there is one, and steps alone decide its learning rates."""
+    # As accelerate wraps it, its step says nothing of what it takes.
+    inner = getattr(lr_scheduler, "scheduler", lr_scheduler)
     # One that waits for a metric to stand still (ReduceLROnPlateau) has no planned cool-down.
-    step = getattr(lr_scheduler, "step", None)
+    step = getattr(inner, "step", None)
     return step is not None and "metrics" not in inspect.signature(step).parameters
 
 
-def require_whole(model: nn.Module) -> None:
-    """Raise a ValueError if a process holds but a shard of a parameter."""
-    for name, parameter in model.named_parameters():
-        if is_sharded(parameter):
-            raise ValueError(
-                f"max_drop must find whole tensors in each process, got {name} sharded: use DDP, "
-                "or prune without max_drop"
-            )
-
-
 def on_host(value: Any) -> Any:
-    """A copy of nested dicts and lists whose tensors are in host memory."""
+    """A copy of nested dicts and lists whose tensors, or this process's shards, are on the host."""
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        value = value.detach()
+        return as_placed(local_of(value).to("cpu", copy=True), value)
     if isinstance(value, Mapping):
         return {key: on_host(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -105,14 +192,38 @@ def _options(optimizer: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
+def _weights(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     """What training changes: parameters that it trains, and buffers but the masks."""
+    # What is frozen for a while counts as well: its turn may come on the ramp.
+    given = {id(each) for group in optimizer.param_groups for each in group["params"]}
+    return {
+        name: tensor
+        for name, tensor in _everything(model).items()
+        if not isinstance(tensor, nn.Parameter) or tensor.requires_grad or id(tensor) in given
+    }
+
+
+def _everything(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters, and those buffers that a model is saved with, but the masks."""
+    _give_up_gathered_(model.modules())
+    parameters = dict(model.named_parameters())
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = {
-        name: buffer
-        for name, buffer in model.named_buffers()
-        # The scheduler keeps the masks, and puts them back.
-        if name.removesuffix("_mask") + "_orig" not in names
+        f"{prefix}.{key}" if prefix else key: buffer
+        for prefix, module in model.named_modules()
+        for key, buffer in module._buffers.items()
+        # The others are caches, which a forward may make anew in another size.
+        if buffer is not None and key not in module._non_persistent_buffers_set
     }
-    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    return trained | buffers
+    # The scheduler keeps the masks, and puts them back.
+    masks = {name for name in buffers if name.removesuffix("_mask") + "_orig" in names}
+    return parameters | {name: each for name, each in buffers.items() if name not in masks}
+
+
+def _give_up_gathered_(modules: Iterable[nn.Module]) -> None:
+    # After an evaluation FSDP2 may still have gathered parameters in place of the sharded ones,
+    # and what is written to those is lost.
+    for module in modules:
+        for key, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                registered(module, key)

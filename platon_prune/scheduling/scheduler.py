@@ -376,8 +376,7 @@ class PlatonScheduler(Reporting):
         """
         # All of it is checked before anything is changed.
         self._tensors.check_state(self._cuts.without_history(state), self.settings)
-        if self.goal is not None:
-            self.goal.check_state(state.get("goal"))
+        self._check_goal(state)
         self.granularity.load_state_dict(state)
         # Of steps that are given up, also one whose replay went wrong.
         self._tensors.forget_outcomes()
@@ -387,6 +386,7 @@ class PlatonScheduler(Reporting):
             self._start_at(self._adopted)
         if self.goal is not None:
             self.schedule = self._progress.schedule = self.goal.load_state_dict(state["goal"])
+            self._progress.is_length_free |= self.goal.is_over
         self._take(state)
         self.last_step = self._progress.step = state["last_step"]
         self.history.load_state((state["history"] if self._records_history else None) or [])

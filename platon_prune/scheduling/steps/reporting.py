@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from platon_prune.amounts import is_number
 from platon_prune.goals.pursuit import Pursuit, Trained
+from platon_prune.goals.states import brought_to
 from platon_prune.scheduling.modes import in_plain_mode
 from platon_prune.scheduling.outcomes import Counters, Outcome
 from platon_prune.scheduling.replaced import Modules
@@ -22,6 +24,8 @@ class Reporting(Cutting, Replays):
     """The part of :class:`~platon_prune.PlatonScheduler` that a metric steers."""
 
     threshold: float | None
+    settings: dict[str, Any]
+    last_step: int
     _modules: Modules
 
     @in_plain_mode
@@ -38,7 +42,8 @@ class Reporting(Cutting, Replays):
         optimizer and this are changed in place, and that amount is held through a cool-down.
 
         Args:
-            value: Of the metric, in its own unit; the same in all processes.
+            value: Of the metric, in its own unit; the same in all processes. A tensor or array of
+                one entry will do.
             optimizer: Its state goes back with the weights, its options do not;
                 :attr:`optimizer` by default.
             lr_scheduler: One that steps once for each optimizer step: each cool-down then has the
@@ -48,24 +53,53 @@ class Reporting(Cutting, Replays):
             Whether the run is over: what is pruned now is the result, and ``goal`` prints it.
 
         Raises:
-            RuntimeError: If there is no ``max_drop`` or no optimizer, or the run has ended.
-            TypeError: If the value is no number.
-            ValueError: If processes differ in it, or a tensor is sharded.
+            RuntimeError: If there is no ``max_drop`` or no optimizer, the run has ended, or
+                something is amiss in another process.
+            TypeError: If the value is no number, or the optimizer none.
+            ValueError: If processes differ in the value or the step.
         """
-        goal, trained = self._pursued(optimizer, lr_scheduler)
+        goal, trained = self._pursued(value, optimizer, lr_scheduler)
         amount = self._progress.chosen_amount
         back = goal.report(trained, amount, self._agreed(value), self._learnt)
         if back is not None:
             skipped_steps = self.skipped_steps
             learnt, self.schedule = back
             self._progress.schedule = self.schedule
-            self._take(learnt)
+            self._take(self._as_placed_now(learnt))
             # Those were taken, whatever came of them.
             self._counters.skipped_steps = skipped_steps
             self._recording.restart()
         # A run that ends early is as long as it had to be.
         self._progress.is_length_free |= back is not None or goal.is_over
         return goal.is_over
+
+    @in_plain_mode
+    def room_for(
+        self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, Any]:
+        """A state with room for what a run with ``max_drop`` can go back to.
+
+        ``torch.distributed.checkpoint`` reads into what it is given: first into a
+        :meth:`state_dict` of this scheduler, which tells how many states there were, then into
+        what this returns.
+
+        Args:
+            state: What it has read so far.
+            optimizer: The optimizer of the model, with a state such as it had when it was saved;
+                :attr:`optimizer` by default.
+
+        Returns:
+            ``state``, with tensors placed as those of the model and the optimizer are. Without
+            ``max_drop``, ``state`` itself.
+
+        Raises:
+            RuntimeError: If there is no optimizer, or the run has ended.
+            ValueError: If it is not the state of a run with ``max_drop``.
+        """
+        if self.goal is None:
+            return dict(state)
+        goal, trained = self._pursued(0.0, optimizer, None)
+        return dict(state) | {"goal": goal.room_for(state.get("goal"), trained, self._learnt())}
 
     @property
     def skipped_steps(self) -> int:
@@ -89,8 +123,17 @@ class Reporting(Cutting, Replays):
             )
         return super()._able_cutter()
 
-    def _pursued(self, optimizer: Any, lr_scheduler: Any) -> tuple[Pursuit, Trained]:
-        """The goal, and what goes back if it is missed."""
+    def _pursued(self, value: Any, optimizer: Any, lr_scheduler: Any) -> tuple[Pursuit, Trained]:
+        """The goal, and what goes back if it is missed; in all processes, or an error in all."""
+
+        def prepare() -> tuple[Pursuit, Trained]:
+            _number(value)
+            return self._goal_and_trained(optimizer, lr_scheduler)
+
+        # Often one process alone evaluates: the others must not wait for it, nor it for them.
+        return self._tensors.processes.all_or_none("report", prepare, lambda _: None)
+
+    def _goal_and_trained(self, optimizer: Any, lr_scheduler: Any) -> tuple[Pursuit, Trained]:
         if self.goal is None:
             raise RuntimeError(
                 "max_drop must be given when pruning is set up for report() to matter, got none: "
@@ -103,6 +146,12 @@ class Reporting(Cutting, Replays):
                 "report() must be given the optimizer, whose state goes back with the weights, got "
                 "none: scheduler.report(value, optimizer)"
             )
+        if not all(hasattr(optimizer, each) for each in ("state_dict", "param_groups")):
+            raise TypeError(
+                "optimizer must be one torch.optim.Optimizer, whose state goes back with the "
+                f"weights, got {type(optimizer).__name__}: train with one that has a parameter "
+                "group for each setting"
+            )
         model = self._modules.model
         if model is None:
             raise RuntimeError(
@@ -112,18 +161,44 @@ class Reporting(Cutting, Replays):
         return self.goal, Trained(model, optimizer, lr_scheduler)
 
     def _agreed(self, value: Any) -> float:
-        """The value, which must be the same in all processes."""
-        if isinstance(value, torch.Tensor) and value.numel() == 1:
-            value = value.item()
-        if not is_number(value):
-            raise TypeError(f"value must be a number in the metric's unit, got {value!r}")
-        everyone = self._tensors.processes.gather(float(value))
-        if any(each != everyone[0] and not math.isnan(each) for each in everyone):
+        """The value, which must be the same in all processes, of one step."""
+        everyone = self._tensors.processes.gather((_number(value), self.last_step))
+        values, steps = zip(*everyone, strict=True)
+        if len(set(steps)) > 1:
             raise ValueError(
-                f"value must be the same in all processes, got {min(everyone)} to {max(everyone)}: "
-                "average the metric over them, or broadcast that of one"
+                "value must be reported at the same step in all processes, got steps "
+                f"{min(steps)} to {max(steps)}: call scheduler.step() equally often in each"
             )
-        return everyone[0]
+        first = values[0]
+        if any(each != first and not (math.isnan(each) and math.isnan(first)) for each in values):
+            raise ValueError(
+                "value must be the same in all processes, got "
+                f"{', '.join(map(str, dict.fromkeys(values)))}: average the metric over them, or "
+                "broadcast that of one"
+            )
+        return first
+
+    def _check_goal(self, state: Mapping[str, Any]) -> None:
+        """Raise a ValueError for a state that could not go on to its goal."""
+
+        def check_scores(step: int, scores: Mapping[str, Any]) -> None:
+            # As if it were a state of that step, of which it has what that was worth.
+            of_step = {**state, **scores, "last_step": step, "history": None}
+            self._tensors.check_state(of_step, self.settings)
+
+        if self.goal is not None:
+            self.goal.check_state(state.get("goal"), self._modules.model, check_scores)
+
+    def _as_placed_now(self, learnt: Mapping[str, Any]) -> dict[str, Any]:
+        """What is to be taken over, placed as the tensors are; collective if it lies otherwise."""
+        tensors = {
+            tensor.name: {
+                name: brought_to(entry, tensor.parameter) if isinstance(entry, Tensor) else entry
+                for name, entry in learnt["tensors"][tensor.name].items()
+            }
+            for tensor in self._tensors
+        }
+        return {**learnt, "tensors": tensors}
 
     def _learnt(self) -> dict[str, Any]:
         """What the steps so far have led to, wherever the run goes from there."""
@@ -142,3 +217,13 @@ class Reporting(Cutting, Replays):
         self.threshold = learnt["threshold"]
         names = (field.name for field in dataclasses.fields(Counters))
         self._counters = Counters(**{name: learnt[name] for name in names})
+
+
+def _number(value: Any) -> float:
+    """The value of a metric as a plain number, wherever it is."""
+    # Tensors of any device, and arrays.
+    if callable(getattr(value, "item", None)) and math.prod(getattr(value, "shape", ())) == 1:
+        value = value.item()
+    if not is_number(value):
+        raise TypeError(f"value must be a number in the metric's unit, got {value!r}")
+    return float(value)
