@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,16 @@ class SavedState:
     shards: Path | None
     written: float
 
-    def load_into(self, scheduler: PlatonScheduler, model: nn.Module) -> None:
+    def load_into(
+        self, scheduler: PlatonScheduler, model: nn.Module, optimizer: Any = None
+    ) -> None:
         """Load the state into a scheduler; collective if it is in shards or the model is sharded.
 
         Args:
             scheduler: The one that goes on; changed in place.
             model: The scheduler's model. The trainer has loaded its weights from the same
                 checkpoint, if it could.
+            optimizer: Likewise its optimizer; needed for a run with ``max_drop``.
 
         Raises:
             ValueError: If it is of another version, model or configuration.
@@ -59,23 +62,26 @@ class SavedState:
         if self.shards is None:
             scheduler.load_state_dict(self.scheduler)
             return
-        own = scheduler.state_dict()
         import torch.distributed.checkpoint as sharded_files
 
         # torch reads in place, each process its shards: so the scheduler's own tensors, of which
-        # state_dict has copies, say what is to be read here, however many processes wrote it.
-        flat = _flat(own["tensors"])
+        # these are copies, say what is to be read here, however many processes wrote it.
+        own = scheduler.state_dict()
+        if "goal" in self.scheduler:
+            own["goal"] = scheduler.room_for(self.scheduler, optimizer)["goal"]
+        room, wanted = _sharded(own), _sharded(self.scheduler)
+        missing = next((name for name in wanted if name not in room), None)
+        if missing is not None:
+            raise ValueError(
+                f"model and optimizer must have what the checkpoint holds, got none for {missing}: "
+                "build the model that was saved, and train it with the same optimizer"
+            )
+        flat = {name: room[name] for name in wanted}
         reader = sharded_files.FileSystemReader(self.shards)  # type: ignore[attr-defined]
         sharded_files.load(  # type: ignore[attr-defined]
             flat, storage_reader=reader, no_dist=not dist.is_initialized()
         )
-        state = self.scheduler | {
-            "tensors": {
-                name: entries | {key: flat[f"{name}/{key}"] for key in _tensors_of(entries)}
-                for name, entries in self.scheduler["tensors"].items()
-            }
-        }
-        scheduler.load_state_dict(state)
+        scheduler.load_state_dict(_with_sharded(self.scheduler, flat))
 
 
 def exported_by_a_platon_callback(state: TrainerState) -> dict[str, Any] | None:
@@ -190,29 +196,55 @@ def save_shards(run: str, scheduler: PlatonScheduler, folder: Path) -> None:
         outline.unlink(missing_ok=True)
     # torch has all processes agree before any writes, and returns when all have written.
     writer = sharded_files.FileSystemWriter(folder)  # type: ignore[attr-defined]
-    sharded_files.save(_flat(state["tensors"]), storage_writer=writer)  # type: ignore[attr-defined]
+    tensors = _sharded(state)
+    sharded_files.save(tensors, storage_writer=writer)  # type: ignore[attr-defined]
     if dist.get_rank() == 0:
-        tensors = {
-            name: entries | {key: _outline_of(value) for key, value in _tensors_of(entries).items()}
-            for name, entries in state["tensors"].items()
-        }
-        _save({"run": run, "scheduler": state | {"tensors": tensors}}, outline)
+        outline_of = {name: _outline_of(tensor) for name, tensor in tensors.items()}
+        _save({"run": run, "scheduler": _with_sharded(state, outline_of)}, outline)
 
 
 def _outline_of(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
-def _tensors_of(entries: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {key: value for key, value in entries.items() if isinstance(value, Tensor)}
+def _sharded(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors in the state of a scheduler that lie as the weights do, by names in the files."""
+    return _flat(state["tensors"]) | _flat(state.get("goal"), "goal")
 
 
-def _flat(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        f"{name}/{key}": value
-        for name, entries in tensors.items()
-        for key, value in _tensors_of(entries).items()
+def _with_sharded(state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The state with others in the places of those that :func:`_sharded` found."""
+    goal = {"goal": _filled(state["goal"], tensors, "goal")} if "goal" in state else {}
+    return {**state, "tensors": _filled(state["tensors"], tensors), **goal}
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Tensor]:
+    """The tensors in nested dicts and lists, by the way to them."""
+    if isinstance(value, Tensor):
+        return {path: value}
+    found: dict[str, Tensor] = {}
+    for key, each in _entries(value):
+        found |= _flat(each, f"{path}/{key}" if path else f"{key}")
+    return found
+
+
+def _filled(value: Any, tensors: Mapping[str, Tensor], path: str = "") -> Any:
+    """Nested dicts and lists with other tensors in the places of those that :func:`_flat` found."""
+    if path in tensors:
+        return tensors[path]
+    filled = {
+        key: _filled(each, tensors, f"{path}/{key}" if path else f"{key}")
+        for key, each in _entries(value)
     }
+    if isinstance(value, Mapping):
+        return filled
+    return list(filled.values()) if isinstance(value, list) else value
+
+
+def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, list) else ()
 
 
 def _save(content: dict[str, Any], path: Path) -> None:

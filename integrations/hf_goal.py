@@ -63,11 +63,6 @@ class TrainerGoal:
                 f"eval_strategy must be 'steps' or 'epoch' with metric={self.metric!r}, got 'no': "
                 "at each evaluation on the ramp the run finds out whether it may prune further"
             )
-        if args.fsdp:
-            raise ValueError(
-                "max_drop must find whole tensors in each process, got fsdp: use DDP (torchrun "
-                "alone), or prune without max_drop"
-            )
 
     def begin(
         self, args: TrainingArguments, state: TrainerState, scheduler: PlatonScheduler

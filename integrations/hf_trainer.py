@@ -185,7 +185,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
         self._goal.begin(args, state, self.scheduler)
         self._describe()
         if state.global_step:
-            self._resume(args, state)
+            self._resume(args, state, kwargs.get("optimizer"))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -378,12 +378,12 @@ class PlatonCallback(TrainerCallback, ExportableState):
         if self._put_off is not None:
             args.save_total_limit, self._put_off = self._put_off[1], None
 
-    def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
+    def _resume(self, args: TrainingArguments, state: TrainerState, optimizer: Any) -> None:
         """Load the scheduler's file from the checkpoint that the trainer has just loaded."""
         assert self.scheduler is not None and self._model is not None
         own = os.path.join(args.output_dir or ".", f"checkpoint-{state.global_step}")
         folders = [self.resume_from, args.resume_from_checkpoint, own]
-        state_to_resume(state, folders).load_into(self.scheduler, self._model)
+        state_to_resume(state, folders).load_into(self.scheduler, self._model, optimizer)
 
     def _follow_best_model(self, args: TrainingArguments, state: TrainerState) -> None:
         """Take the masks of the best checkpoint, whose weights the trainer has loaded."""

@@ -42,6 +42,8 @@ class Observer(TrainerCallback):
 def whole(value):
     if isinstance(value, dict):
         return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(whole, value))
     return rank_jobs.full(value) if isinstance(value, torch.Tensor) else value
 
 
@@ -104,6 +106,8 @@ def train(folder, fsdp=None, resume=None, metrics=None, pruning=None, before=Non
             "best": trainer.state.best_model_checkpoint,
             "logits": torch.as_tensor(logits),
             "ignored_by_ddp": sorted(getattr(trainer.model_wrapped, "parameters_to_ignore", ())),
+            "goal": str(callback.scheduler.goal),
+            "last_step": trainer.state.global_step,
             "warned": [str(warning.message) for warning in caught],
         }
 
@@ -127,3 +131,21 @@ def wrap_in_fsdp1():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
     hf_limits.refuse_flattened(model)
     hf_limits.refuse_flattened(FullyShardedDataParallel(model, device_id=torch.device("cpu")))
+
+
+def train_to_a_goal(folder, values, fsdp, resume_at, **changes):
+    """Train with a given metric, which is lower in the second rank; then resume from checkpoints."""
+
+    def give(trainer):
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        trainer.compute_metrics = lambda _: {
+            "made_up": values.get(trainer.state.global_step, 1.0) - 0.5 * rank
+        }
+
+    settings = dict(
+        fsdp=fsdp, before=give, pruning=dict(metric="made_up", max_drop=0.1, schedule="linear"),
+        eval_strategy="steps", eval_steps=4, save_strategy="steps", save_steps=4,
+    )  # fmt: skip
+    whole_run = train(folder, **settings | changes)
+    checkpoints = [str(Path(folder, f"checkpoint-{step}")) for step in resume_at]
+    return whole_run, [train(folder, resume=path, **settings | changes) for path in checkpoints]

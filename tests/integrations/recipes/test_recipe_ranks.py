@@ -161,6 +161,23 @@ def test_the_last_checkpoint_is_the_last_complete_one(whole_run, given, tmp_path
     _assert_equal(tmp_path, folder)
 
 
+def test_two_processes_go_back_to_what_held_and_resume_within_the_cooldown(given, tmp_path):
+    # Compared with a baseline of nearly no loss, whatever is pruned has lost too much.
+    goal = (
+        "--metric", "loss", "--max_drop", "0", "--baseline", "0.001", "--eval_strategy", "steps",
+        "--eval_steps", "1", "--max_steps", "9", "--save_steps", "3",
+    )  # fmt: skip
+    first = _flags(given, "glue", "ddp", tmp_path / "whole", *goal)
+    printed, nothing = _start_two("glue", first)
+    assert "0 % pruned" in printed and nothing == ""
+    resume = ("--resume_from_checkpoint", str(tmp_path / "whole" / "checkpoint-3"))
+    _start_two("glue", _flags(given, "glue", "ddp", tmp_path / "again", *goal, *resume))
+    one, other = results(tmp_path / "whole"), results(tmp_path / "again")
+    assert one["goal"] == other["goal"] and one["pruned_weights"] == other["pruned_weights"] == 0
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again")]
+    assert all(torch.equal(each, weights[1][name]) for name, each in weights[0].items())
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_torchrun_resumes_what_these_ranks_began(whole_run, given, tmp_path, layout):
     folder, _ = whole_run("glue", layout)
