@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
@@ -35,6 +36,7 @@ class TrainerGoal:
         self._is_checked = False  # whether an evaluation was seen to have the metric
         self._names: list[str] = []  # those of the evaluations so far
         self._evaluates_on_start: bool | None = None  # as the user had it
+        self._idle: _IdleStep | None = None
 
     def __bool__(self) -> bool:
         return self.metric is not None
@@ -87,8 +89,21 @@ class TrainerGoal:
         if not self._is_checked:
             self._evaluates_on_start, args.eval_on_start = args.eval_on_start, True
 
-    def check(self, args: TrainingArguments) -> None:
-        """Raise a ValueError before the first step if no evaluation has the metric."""
+    def begin_step(
+        self,
+        args: TrainingArguments,
+        scheduler: PlatonScheduler,
+        optimizer: Any,
+        model: nn.Module,
+    ) -> None:
+        """Refuse to train for a metric that no evaluation has; let a run that is over stay so.
+
+        The trainer can't be stopped before a step: one that resumes from its last checkpoint takes
+        it, and it changes nothing of the model.
+
+        Raises:
+            ValueError: If no evaluation has the metric.
+        """
         if self._evaluates_on_start is not None:
             args.eval_on_start, self._evaluates_on_start = self._evaluates_on_start, None
         if self.metric is not None and not self._is_checked:
@@ -97,12 +112,32 @@ class TrainerGoal:
                 f"metric must be one of the trainer's, got {self.metric!r} and {there or 'none'} "
                 "in its evaluation: return it from compute_metrics, or name one of these"
             )
+        if scheduler.goal is not None and scheduler.goal.is_over:
+            self._idle = _IdleStep(optimizer, model)
 
-    def ask(self, control: TrainerControl, scheduler: PlatonScheduler) -> None:
-        """Ask for an evaluation where the run can't go on without."""
-        if scheduler.goal is not None:
-            control.should_evaluate |= scheduler.goal.is_due
-            control.should_training_stop |= scheduler.goal.is_over
+    def was_idle(self) -> bool:
+        """Whether the optimizer was kept from its step; lets it go again."""
+        idle, self._idle = self._idle, None
+        if idle is not None:
+            idle.end()
+        return idle is not None
+
+    def ask(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        scheduler: PlatonScheduler,
+    ) -> None:
+        """Ask for an evaluation where the run can't go on without, or a checkpoint would not."""
+        goal = scheduler.goal
+        if goal is None:
+            return
+        # That of an epoch comes after its last step's checkpoint, and not when that is resumed.
+        is_late = args.eval_strategy == "epoch" and float(state.epoch or 0).is_integer()
+        is_saved = args.save_strategy == "steps" and state.global_step % state.save_steps == 0
+        control.should_evaluate |= goal.is_due or (is_late and is_saved and goal.would_decide)
+        control.should_training_stop |= goal.is_over
 
     def description(self, scheduler: PlatonScheduler) -> dict[str, Any]:
         """The metric and what came of it, for the model's config and its card."""
@@ -143,3 +178,27 @@ class TrainerGoal:
             say("the run ends: %s", scheduler.goal)
         control.should_training_stop |= scheduler.goal.is_over
         return True
+
+
+class _IdleStep:
+    """A step in which a trainer runs the model and changes nothing of it.
+
+    Args:
+        optimizer: Whose ``step`` does nothing meanwhile.
+        model: Whose buffers, such as averages of batch norms, are what they were in the end.
+    """
+
+    def __init__(self, optimizer: Any, model: nn.Module) -> None:
+        self._optimizer = optimizer
+        self._own_step = vars(optimizer).get("step")
+        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        optimizer.step = lambda *_, **__: None
+
+    def end(self) -> None:
+        """Give the optimizer its step back."""
+        if self._own_step is None:
+            del self._optimizer.step
+        else:
+            self._optimizer.step = self._own_step
+        for buffer, before in self._buffers:
+            buffer.copy_(before)

@@ -190,8 +190,9 @@ class PlatonCallback(TrainerCallback, ExportableState):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse to train for a metric that no evaluation has."""
-        self._goal.check(args)
+        """Refuse to train for a metric that no evaluation has, and train nothing after the end."""
+        assert self.scheduler is not None and self._model is not None
+        self._goal.begin_step(args, self.scheduler, kwargs["optimizer"], self._model)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -200,14 +201,14 @@ class PlatonCallback(TrainerCallback, ExportableState):
         assert self.scheduler is not None
         hf_cutting.note_optimizer(self.scheduler, kwargs.get("optimizer"))
         skipped = bool(getattr(kwargs.get("optimizer"), "step_was_skipped", False))
-        self.scheduler.step(skipped=skipped)
+        self.scheduler.step(skipped=self._goal.was_idle() or skipped)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask for an evaluation that is due; bring the config up to date before a checkpoint."""
         assert self.scheduler is not None
-        self._goal.ask(control, self.scheduler)
+        self._goal.ask(args, state, control, self.scheduler)
         if control.should_save:
             self._describe()
 
@@ -351,7 +352,7 @@ class PlatonCallback(TrainerCallback, ExportableState):
             )
         fit_schedule(
             self.scheduler, state.max_steps, self.warmup_steps, self.cooldown_steps,
-            set_by="max_steps, or by num_train_epochs and the data",
+            set_by="max_steps, or by num_train_epochs and the data", resumes=state.global_step > 0,
         )  # fmt: skip
 
     def _measure(self) -> dict[str, Any]:

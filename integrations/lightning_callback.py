@@ -134,6 +134,8 @@ class PlatonLightningCallback(Callback):
                 "PlatonLightningCallback, got one without: load its weights and start a new run"
             )
         self._handle = self.scheduler.step_with(optimizer)
+        if self.scheduler.last_step:
+            self._goal.resume(trainer, self.scheduler)
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the schedule to the trainer's steps."""
@@ -142,7 +144,7 @@ class PlatonLightningCallback(Callback):
         try:
             fit_schedule(
                 self.scheduler, total, self.warmup_steps, self.cooldown_steps,
-                set_by="max_steps, or by max_epochs and the data",
+                set_by="max_steps, or by max_epochs and the data", resumes=trainer.global_step > 0,
             )  # fmt: skip
         except ValueError as error:
             if not _is_tried_out(trainer):

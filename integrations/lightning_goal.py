@@ -60,6 +60,25 @@ class LightningGoal:
                     f"{type(callback).__name__}, which validates an average: leave one out"
                 )
 
+    def resume(self, trainer: Trainer, scheduler: PlatonScheduler) -> None:
+        """Do what a checkpoint was written before: validate it, or end the training.
+
+        Lightning does not come back to the validation of the step that it resumes from.
+        """
+        goal = scheduler.goal
+        if goal is None or self.metric is None:
+            return
+        goal.label = self.metric
+        loop = trainer.fit_loop.epoch_loop
+        fetcher: Any = trainer.fit_loop._data_fetcher
+        if goal.would_decide and (goal.is_due or loop._should_check_val_fx(fetcher)):
+            # As after a batch: the trainer must know which of its loops is running.
+            trainer.validating = True
+            loop.val_loop.restarting = False
+            loop.val_loop.run()
+            trainer.training = True
+        trainer.should_stop |= goal.is_over
+
     def ask(self, trainer: Trainer, scheduler: PlatonScheduler) -> None:
         """Let the trainer validate after this batch if the run can't go on without."""
         if scheduler.goal is None or not scheduler.goal.is_due or self._rhythm is not None:

@@ -13,8 +13,9 @@ def fit_schedule(
     cooldown_steps: int | float,
     *,
     set_by: str,
+    resumes: bool,
 ) -> None:
-    """Set the lengths of a schedule by a trainer's number of steps.
+    """Set the lengths of a schedule by a trainer's number of steps, before it takes any.
 
     Args:
         scheduler: Before its first step.
@@ -22,10 +23,14 @@ def fit_schedule(
         warmup_steps: As for ``scheduler.reschedule``.
         cooldown_steps: Likewise.
         set_by: What of the trainer decides how many steps there are, for the message.
+        resumes: Whether a state will be loaded.
 
     Raises:
-        ValueError: If the schedule does not fit into so many steps.
+        ValueError: If the schedule does not fit into so many steps, or a new run can't reach its
+            amount.
     """
+    if not resumes:
+        scheduler.granularity.require_ready()
     try:
         scheduler.reschedule(
             total_steps=total_steps, warmup_steps=warmup_steps, cooldown_steps=cooldown_steps

@@ -55,6 +55,9 @@ class Granularity:
         """Whether a choice could leave nothing of a tensor; its user is warned before that."""
         return True
 
+    def require_ready(self) -> None:
+        """Raise a ValueError if a run can't begin with it, though one that is resumed may go on."""
+
     def state_dict(self) -> dict[str, Any]:
         """What its choices go by beside its settings, for the state of its scheduler.
 

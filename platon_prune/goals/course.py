@@ -124,6 +124,21 @@ class Course:
         is_ramp_end = self.held_since is None and step == plan.ramp_end
         return is_ramp_end or step >= self._end(plan)
 
+    def would_decide(self, plan: Schedule, step: int) -> bool:
+        """Whether a value at ``step`` has a say in where the run goes.
+
+        Args:
+            plan: The schedule that the run began with.
+            step: The last step that was taken.
+        """
+        if self.result is not None or step <= self.last_report or step < start_of(plan):
+            return False
+        if not self.has_begun or step >= self._end(plan):
+            return True
+        first = plan.first_choosing_step or 0
+        # Within a cool-down a value decides nothing, nor does one before anything is pruned.
+        return self.held_since is None and first <= step <= plan.ramp_end
+
     def report(
         self, goal: Goal, plan: Schedule, step: int, amount: float, value: float
     ) -> Decision:
@@ -139,8 +154,7 @@ class Course:
         Raises:
             ValueError: If the baseline is not finite.
         """
-        first = plan.first_choosing_step or 0
-        if self.result is not None or step <= self.last_report or step < start_of(plan):
+        if not self.would_decide(plan, step):
             return Decision()
         if not self.has_begun:
             return self._begin(goal, plan, step, amount, value)
@@ -148,9 +162,6 @@ class Course:
         holds = goal.holds(value, self.baseline)
         if step >= self._end(plan):
             return self._end_cooldown(plan, step, amount, value, holds)
-        # Within a cool-down a value decides nothing, nor does one before anything is pruned.
-        if self.held_since is not None or not first <= step <= plan.ramp_end:
-            return Decision()
         self.last_report = step
         if holds:
             # What failed before at less than this was noise.

@@ -66,6 +66,11 @@ class Pursuit:
         return self._course.is_due(planned(self._position.schedule), self._position.step)
 
     @property
+    def would_decide(self) -> bool:
+        """Whether the metric of this step, which was not reported yet, has a say in the run."""
+        return self._course.would_decide(planned(self._position.schedule), self._position.step)
+
+    @property
     def is_over(self) -> bool:
         """Whether the run has its result: further steps change no mask."""
         return self._course.result is not None

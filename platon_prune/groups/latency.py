@@ -138,7 +138,11 @@ class StructuredByLatency(Structured):
 
     Attributes:
         latency: What the groups cost: as measured, or as a loaded state says.
+        out_of_reach: Why the amount can't be reached by what was measured; None if it can, or if a
+            loaded state says otherwise.
     """
+
+    out_of_reach: str | None = None
 
     def __init__(
         self,
@@ -174,6 +178,11 @@ class StructuredByLatency(Structured):
         """Raise a ValueError: the times are of places as wide as they were."""
         refuse_cuts(self.budget)
 
+    def require_ready(self) -> None:
+        """Raise a ValueError if a new run asks for more than the floors leave."""
+        if self.out_of_reach is not None:
+            raise ValueError(self.out_of_reach)
+
     def state_dict(self) -> dict[str, Any]:
         """The table of times, by which a resumed run chooses as this one would have."""
         return {"granularity": self.latency.state_dict()}
@@ -185,6 +194,7 @@ class StructuredByLatency(Structured):
             ValueError: If it has no times of these places.
         """
         self._adopt(LatencyTable.of_state(state.get("granularity"), self.latency))
+        self.out_of_reach = None  # it was within reach by these times
 
 
 def refuse_cuts(budget: str) -> None:

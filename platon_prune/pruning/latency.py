@@ -101,15 +101,25 @@ def notes_on(granularity: StructuredByLatency) -> list[str]:
     ]
 
 
+# Times of one model differ by that much of a forward from one measurement to the next.
+_MEASURED_WITHIN = 0.1
+
+
 def refuse_unreachable(
     granularity: StructuredByLatency, amount: float, speedup: float | None
 ) -> None:
-    """Raise a ValueError if the floors leave too little of the time to be saved.
+    """Refuse what the floors leave too little of the time for.
+
+    What lies so near that it may have been reached by the times of a run that is resumed is refused
+    only at the first step, unless a state is loaded before that.
 
     Args:
         granularity: With what was measured.
         amount: The share of the time that is asked for.
         speedup: What it was asked for as, if it was.
+
+    Raises:
+        ValueError: If it is far beyond what was measured.
     """
     largest = granularity.largest_amount
     if amount <= largest:
@@ -118,8 +128,11 @@ def refuse_unreachable(
     if speedup is not None:
         reached = math.floor(100 / (1 - largest)) / 100  # the amount is above it, and below 1
         argument, most, got = "speedup", reached, f"{speedup}"
-    raise ValueError(
+    said = (
         f"{argument} must be at most {most} with these floors, by what was measured on "
         f"example_inputs, got {got}: ask for less, lower min_heads, min_neurons or min_channels, "
         "raise max_amount, or pass a larger batch if that is how it is deployed"
     )
+    if amount - largest > _MEASURED_WITHIN:
+        raise ValueError(said)
+    granularity.out_of_reach = said

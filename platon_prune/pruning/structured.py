@@ -378,6 +378,7 @@ def _too_little(amount: float, smallest: float) -> str:
 def _require_room(granularity: Structured, amount: float, speedup: float | None) -> None:
     if isinstance(granularity, StructuredByLatency):
         refuse_unreachable(granularity, amount, speedup)
+        return
     largest = granularity.largest_amount
     if amount > largest:
         raise ValueError(

@@ -175,6 +175,8 @@ class PlatonScheduler(Reporting):
             TypeError: If ``skipped`` is neither True nor False nor such a tensor.
         """
         self._require_optimizer()
+        if not self.last_step:
+            self.granularity.require_ready()
         skipped = as_skipped(skipped, unread=self.capturable)
         if skipped is not True:
             self._following.refuse_other_calls()

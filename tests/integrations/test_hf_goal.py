@@ -92,6 +92,40 @@ def test_it_resumes_bit_by_bit_where_it_went_back_and_within_the_cooldown(tmp_pa
             assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
+def test_it_resumes_bit_by_bit_where_an_epoch_ends_whose_evaluation_went_back(tmp_path):
+    # Epochs of 8 steps: what fails at 16 goes back to 8, and the cool-down ends at 25.
+    values, models = {16: 0.5}, [small_bert(dropout=0.0) for _ in range(2)]
+    for module in (each for model in models for each in model.modules()):
+        # The trainer does not repeat that evaluation, which draws a random number.
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    arguments = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 8}
+    straight, callback = _trainer(tmp_path, values, model=models[0], arguments=arguments)
+    straight.train()
+    resumed, again = _trainer(tmp_path, values, model=models[1], arguments=arguments)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))
+    assert resumed.state.global_step == straight.state.global_step == 16 + 9
+    assert str(again.scheduler.goal) == str(callback.scheduler.goal)
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_resuming_after_the_result_trains_nothing_further(tmp_path):
+    values, saving = {12: 0.5, 21: 0.95}, {"save_strategy": "steps", "save_steps": 3}
+    straight, callback = _trainer(tmp_path, values, arguments=saving)
+    straight.train()
+    assert straight.state.global_step == 21 and callback.scheduler.goal.is_over
+    resumed, again = _trainer(tmp_path, values, arguments={"weight_decay": 0.1})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-21"))
+    assert str(again.scheduler.goal) == str(callback.scheduler.goal)
+    now = resumed.model.state_dict()
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, now[name]), name
+    # Another run of the same trainer is trained.
+    resumed.train()
+    assert resumed.state.global_step == 21
+
+
 @pytest.mark.parametrize(
     ("settings", "arguments", "expected"),
     [

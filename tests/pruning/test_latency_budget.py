@@ -89,8 +89,8 @@ def test_times_that_are_counts_of_parameters_choose_as_parameters_do(monkeypatch
 
 @pytest.mark.parametrize(
     ("asked", "told"),
-    [(dict(amount=0.31), "amount must be at most 0.3 with these floors"),
-     (dict(speedup=1.5), "speedup must be at most 1.42 with these floors")],  # 1 / 0.7 = 1.428...
+    [(dict(amount=0.41), "amount must be at most 0.3 with these floors"),
+     (dict(speedup=1.7), "speedup must be at most 1.42 with these floors")],  # 1 / 0.7 = 1.428...
 )  # fmt: skip
 def test_what_can_not_be_reached_is_refused_with_the_largest_that_can(monkeypatch, asked, told):
     _says(monkeypatch)
@@ -100,6 +100,27 @@ def test_what_can_not_be_reached_is_refused_with_the_largest_that_can(monkeypatc
         _set_up(model, **asked)
     assert list(model.state_dict()) == keys and not hasattr(model, "_platon_groups")
     _set_up(model, speedup=1.42)
+
+
+def test_what_is_nearly_reached_is_refused_before_the_first_step_unless_a_state_is_loaded(monkeypatch):
+    _says(monkeypatch)
+    straight, first = _set_up(speedup=1.42)
+    _train(straight, first, 5)
+    state = pickle.loads(pickle.dumps(first.state_dict()))
+    weights = {name: value.clone() for name, value in straight.state_dict().items()}
+    _says(monkeypatch, forward=120 * MS)  # a slower moment: 30 of 120
+    again, new = _set_up(speedup=1.42)
+    with pytest.raises(ValueError, match="speedup must be at most 1.33 with these floors"):
+        new.step()
+    assert new.last_step == 0 and new.sparsity() == 0
+    again.load_state_dict(weights)
+    new.load_state_dict(state)
+    for model, scheduler in ((straight, first), (again, new)):
+        _train(model, scheduler, 7, seed=1)
+    for (name, one), other in zip(
+        straight.state_dict().items(), again.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
 
 
 def test_a_place_that_is_no_faster_at_its_floor_is_left_whole_and_named(monkeypatch):
