@@ -39,4 +39,4 @@ def check_metric(metric: str | None, settings: Mapping[str, Any]) -> None:
 
 def is_greater_better(metric: str) -> bool:
     """Whether a larger value of a metric is a better one, by its name."""
-    return not metric.endswith(_SMALLER_IS_BETTER)
+    return not metric.lower().endswith(_SMALLER_IS_BETTER)

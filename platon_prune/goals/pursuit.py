@@ -10,7 +10,14 @@ from torch import nn
 from platon_prune.goals.course import Course, Decision, KeptState, start_of
 from platon_prune.goals.goal import Goal
 from platon_prune.goals.held import HeldSchedule, planned
-from platon_prune.goals.states import check, follows_steps, put_back_, taken, to_cooldown_
+from platon_prune.goals.states import (
+    check,
+    follows_steps,
+    on_host,
+    put_back_,
+    taken,
+    to_cooldown_,
+)
 from platon_prune.schedule import Schedule
 from platon_prune.warning import PruningWarning
 
@@ -256,7 +263,8 @@ class Pursuit:
         """
         plan = planned(self._position.schedule)
         self._course, (self._rates,) = _course_of(state), state["rates"]
-        self._states = list(state.get("states") or ())
+        # It may have been read onto the device of the model, which has no room for them.
+        self._states = [on_host(each, copies=False) for each in state.get("states") or ()]
         return self._held(plan) or plan
 
     # --- sentences --------------------------------------------------------------------------

@@ -173,16 +173,21 @@ def follows_steps(lr_scheduler: Any) -> bool:
     return step is not None and "metrics" not in inspect.signature(step).parameters
 
 
-def on_host(value: Any) -> Any:
-    """A copy of nested dicts and lists whose tensors, or this process's shards, are on the host."""
+def on_host(value: Any, copies: bool = True) -> Any:
+    """Nested dicts and lists whose tensors, or this process's shards, are in host memory.
+
+    Args:
+        value: What there is.
+        copies: Whether those that are there already are copied.
+    """
     if isinstance(value, Tensor):
         value = value.detach()
-        return as_placed(local_of(value).to("cpu", copy=True), value)
+        return as_placed(local_of(value).to("cpu", copy=copies), value)
     if isinstance(value, Mapping):
-        return {key: on_host(each) for key, each in value.items()}
+        return {key: on_host(each, copies) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(on_host(each) for each in value)
-    return copy.deepcopy(value)
+        return type(value)(on_host(each, copies) for each in value)
+    return copy.deepcopy(value) if copies else value
 
 
 def _options(optimizer: Any) -> list[dict[str, Any]]:

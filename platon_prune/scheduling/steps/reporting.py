@@ -115,13 +115,14 @@ class Reporting(Cutting, Replays):
             if not outcome.skipped:
                 self._tensors.had_gradients(outcome.without_gradient)
 
-    def _able_cutter(self) -> Cutter:
-        if self.goal is not None and not self.goal.is_over:
+    def _able_cutter(self, repeats: bool = False) -> Cutter:
+        # A run that was cut had its result.
+        if self.goal is not None and not self.goal.is_over and not repeats:
             raise RuntimeError(
                 "a run with max_drop can go back to states of the whole model, got a cut: shrink "
                 "at the end, or cut once goal.is_over"
             )
-        return super()._able_cutter()
+        return super()._able_cutter(repeats)
 
     def _pursued(self, value: Any, optimizer: Any, lr_scheduler: Any) -> tuple[Pursuit, Trained]:
         """The goal, and what goes back if it is missed; in all processes, or an error in all."""
@@ -182,9 +183,10 @@ class Reporting(Cutting, Replays):
         """Raise a ValueError for a state that could not go on to its goal."""
 
         def check_scores(step: int, scores: Mapping[str, Any]) -> None:
-            # As if it were a state of that step, of which it has what that was worth.
-            of_step = {**state, **scores, "last_step": step, "history": None}
-            self._tensors.check_state(of_step, self.settings)
+            # As if it were a state of that step, of which it has what the steps had led to.
+            whole = {name: state[name] for name in ("version", "settings", "adopted")}
+            whole |= {**scores, "last_step": step, "history": None}
+            self._tensors.check_state(whole, self.settings)
 
         if self.goal is not None:
             self.goal.check_state(state.get("goal"), self._modules.model, check_scores)
