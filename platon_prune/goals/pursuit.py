@@ -224,9 +224,7 @@ class Pursuit:
             ValueError: If it is no such state.
         """
         course = _course_of(state)
-        states = [
-            taken(trained.model, trained.optimizer, scores) for _ in range(course.num_states)
-        ]
+        states = [taken(trained.model, trained.optimizer, scores) for _ in range(course.num_states)]
         so_far = {"course": state["course"], "rates": state["rates"]}
         return so_far | ({"states": states} if states else {})
 

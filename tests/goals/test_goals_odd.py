@@ -190,7 +190,6 @@ def test_caches_that_a_model_is_not_saved_with_are_left_alone():
 
 def test_learning_rates_that_wait_for_a_metric_are_left_alone_wrapped_or_not():
     class Wrapper:  # as accelerate's
-
         def __init__(self, scheduler):
             self.scheduler = scheduler
 

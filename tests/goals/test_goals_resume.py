@@ -88,4 +88,6 @@ def test_a_state_that_is_loaded_is_not_changed_by_the_run(straight):
         each.load_state_dict(state)
     run(*made[:3], _metric, every=3, until=30, lr_scheduler=made[3])
     for one, other in zip(before, parts[2]["goal"]["states"], strict=True):
-        assert all(torch.equal(each, other["weights"][name]) for name, each in one["weights"].items())
+        assert all(
+            torch.equal(each, other["weights"][name]) for name, each in one["weights"].items()
+        )

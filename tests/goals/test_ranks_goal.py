@@ -42,6 +42,13 @@ def test_shards_go_where_one_process_goes_bit_by_bit(layout, size, alone):
     _assert_as_alone(ranks.run(size, goal_jobs.results, layout, AT), alone)
 
 
+@pytest.mark.parametrize("runs", [goal_jobs.Groups, goal_jobs.GroupsByTime, goal_jobs.NOfM])
+def test_shards_go_back_by_groups_and_by_n_of_m_too(runs):
+    expected = goal_jobs.results(rank_jobs.alone, AT, runs)
+    assert "0 after its cool-down" in expected[1]
+    _assert_as_alone(ranks.run(2, goal_jobs.results, rank_jobs.fsdp, AT, runs), expected)
+
+
 @pytest.mark.parametrize(
     ("before", "size", "after", "other", "step"),
     [

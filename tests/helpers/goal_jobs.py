@@ -1,6 +1,8 @@
 """What the ranks of a test do with ``max_drop``: a run in some layout whose metric is given."""
 
+import n_of_m_jobs
 import rank_jobs
+import structured_jobs
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
@@ -10,8 +12,10 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 VALUES = {12: 0.0, 18: 0.0}
 
 
-class GoalRun(rank_jobs.Run):
+class Goal:
     """Given gradients, so that the run is the same in every layout, and a given metric."""
+
+    inputs = 9
 
     def __init__(self, layout=rank_jobs.alone, *args, **settings):
         # Shards of sizes that no number of ranks divides can't run under tensor parallelism.
@@ -28,20 +32,47 @@ class GoalRun(rank_jobs.Run):
         super().step()
         if self.evaluates:
             with torch.no_grad():
-                self.model(torch.zeros(2, 9))  # after it FSDP2 still has parameters gathered
+                self.model(
+                    torch.zeros(2, self.inputs)
+                )  # after it FSDP2 still has parameters gathered
         value = VALUES.get(self.scheduler.last_step, 1.0)
         self.scheduler.report(value, self.optimizer)
 
     def result(self):
-        moments = [each["momentum_buffer"] for each in self.optimizer.state_dict()["state"].values()]
+        moments = [
+            each["momentum_buffer"] for each in self.optimizer.state_dict()["state"].values()
+        ]
         found = super().result()
         found["weights"] |= {f"momentum {i}": rank_jobs.full(m) for i, m in enumerate(moments)}
         return found
 
 
-def results(layout, at):
+class GoalRun(Goal, rank_jobs.Run):
+    """By single weights."""
+
+
+class Groups(Goal, structured_jobs.KnownRun):
+    """By whole neurons."""
+
+
+class GroupsByTime(Groups):
+    """By whole neurons that are counted by their time, which is said here."""
+
+    def set_up(self, **settings):
+        # Two places of a millisecond each that go to their floors, of a forward of 2.5.
+        with structured_jobs.said_times(forward=5 * 10**9 // 2):
+            return super().set_up(budget="latency", **settings)
+
+
+class NOfM(Goal, n_of_m_jobs.Run):
+    """By groups of four."""
+
+    inputs = 12
+
+
+def results(layout, at, runs=GoalRun):
     """What there is at some steps, and what the run says in the end."""
-    run = GoalRun(layout)
+    run = runs(layout)
     return [run.to(step).result() for step in at], str(run.scheduler.goal)
 
 
@@ -74,7 +105,9 @@ def resume_from_whole(state, layout, at):
     with torch.no_grad():
         for name, parameter in run.model.named_parameters():
             local = getattr(parameter, "_local_tensor", parameter)
-            local.copy_(_placed(dict(model.named_parameters())[name.replace("_orig", "")], parameter))
+            local.copy_(
+                _placed(dict(model.named_parameters())[name.replace("_orig", "")], parameter)
+            )
     for parameter, moment in zip(run.model.parameters(), moments, strict=True):
         run.optimizer.state[parameter]["momentum_buffer"] = _like(moment, parameter)
     run.scheduler.load_state_dict(scheduler)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import rank_jobs
 import torch
 import torch.distributed as dist
@@ -279,25 +281,32 @@ def out_of_a_sharded_router(pruned):
     return found
 
 
-def times():
-    """What each rank goes by, of which each would have measured times of its own."""
-    rank = dist.get_rank()
+@contextlib.contextmanager
+def said_times(forward=10**10, in_each_rank_its_own=False):
+    """Have set-up by time measure what is said here."""
 
     def measure(model, groups, floors, inputs):
+        full = 10**9 * (2 + (dist.get_rank() if in_each_rank_its_own else 0))
         rows = [
-            PlaceTime(place.name, place.kind, place.size, floor, 10**9 * (rank + 2), 10**9)
+            PlaceTime(place.name, place.kind, place.size, floor, full, 10**9)
             for place, floor in zip(groups, floors, strict=True)
         ]
-        return LatencyTable(10**10, tuple(rows))
+        return LatencyTable(forward, tuple(rows))
 
     found = structured.measure_latency
     structured.measure_latency = measure
     try:
+        yield
+    finally:
+        structured.measure_latency = found
+
+
+def times():
+    """What each rank goes by, of which each would have measured times of its own."""
+    with said_times(in_each_rank_its_own=True):
         scheduler = platon_prune.global_structured(
             rank_jobs.net(), torch.ones(2, 9), **SETTINGS | dict(amount=0.1), budget="latency"
         )
-    finally:
-        structured.measure_latency = found
     return scheduler.granularity.latency
 
 

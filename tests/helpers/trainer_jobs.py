@@ -134,7 +134,7 @@ def wrap_in_fsdp1():
 
 
 def train_to_a_goal(folder, values, fsdp, resume_at, **changes):
-    """Train with a given metric, which is lower in the second rank; then resume from checkpoints."""
+    """Train by a metric that is lower in the second rank; then resume from checkpoints."""
 
     def give(trainer):
         rank = dist.get_rank() if dist.is_initialized() else 0

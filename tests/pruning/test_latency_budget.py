@@ -102,7 +102,9 @@ def test_what_can_not_be_reached_is_refused_with_the_largest_that_can(monkeypatc
     _set_up(model, speedup=1.42)
 
 
-def test_what_is_nearly_reached_is_refused_before_the_first_step_unless_a_state_is_loaded(monkeypatch):
+def test_what_is_nearly_reached_is_refused_before_the_first_step_unless_a_state_is_loaded(
+    monkeypatch,
+):
     _says(monkeypatch)
     straight, first = _set_up(speedup=1.42)
     _train(straight, first, 5)

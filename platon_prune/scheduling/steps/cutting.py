@@ -190,7 +190,9 @@ class Cutting:
                 f"scheduler must be of a whole model, got one after {len(self._cuts.made)} cuts: "
                 "set pruning up on the model as it was in the beginning"
             )
-        self._able_cutter(repeats=True).repeat(made, self.optimizer if optimizer is None else optimizer)
+        self._able_cutter(repeats=True).repeat(
+            made, self.optimizer if optimizer is None else optimizer
+        )
 
     def _able_cutter(self, repeats: bool = False) -> Cutter:
         """What cuts, or an error that says why nothing can be cut.
