@@ -37,9 +37,11 @@ def _evaluated(trainer):
     return [entry["step"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
 
 
-def test_it_ends_with_what_held_finalized_and_says_so(tmp_path):
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_it_ends_with_what_held_finalized_and_says_so(tmp_path, accumulated):
     # 0.8 * 9 / 18 at step 12 fails; 0.8 * 6 / 18 at step 9 held.
-    trainer, callback = _trainer(tmp_path, {12: 0.5, 21: 0.95})
+    arguments = {"gradient_accumulation_steps": accumulated}
+    trainer, callback = _trainer(tmp_path, {12: 0.5, 21: 0.95}, arguments=arguments)
     trainer.train()
     assert trainer.state.global_step == 12 + 9
     assert zeros_of(trainer.model) == round(0.8 * 6 / 18 * SELECTED)
