@@ -24,8 +24,6 @@ class Reporting(Cutting, Replays):
     """The part of :class:`~platon_prune.PlatonScheduler` that a metric steers."""
 
     threshold: float | None
-    settings: dict[str, Any]
-    last_step: int
     _modules: Modules
 
     @in_plain_mode
