@@ -168,7 +168,7 @@ class Reporting(Cutting, Replays):
                 "value must be reported at the same step in all processes, got steps "
                 f"{min(steps)} to {max(steps)}: call scheduler.step() equally often in each"
             )
-        first = values[0]
+        first: float = values[0]
         if any(each != first and not (math.isnan(each) and math.isnan(first)) for each in values):
             raise ValueError(
                 "value must be the same in all processes, got "
