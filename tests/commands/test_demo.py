@@ -3,6 +3,7 @@
 import re
 import struct
 import warnings
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
@@ -15,14 +16,16 @@ pytest.importorskip("matplotlib")
 
 import platon_prune  # noqa: E402
 from platon_prune import cli  # noqa: E402
+from platon_prune.commands import demo  # noqa: E402
 from platon_prune.commands.benchmarks import compiled  # noqa: E402
 from platon_prune.commands.benchmarks import digits as _digits  # noqa: E402
 from platon_prune.commands.benchmarks.compiled import check_compiled  # noqa: E402
 from platon_prune.commands.benchmarks.digits import Digits, Settings  # noqa: E402
 from platon_prune.plots import Comparison, save_demo_report  # noqa: E402
 
-# Patch projection 64 x 4; per layer four 64 x 64 in attention and two 64 x 256 in the MLP.
-NUM_WEIGHTS = 64 * 4 + 4 * (4 * 64 * 64 + 2 * 64 * 256)
+# Patch projection 64 x 4; in both layers four 64 x 64 in attention and two 64 x 256 in the MLP.
+NUM_WEIGHTS = 64 * 4 + 2 * (4 * 64 * 64 + 2 * 64 * 256)
+NUM_SMALL_WEIGHTS = 16 * 4 + 4 * 16 * 16 + 2 * 16 * 64
 ROW = re.compile(
     r"^ *(?P<density>[\d.]+) %  (?P<model>.*?) +(?P<accuracy>[\d.]+) % +(?P<sparsity>[\d.]+) % +"
     r"(?P<kept>[\d,]+) of (?P<total>[\d,]+)$",
@@ -39,12 +42,36 @@ def rows_of(printed):
     return [match.groupdict() for match in ROW.finditer(printed)]
 
 
+@dataclass(frozen=True)
+class Shorter(Settings):
+    """The demo of two layers, each of which is compiled, and with few evaluations, which are slow."""
+
+    num_layers: int = 2
+    num_evaluations: int = 2
+
+
+@dataclass(frozen=True)
+class Small(Shorter):
+    """The demo of one narrow layer."""
+
+    hidden_size: int = 16
+    num_layers: int = 1
+
+
 @pytest.fixture
-def without_compiling(monkeypatch):
+def shorter(monkeypatch):
+    monkeypatch.setattr(demo, "Settings", Shorter)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(demo, "Settings", Small)
     monkeypatch.setattr(compiled, "check_compiled", lambda *arguments: 0)
 
 
-def test_the_table_shows_the_exact_sparsity_and_the_compiled_model_is_equal(tmp_path, capsys):
+def test_the_table_shows_the_exact_sparsity_and_the_compiled_model_is_equal(
+    tmp_path, capsys, shorter
+):
     num_threads = torch.get_num_threads()
     status, printed = run_demo(capsys, tmp_path / "new" / "folder")
     assert status == 0
@@ -72,9 +99,7 @@ def test_the_table_shows_the_exact_sparsity_and_the_compiled_model_is_equal(tmp_
     assert_is_png_of_sensible_size(tmp_path / "new" / "folder" / "report.png")
 
 
-def test_the_same_seed_gives_the_same_table_and_another_seed_another(
-    tmp_path, capsys, without_compiling
-):
+def test_the_same_seed_gives_the_same_table_and_another_seed_another(tmp_path, capsys, small):
     tables = [
         rows_of(run_demo(capsys, tmp_path, "--amount", "0.5", "--seed", seed)[1])
         for seed in ("3", "3", "4")
@@ -83,10 +108,8 @@ def test_the_same_seed_gives_the_same_table_and_another_seed_another(
     assert tables[0] != tables[2]
 
 
-def test_another_criterion_and_an_amount_that_leaves_one_weight(
-    tmp_path, capsys, without_compiling
-):
-    amount = 1 - 1 / NUM_WEIGHTS
+def test_another_criterion_and_an_amount_that_leaves_one_weight(tmp_path, capsys, small):
+    amount = 1 - 1 / NUM_SMALL_WEIGHTS
     status, printed = run_demo(
         capsys, tmp_path, "--criterion", "movement", "--amount", repr(amount)
     )

@@ -1,6 +1,7 @@
 """Worker processes that play the ranks of a job: `run(size, function, *arguments)`.
 
-They are started once and used by all tests; each call makes a new gloo group over loopback.
+They are started once and used by all tests; each call makes a new gloo group over loopback. They
+are forks of one process that has imported what takes long, and has done nothing else.
 """
 
 import atexit
@@ -13,7 +14,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-MAX_SIZE = 4
+IMPORTED = [
+    "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor.parallel",
+    "transformers.trainer",
+]  # fmt: skip
 _workers = []
 
 
@@ -27,7 +31,7 @@ class RankError(Exception):
 
 def run(size, function, *arguments, timeout=60):
     """What ``function(*arguments)`` returned in each of ``size`` ranks, in their order."""
-    _start()
+    _start(size)
     descriptor, store = tempfile.mkstemp()
     os.close(descriptor)
     os.unlink(store)
@@ -48,16 +52,16 @@ def errors_of(size, function, *arguments, timeout=60):
     return [None] * size
 
 
-def _start():
-    if _workers:
-        return
-    context = multiprocessing.get_context("spawn")
-    for _ in range(MAX_SIZE):
+def _start(size):
+    if not _workers:
+        multiprocessing.set_forkserver_preload(IMPORTED)
+        atexit.register(_stop)
+    context = multiprocessing.get_context("forkserver")
+    while len(_workers) < size:
         here, there = context.Pipe()
         process = context.Process(target=_serve, args=(there,), daemon=True)
         process.start()
         _workers.append((process, here))
-    atexit.register(_stop)
 
 
 def _stop():

@@ -2,11 +2,16 @@
 
 Its state keeps the FSDP plugin only where processes have accelerators; on the CPU it drops it
 without a word, and the trainer wraps the model in DDP. All else works on the CPU as well.
+
+As a program it does so and runs `platon-prune` with its arguments; ``AND`` among them divides the
+commands of several runs, one after the other.
 """
 
 import sys
 
 from accelerate.state import AcceleratorState, DistributedType, PartialState
+
+AND = "AND"
 
 
 def enable():
@@ -28,8 +33,22 @@ def enable():
     AcceleratorState.__init__ = make
 
 
-if __name__ == "__main__":
+def main(words):
+    """The first exit status that is not 0."""
+    from trainer_jobs import one_accelerator
+
     from platon_prune import cli
 
     enable()
-    sys.exit(cli.main(sys.argv[1:]))
+    while words:
+        end = words.index(AND) if AND in words else len(words)
+        with one_accelerator():
+            status = cli.main(words[:end])
+        if status:
+            return status
+        words = words[end + 1 :]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

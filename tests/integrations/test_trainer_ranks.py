@@ -1,6 +1,7 @@
 """transformers' Trainer over several processes, under DDP and under FSDP2, resumes bit by bit."""
 
 import functools
+import shutil
 
 import pytest
 import ranks
@@ -14,6 +15,7 @@ from platon_prune.integrations.hf_checkpoints import STATE_FILE, STATE_FOLDER, s
 FULL = {"state_dict_type": "FULL_STATE_DICT"}
 SHARDED = {"state_dict_type": "SHARDED_STATE_DICT"}
 SAVING = dict(save_strategy="steps", save_steps=10)
+EVALUATED = dict(eval_strategy="steps", eval_steps=7)
 CHOSEN_BY_METRIC = dict(
     eval_strategy="steps", eval_steps=5, save_steps=5, load_best_model_at_end=True,
     metric_for_best_model="made_up", greater_is_better=False,
@@ -64,20 +66,40 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_resumed_run_is_bit_identical_and_the_saved_model_is_an_ordinary_one(tmp_path, layout):
-    fsdp = LAYOUTS[layout]
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Folder of an uninterrupted run in a layout, made once, and what its ranks saw."""
+    made = {}
+
+    def of(layout):
+        if layout not in made:
+            folder = tmp_path_factory.mktemp("whole")
+            made[layout] = folder, _train(folder, **_settings(layout), **SAVING, **EVALUATED)
+        return made[layout]
+
+    return of
+
+
+def _settings(layout):
     pruned = {"masking": "window"} if layout == "full" else {}
-    evaluated = dict(eval_strategy="steps", eval_steps=7)
-    whole = _train(tmp_path, fsdp=fsdp, pruning=pruned, **SAVING, **evaluated)
-    assert [result["sharded"] for result in whole] == [fsdp is not None] * 2
-    _assert_final_model(tmp_path, whole)
-    assert (tmp_path / "final" / "README.md").exists() is False
-    assert (tmp_path / "README.md").read_text().count("## Pruning") == 1
-    folder = tmp_path / "checkpoint-10"
-    assert (folder / STATE_FILE).exists() == (fsdp is None)
-    assert (folder / STATE_FOLDER).exists() == (fsdp is not None)
-    resumed = _train(tmp_path, fsdp=fsdp, pruning=pruned, resume=str(folder), **SAVING, **evaluated)
+    return dict(fsdp=LAYOUTS[layout], pruning=pruned)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_resumed_run_is_bit_identical_and_the_saved_model_is_an_ordinary_one(
+    whole_run, tmp_path, layout
+):
+    is_sharded = LAYOUTS[layout] is not None
+    root, whole = whole_run(layout)
+    assert [result["sharded"] for result in whole] == [is_sharded] * 2
+    _assert_final_model(root, whole)
+    assert (root / "final" / "README.md").exists() is False
+    assert (root / "README.md").read_text().count("## Pruning") == 1
+    folder = root / "checkpoint-10"
+    assert (folder / STATE_FILE).exists() == (not is_sharded)
+    assert (folder / STATE_FOLDER).exists() == is_sharded
+    settings = _settings(layout) | SAVING | EVALUATED
+    resumed = _train(tmp_path, resume=str(folder), **settings)
     for one, other in zip(resumed, whole, strict=True):
         _assert_equal(one["begun"], whole[0]["saved"][10])
         _assert_equal(one["weights"], other["weights"])
@@ -94,8 +116,8 @@ def test_both_layouts_give_the_same_masks(tmp_path):
     assert same > 0.99 * SELECTED
 
 
-def test_masks_are_not_broadcast_by_ddp(tmp_path):
-    for result in _train(tmp_path, max_steps=12):
+def test_masks_are_not_broadcast_by_ddp(whole_run):
+    for result in whole_run("ddp")[1]:
         # The same names again for a compiled model.
         ignored = [n for n in result["ignored_by_ddp"] if not n.startswith("_orig_mod.")]
         assert len(ignored) == 12  # two layers of six matrices
@@ -106,13 +128,15 @@ def test_masks_are_not_broadcast_by_ddp(tmp_path):
     ("before", "after", "size"),
     [("sharded", "sharded", 3), ("full", "full", 3), ("ddp", "ddp", 3), ("ddp", None, 1)],
 )
-def test_another_number_of_processes_goes_on_with_the_same_state(tmp_path, before, after, size):
-    first = _train(tmp_path, fsdp=LAYOUTS[before], **SAVING)
-    settings = dict(resume=str(tmp_path / "checkpoint-10"))
+def test_another_number_of_processes_goes_on_with_the_same_state(
+    whole_run, tmp_path, before, after, size
+):
+    root, first = whole_run(before)
+    settings = dict(resume=str(root / "checkpoint-10"))
     if after is None:
         found = [trainer_jobs.train(str(tmp_path), **settings)]
     else:
-        found = _train(tmp_path, size, fsdp=LAYOUTS[after], **settings)
+        found = _train(tmp_path, size, **_settings(after), **settings)
     for result in found:
         _assert_equal(result["begun"], first[0]["saved"][10])
     _assert_final_model(tmp_path, found)
@@ -142,11 +166,12 @@ def test_a_checkpoint_that_is_cut_off_costs_none_before_it_and_is_passed_over(tm
     _assert_final_model(tmp_path, resumed)
 
 
-def test_a_checkpoint_without_the_pruners_state_is_refused_in_every_process(tmp_path):
-    _train(tmp_path, fsdp=FULL, **SAVING)
-    (tmp_path / "checkpoint-10" / STATE_FOLDER / "outline.pt").unlink()
+def test_a_checkpoint_without_the_pruners_state_is_refused_in_every_process(whole_run, tmp_path):
+    damaged = tmp_path / "checkpoint-10"
+    shutil.copytree(whole_run("full")[0] / damaged.name, damaged)
+    (damaged / STATE_FOLDER / "outline.pt").unlink()
     with pytest.raises(ranks.RankError) as caught:
-        _train(tmp_path, fsdp=FULL, resume=str(tmp_path / "checkpoint-10"))
+        _train(tmp_path, **_settings("full"), resume=str(damaged))
     for kind, message in caught.value.errors:
         assert kind == "ValueError" and f"or {STATE_FOLDER} of a sharded model" in message
 
