@@ -21,7 +21,7 @@ CALLS = (
     "train", "evaluate", "forward", "copy", "pickle", "save_and_load", "load_into_itself",
     "load_dense", "save_sparse", "cast_and_back", "apply_masks", "read",
 )  # fmt: skip
-COMPILED = 100  # one in so many programs has a call of the compiled model, which is slow
+COMPILED = 60  # one in so many programs has a call of the compiled model, which is slow
 # One step: with which gradients.
 STEPS = ("step", "step", "step", "step", "huge", "tiny", "zero", "equal", "infinite", "skipped",
          "one_missing")  # fmt: skip
