@@ -1,5 +1,6 @@
 """Settings for every test, and the device of the core tests."""
 
+import gc
 import os
 
 import pytest
@@ -58,6 +59,21 @@ def pytest_collection_modifyitems(items):
             # In front, so that what a test says of itself is heard after it.
             item.add_marker(pytest.mark.filterwarnings(OF_OTHER_LENGTH), append=False)
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_unconfigure():
+    # Or extension modules would tell of what nobody freed.
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def only_new_objects_are_collected():
+    """Leave what imports and earlier files made out of garbage collections, which tests still do.
+
+    transformers' trainer, for one, collects after each run: that took most of a small run's time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

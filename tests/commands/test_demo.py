@@ -44,7 +44,7 @@ def rows_of(printed):
 
 @dataclass(frozen=True)
 class Shorter(Settings):
-    """The demo of two layers, each of which is compiled, and with few evaluations, which are slow."""
+    """The demo of two layers, since each is compiled, and of few evaluations, which are slow."""
 
     num_layers: int = 2
     num_evaluations: int = 2

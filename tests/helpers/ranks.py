@@ -5,6 +5,7 @@ are forks of one process that has imported what takes long, and has done nothing
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -88,6 +89,9 @@ def _serve(connection):
         finally:
             leave()
         connection.send(answer)
+        # As the tests' own process does: what is there by now need not be looked at again.
+        gc.collect()
+        gc.freeze()
 
 
 def join(rank, size, store, timeout=60):
