@@ -55,14 +55,20 @@ def errors_of(size, function, *arguments, timeout=60):
 
 def _start(size):
     if not _workers:
-        multiprocessing.set_forkserver_preload(IMPORTED)
         atexit.register(_stop)
-    context = multiprocessing.get_context("forkserver")
     while len(_workers) < size:
-        here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there,), daemon=True)
-        process.start()
-        _workers.append((process, here))
+        _workers.append(begin(_serve))
+
+
+def begin(function, *arguments):
+    """A process of its own that calls ``function(connection, *arguments)``, and our end of it."""
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    context = multiprocessing.get_context("forkserver")
+    here, there = context.Pipe()
+    process = context.Process(target=function, args=(there, *arguments), daemon=True)
+    process.start()
+    there.close()  # so that the end of the process is the end of what can be read
+    return process, here
 
 
 def _stop():
