@@ -91,7 +91,7 @@ class Option:
     Args:
         default: Its value where it is not given; cells with it and without are the same cell.
         choices: All values there are; none means any of its kind.
-        kind: bool, int or float (which a whole number is as well); the default's type if None.
+        kind: bool, int, str or float (which a whole number is as well); the default's type if None.
     """
 
     default: Any = None
@@ -127,8 +127,8 @@ class Recipe:
         chosen_by: The measured value by which the best of an option's values is chosen; None for
             the metric.
         lower_is_better: Whether low values of it and of the metric are the good ones.
-        rivals: What may stand among the criteria beside those of the package: methods of others,
-            which know the shared options alone.
+        rivals: What may stand among the criteria beside those of the package, methods of others,
+            and the options of pruning that each knows.
         subject: From the settings of the cells to what pictures are of, in a few words.
     """
 
@@ -147,7 +147,7 @@ class Recipe:
     shared_options: tuple[str, ...] = ()
     chosen_by: str | None = None
     lower_is_better: bool = False
-    rivals: tuple[str, ...] = ()
+    rivals: Mapping[str, Sequence[str]] = field(default_factory=dict)
     subject: Callable[[Mapping[str, Any]], str] | None = None
 
     def shown(self, value: float, sign: str = "") -> str:
@@ -157,6 +157,12 @@ class Recipe:
     def about(self, cells: Sequence[Cell]) -> str:
         """What a picture of these cells is of, in a few words."""
         return self.subject(cells[0].settings) if self.subject and cells else self.name
+
+    def options_of(self, criterion: str) -> tuple[str, ...]:
+        """The options that change something for a criterion, "dense" or a rival."""
+        if criterion == DENSE or criterion in self.rivals:
+            return (*self.shared_options, *self.rivals.get(criterion, ()))
+        return tuple(self.options)
 
     def given(self, settings: Mapping[str, Any]) -> Recipe:
         """The recipe with the defaults that its options have under these settings."""
@@ -192,11 +198,9 @@ class Grid:
         """Every cell once, those with options at their default as cells without."""
         found: dict[str, Cell] = {}
         for criterion in self.criteria:
-            # Nothing is pruned, so amounts and options of pruning have nothing to change.
-            dense = criterion == DENSE
-            is_plain = dense or criterion in recipe.rivals
-            known = recipe.shared_options if is_plain else tuple(self.options)
-            for amount in (0.0,) if dense else self.amounts:
+            known = recipe.options_of(criterion)
+            # Of a dense model nothing is pruned, so amounts have nothing to change.
+            for amount in (0.0,) if criterion == DENSE else self.amounts:
                 for options in self._variants(recipe, known):
                     for seed in self.seeds:
                         cell = Cell(recipe.name, criterion, amount, seed, options, settings)
@@ -256,6 +260,8 @@ def _check_value(name: str, value: Any, option: Option) -> None:
     elif kind is int:
         # To Python, True is a whole number.
         fits, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif kind is str:
+        fits, wanted = isinstance(value, str), "text"
     else:
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
         wanted = "a number"

@@ -9,7 +9,7 @@ from typing import Any
 
 from platon_prune.version import __version__
 
-PACKAGES = ("torch", "transformers", "scikit-learn", "numpy", "torch-pruning")
+PACKAGES = ("torch", "transformers", "scikit-learn", "numpy", "torch-pruning", "torchao", "nncf")
 
 
 def machine_kind(device: str) -> dict[str, Any]:

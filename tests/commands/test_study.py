@@ -35,6 +35,7 @@ JOB = study_job.__file__
 FAKE = study_job.fake(lambda cell, place: {"accuracy": study_job.score(cell)})
 GRID = ["--recipe", "fake", "--criteria", "dense", "platon", "magnitude", "--amounts", "0.5", "0.9"]
 RIVALS = 3 if importlib.util.find_spec("torch_pruning") else 0
+PAT, NNCF = (bool(importlib.util.find_spec(name)) for name in ("torchao", "nncf"))
 NUM_CELLS = 3 * (1 + 2 * 2)  # three seeds of dense, and of two criteria at two amounts
 
 
@@ -272,6 +273,8 @@ def test_a_preset_asks_only_for_what_its_recipe_has(preset):
             "digits-headline": 10 * 2 * (1 + 2 * 2),  # ten seeds, two settings of threads
             "digits-fair": 5 * 3 * (1 + 6 * 2),  # five seeds, three rates; six ways, two amounts
             "digits-noise": 2 * 5 * (1 + 8),
+            "digits-rivals": 3 + 3 * 2 * (2 + PAT + NNCF),  # ours, and torch's own pruning
+            "digits-n-of-m": 3 * 2 * (3 + PAT),  # two criteria of ours, and one shot
             "sst2": 3 + 3 * 3 * (4 + 1),
             # Five seeds of three sizes: each rival, and two criteria each in four ways.
             **dict.fromkeys(("structured-transformer", "structured-cnn"), 5 + 15 * (RIVALS + 8)),

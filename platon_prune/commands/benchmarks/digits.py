@@ -222,6 +222,8 @@ def _train(
 ) -> None:
     steps, ramp = settings.steps, settings.learning_rate_warmup_steps
     optimizer = torch.optim.AdamW(run.model.parameters(), lr=learning_rate)
+    # Methods of others that prune in the optimizer, as torchao's, put theirs around it.
+    stepped = getattr(scheduler, "around", lambda given: given)(optimizer)
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / ramp, 1 - step / steps)
     )
@@ -243,7 +245,7 @@ def _train(
         else:
             value = loss(output, batch)
         value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        stepped.step()
         if scheduler is not None:
             scheduler.step()
             run.densities[step] = 1 - scheduler.amount

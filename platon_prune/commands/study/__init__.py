@@ -13,6 +13,7 @@ from pathlib import Path
 from platon_prune.commands._output import require_place
 from platon_prune.commands._parser import CRITERION_NAMES
 from platon_prune.commands.study.presets import PRESETS
+from platon_prune.commands.study.rival_names import RIVALS, WEIGHT_RIVALS
 from platon_prune.studies.cells import Grid
 
 HELP = "Run a grid of criteria, amounts, seeds and options; draw accuracy against density."
@@ -33,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--criteria",
         nargs="+",
-        help=f"dense, {', '.join(CRITERION_NAMES)} (default: {' '.join(grid.criteria)})",
+        help=f"dense, {', '.join(CRITERION_NAMES)}; of other packages, where they are installed, "
+        f"{', '.join(WEIGHT_RIVALS)} (digits) and {', '.join(RIVALS)} (structured) "
+        f"(default: {' '.join(grid.criteria)})",
     )
     parser.add_argument(
         "--amounts",

@@ -20,6 +20,8 @@ import platon_prune
 from platon_prune.choice.granularity import SCOPES
 from platon_prune.commands.benchmarks import digits as _digits
 from platon_prune.commands.benchmarks.scans import NUM_CLASSES, num_training
+from platon_prune.commands.study import weight_rivals
+from platon_prune.commands.study.patterns import NO_PATTERN, Pattern
 from platon_prune.criteria import Movement
 from platon_prune.masks.targets import find_tensors
 from platon_prune.schedule import SCHEDULES
@@ -66,6 +68,7 @@ OPTIONS: dict[str, Option] = {
     "validation": Option(_DEFAULT.validation),  # share set aside, to choose other options by
     "examples": Option(_DEFAULT.examples),  # how many there are; 0: all
     "label_noise": Option(_DEFAULT.label_noise),  # share that has the label of another class
+    "pattern": Option(NO_PATTERN, kind=str),  # n:m along the inputs, by semi_structured
 }
 SHARED_OPTIONS = (*_OF_TRAINING, "threads", *_OF_DATA)
 
@@ -153,9 +156,13 @@ def check(cell: Cell) -> None:
             f"fades=false is an option of movement, got {cell.criterion}: leave it out"
         )
     stand_in = nn.Sequential(nn.Linear(64, 64))
+    if cell.criterion in weight_rivals.RIVALS:
+        _select(stand_in, chosen)
+        weight_rivals.check(cell, training, chosen["pattern"])
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", platon_prune.PruningWarning)
-        selected = _select(stand_in, biases=chosen["biases"])
+        selected = _select(stand_in, chosen)
         _set_up(stand_in, selected, cell, training, chosen)
 
 
@@ -203,11 +210,19 @@ def _run(cell: Cell, place: Workspace) -> dict[str, float]:
         longer = _digits.fine_tune_dense(dense, digits, training, _digits.unwatched)
         return {**_accuracies(longer, dense, digits), "sparsity": 0.0}
     run = _digits.Run(cell.label, copy.deepcopy(dense.model), cell.amount)
-    selected = _select(run.model, biases=chosen["biases"])
-    scheduler = Counted(_set_up(run.model, selected, cell, training, chosen))
-    loss = _teaching(dense.model, digits, chosen["distillation"])
-    state_bytes = scheduler.state_bytes()
-    _digits.fine_tune_with(scheduler, run, digits, training, _digits.unwatched, loss)
+    selected = _select(run.model, chosen)
+    if cell.criterion in weight_rivals.RIVALS:
+        more = weight_rivals.fine_tune(run, selected, cell, digits, training, chosen["pattern"])
+    else:
+        scheduler = Counted(_set_up(run.model, selected, cell, training, chosen))
+        loss = _teaching(dense.model, digits, chosen["distillation"])
+        state_bytes = scheduler.state_bytes()
+        _digits.fine_tune_with(scheduler, run, digits, training, _digits.unwatched, loss)
+        more = {
+            "state_bytes": state_bytes,
+            "step_ms": scheduler.step_ms(),
+            **scheduler.regrowth(),
+        }
     kept = [int(torch.count_nonzero(getattr(module, name))) for _, module, name in selected]
     numel = sum(getattr(module, name).numel() for _, module, name in selected)
     return {
@@ -216,9 +231,7 @@ def _run(cell: Cell, place: Workspace) -> dict[str, float]:
         "kept": sum(kept),
         "selected": numel,
         "empty_tensors": sum(count == 0 for count in kept),
-        "state_bytes": state_bytes,
-        "step_ms": scheduler.step_ms(),
-        **scheduler.regrowth(),
+        **more,
     }
 
 
@@ -253,6 +266,7 @@ def _set_up(
 ) -> PlatonScheduler:
     """The scheduler of a cell."""
     frozen = training.cooldown_steps if chosen["frozen"] else 0
+    pattern = Pattern.of(chosen["pattern"])
     pruning: dict[str, Any] = dict(
         amount=cell.amount,
         criterion=cell.criterion if chosen["fades"] else Movement(fades=False),
@@ -265,22 +279,33 @@ def _set_up(
             for name in ("window", "masking", "beta1", "beta2", "schedule", "scope")
         },
     )
-    if chosen["floor"]:
+    if pattern is not None:
+        alone = {name: chosen[name] for name in ("biases", "floor", "max_amount")}
+        pattern.refuse({n: v for n, v in alone.items() if v != OPTIONS[n].default})
+        pruning |= dict(n=pattern.n, m=pattern.m, amount=pattern.share(cell.amount))
+    elif chosen["floor"]:
         pruning["max_amount"] = 1 - chosen["floor"] * (1 - cell.amount)
     elif chosen["max_amount"] is not None:
         pruning["max_amount"] = chosen["max_amount"]
     if chosen["biases"]:
         pruning["include"] = [name for name, _, _ in selected]
-    scheduler = platon_prune.global_unstructured(model, **pruning)
+    if pattern is None:
+        scheduler = platon_prune.global_unstructured(model, **pruning)
+    else:
+        pairs = [(module, name) for _, module, name in selected]
+        scheduler = platon_prune.semi_structured(pairs, **pruning)
     if frozen:
         scheduler.allow_other_length()
     return scheduler
 
 
-def _select(model: nn.Module, *, biases: bool) -> list[tuple[str, nn.Module, str]]:
-    """(name, module, tensor name) of the weights, and of the biases beside them."""
+def _select(model: nn.Module, chosen: Mapping[str, Any]) -> list[tuple[str, nn.Module, str]]:
+    """(name, module, tensor name) of the weights, of a pattern those it fits; and of biases."""
     selected = list(find_tensors(model))
-    if biases:
+    pattern = Pattern.of(chosen["pattern"])
+    if pattern is not None:
+        return pattern.fitting(selected)
+    if chosen["biases"]:
         selected += [
             (f"{name.removesuffix('weight')}bias", module, "bias")
             for name, module, _ in find_tensors(model)
@@ -367,5 +392,6 @@ DIGITS = Recipe(
     extras=("sklearn", "transformers"),
     settings=settings,
     check=check,
+    rivals=weight_rivals.RIVALS,
     subject=lambda settings: f"Handwritten digits, {settings['steps']} steps",
 )

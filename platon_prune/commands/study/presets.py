@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from platon_prune.commands.study.rival_names import RIVALS, is_installed
+from platon_prune.commands.study.rival_names import RIVALS, installed, is_installed
 from platon_prune.studies.cells import DENSE, Grid
 from platon_prune.studies.views import View
 
@@ -45,6 +45,19 @@ _FAIR = Grid(
     seeds=_FIVE,
     options={"validation": (0.2,), "learning_rate": (0.002, 0.006, 0.018)},
 )
+_GRADUAL = ("torchao-pat", "nncf", "torch-l1")  # rivals that prune single weights on a ramp
+
+
+def _n_of_m(pattern: str, amount: float) -> Grid:
+    """All groups of a pattern, which prunes that amount of the weights."""
+    return Grid(
+        criteria=("platon", "magnitude", *installed(("torchao-pat", "one-shot"))),
+        amounts=(amount,),
+        options={"pattern": (pattern,)},
+    )
+
+
+# Name of the preset to what it runs, and how it is looked at.
 PRESETS: dict[str, Preset] = {
     "digits-criteria": Preset(
         "digits",
@@ -126,6 +139,11 @@ PRESETS: dict[str, Preset] = {
             ),
         ),
     ),
+    "digits-rivals": Preset(
+        "digits",
+        (Grid(criteria=(DENSE, "platon", *installed(_GRADUAL)), amounts=(0.98, 0.99)),),
+    ),
+    "digits-n-of-m": Preset("digits", (_n_of_m("2:4", 0.5), _n_of_m("1:8", 0.875))),
     "structured-transformer": Preset("structured-transformer", _structured((0.85, 0.7, 0.5))),
     "structured-cnn": Preset("structured-cnn", _structured((0.9, 0.7, 0.5))),
     "sst2": Preset(

@@ -269,7 +269,7 @@ def _recipe(name: str) -> Recipe:
         extras=("sklearn", "transformers"),
         settings=settings,
         check=check,
-        rivals=rivals.RIVALS,
+        rivals=dict.fromkeys(rivals.RIVALS, ()),
     )
 
 
