@@ -98,7 +98,7 @@ class _TorchPrune(Rival):
     def num_bytes(self) -> int:
         """A mask of the weight's dtype, and the product of both."""
         pruned = [each for each in self.task.weights if prune.is_pruned(each[0])]
-        masks = sum(getattr(module, f"{name}_mask").nbytes for module, name in pruned)
+        masks: int = sum(getattr(module, f"{name}_mask").nbytes for module, name in pruned)
         products: int = sum(getattr(module, name).nbytes for module, name in pruned)
         return masks + products
 
