@@ -23,7 +23,7 @@ from platon_prune import cli  # noqa: E402
 from platon_prune.commands.benchmarks import scans  # noqa: E402
 from platon_prune.commands.benchmarks.demo_settings import Settings  # noqa: E402
 from platon_prune.commands.study import asked as study  # noqa: E402
-from platon_prune.commands.study.digits import Counted  # noqa: E402
+from platon_prune.commands.study.counted import Counted  # noqa: E402
 from platon_prune.commands.study.presets import PRESETS  # noqa: E402
 from platon_prune.schedule import CubicSchedule  # noqa: E402
 from platon_prune.studies import results  # noqa: E402

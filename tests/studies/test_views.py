@@ -20,7 +20,7 @@ RECIPE = Recipe(
     lambda cell, place: {},
     options={"rate": Option(0.1), "threads": Option(1), "kind": Option("a")},
     shared_options=("rate", "threads"),
-    rivals=("theirs",),
+    rivals={"theirs": ()},
 )
 
 
