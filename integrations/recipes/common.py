@@ -111,7 +111,7 @@ def run(
             trainer.add_callback(WarmupHint(arguments))
             settings = pruning.callback(training.output_dir)
             if pruning.pruning_budget != "parameters":
-                settings["example_inputs"] = _example_batch(trainer)
+                settings["example_inputs"] = example_batch(trainer)
             callback = PlatonCallback(**settings).install(trainer)
         if trainer.is_world_process_zero():
             remember(arguments.deciding, Path(training.output_dir or "."))
@@ -186,7 +186,7 @@ def _save_shrunk(trainer: RecipeTrainer, folder: Path) -> dict[str, Any]:
     }
 
 
-def _example_batch(trainer: RecipeTrainer) -> dict[str, Any]:
+def example_batch(trainer: RecipeTrainer) -> dict[str, Any]:
     """The first batch that a trainer evaluates on, or trains on if it has nothing else.
 
     Args:

@@ -13,7 +13,7 @@ from platon_prune.integrations.recipes.glue_tasks import Task, find_task
 from platon_prune.integrations.recipes.parsing import Arguments, parse_arguments
 from platon_prune.integrations.recipes.presets import GLUE_PRESETS
 from platon_prune.integrations.recipes.run_again import RESULTS_FILE
-from platon_prune.integrations.recipes.text.training import fine_tune
+from platon_prune.integrations.recipes.text.training import Prepare, fine_tune
 
 PLACE = "{task}"  # in names of files and models, for the task where there are several
 DESCRIPTION = """Fine-tune a model for sentences or pairs of them and prune it meanwhile (PLATON).
@@ -30,8 +30,12 @@ EXAMPLES = """  platon-prune glue --preset mnli-10 --model_name_or_path bert-bas
   platon-prune glue settings.json --seed 1"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prepare: Prepare | None = None) -> int:
     """Run the recipe with these flags (those of the process by default).
+
+    Args:
+        argv: The flags.
+        prepare: Called with the trainer of one task before it trains.
 
     Returns:
         The exit status, 0.
@@ -45,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len((arguments.data.task_name or "").split()) > 1:
         _run_each(arguments, flags)
     else:
-        _run(arguments)
+        _run(arguments, prepare)
     return 0
 
 
@@ -60,10 +64,10 @@ def _parse(flags: Sequence[str]) -> Arguments[GlueArguments]:
     )
 
 
-def _run(arguments: Arguments[GlueArguments]) -> None:
+def _run(arguments: Arguments[GlueArguments], prepare: Prepare | None = None) -> None:
     task = find_task(arguments.data.task_name)
     if begin(arguments):
-        fine_tune(arguments, task, read_splits(arguments, task))
+        fine_tune(arguments, task, read_splits(arguments, task), prepare=prepare)
 
 
 def _run_each(arguments: Arguments[GlueArguments], flags: Sequence[str]) -> None:

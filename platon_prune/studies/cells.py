@@ -130,6 +130,8 @@ class Recipe:
         rivals: What may stand among the criteria beside those of the package, methods of others,
             and the options of pruning that each knows.
         subject: From the settings of the cells to what pictures are of, in a few words.
+        speeds: Measured values that are times as fast as dense, each with what was run, in words:
+            a picture has the metric against them.
     """
 
     name: str
@@ -149,6 +151,7 @@ class Recipe:
     lower_is_better: bool = False
     rivals: Mapping[str, Sequence[str]] = field(default_factory=dict)
     subject: Callable[[Mapping[str, Any]], str] | None = None
+    speeds: Mapping[str, str] = field(default_factory=dict)
 
     def shown(self, value: float, sign: str = "") -> str:
         """A value of the metric: percentages with one decimal, others with four digits."""

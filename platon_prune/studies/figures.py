@@ -11,6 +11,7 @@ from platon_prune.plots import accuracy_against_density
 from platon_prune.plots._style import COLOURS, INK, plain, save, title
 from platon_prune.studies.cells import DENSE, Recipe
 from platon_prune.studies.intervals import interval_of_mean
+from platon_prune.studies.speed_picture import save_speeds
 from platon_prune.studies.table import Row
 from platon_prune.studies.views import View, is_changed
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 # All that a report may draw; those of an earlier one that it does not are taken away.
-_PICTURE = re.compile(r"(accuracy(_\d+)?|options|against|values)\.png")
+_PICTURE = re.compile(r"(accuracy(_\d+)?|options|against|values|speed)\.png")
 
 
 def save_pictures(
@@ -30,7 +31,8 @@ def save_pictures(
     Rows with options go to ``options.png`` where there is one without them to compare with; all
     others to ``accuracy.png``, and to ``accuracy_2.png`` and on where they are too many for one;
     those of a study that does not vary the amount to ``values.png``. Where all are compared with
-    one criterion, ``against.png`` has the differences in place of ``options.png``.
+    one criterion, ``against.png`` has the differences in place of ``options.png``. Where speeds were
+    measured, ``speed.png`` has all rows against them.
 
     Args:
         recipe: What was run.
@@ -60,6 +62,12 @@ def save_pictures(
         paths.append(folder / "options.png")
         heading = f"{subject}: what an option changes"
         _save_differences(recipe, changed, rows, paths[-1], heading, view)
+    heading = f"{subject}: mean and range over seeds"
+    speed = folder / "speed.png"
+    if save_speeds(
+        measured, recipe.metric, recipe.speeds, speed, ylabel=recipe.title, heading=heading
+    ):
+        paths.append(speed)
     for path in folder.iterdir():
         if _PICTURE.fullmatch(path.name) and path not in paths:
             path.unlink()

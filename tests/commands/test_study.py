@@ -846,7 +846,7 @@ def test_a_test_file_is_predicted_however_its_flag_is_written(flags, predicts, m
     called = []
     monkeypatch.setattr(glue, "main", called.append)
     [cell] = cells_of_glue(flags=flags)
-    _study_glue._train(cell, Workspace(Path("s")), Path("s/run"), [])
+    _study_glue.train(cell, Workspace(Path("s")), Path("s/run"), [])
     assert ("--do_predict" in called[0]) is predicts
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 
 from platon_prune import cli  # noqa: E402
 from platon_prune.commands.benchmarks import digits as _digits  # noqa: E402
-from platon_prune.commands.study import rivals  # noqa: E402
+from platon_prune.commands.study import one_shot, rivals  # noqa: E402
 from platon_prune.commands.study.networks import (  # noqa: E402
     ResidualCNN,
     multiply_adds,
@@ -52,7 +52,7 @@ def test_the_best_head_and_the_best_channel_of_each_layer_stay():
 
     def best(layer):
         group = [SimpleNamespace(dep=SimpleNamespace(target=SimpleNamespace(module=layer)))]
-        importance = rivals.KeepsTheBest(lambda group: torch.tensor([1.0, 2, 5, 0]), {query: 2})
+        importance = one_shot.KeepsTheBest(lambda group: torch.tensor([1.0, 2, 5, 0]), {query: 2})
         return importance(group).tolist()
 
     assert best(query) == [1, 2, torch.inf, torch.inf]  # means 1.5 and 2.5

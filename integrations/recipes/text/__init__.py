@@ -8,7 +8,7 @@ from platon_prune.integrations.recipes.common import begin, say
 from platon_prune.integrations.recipes.parsing import parse_arguments
 from platon_prune.integrations.recipes.text.arguments import TextArguments
 from platon_prune.integrations.recipes.text.data import read_data
-from platon_prune.integrations.recipes.text.training import fine_tune
+from platon_prune.integrations.recipes.text.training import Prepare, fine_tune
 
 DESCRIPTION = """Fine-tune a model on texts of your own and prune it meanwhile (PLATON).
 
@@ -23,8 +23,12 @@ EXAMPLES = """  platon-prune text --model_name_or_path bert-base-uncased --train
   platon-prune text settings.yaml --seed 1"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prepare: Prepare | None = None) -> int:
     """Run the recipe with these flags (those of the process by default).
+
+    Args:
+        argv: The flags.
+        prepare: Called with the trainer before it trains.
 
     Returns:
         The exit status, 0.
@@ -46,5 +50,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     for line in found.lines:
         say(arguments, line)
-    fine_tune(arguments, found.task, found.splits, found.summary)
+    fine_tune(arguments, found.task, found.splits, found.summary, prepare)
     return 0

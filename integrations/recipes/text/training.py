@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,16 @@ from platon_prune.integrations.recipes.tokenizer_checks import (
 )
 from platon_prune.integrations.writing import write_text
 
+# What a caller does to the model, or learns of the data, once both are loaded.
+Prepare = Callable[[RecipeTrainer], object]
+
 
 def fine_tune(
     arguments: Arguments[Any],
     task: Task,
     splits: Mapping[str, datasets.Dataset],
     summary: Mapping[str, Any] | None = None,
+    prepare: Prepare | None = None,
 ) -> None:
     """Load model and tokenizer, train with pruning, evaluate, predict, and write the report.
 
@@ -48,6 +52,7 @@ def fine_tune(
         splits: Examples with the task's columns, and ``label`` where it is known.
         summary: What else belongs into ``results.json``, beside confusion matrices; None adds
             neither.
+        prepare: Called with the trainer before it trains: to cut its model, say.
 
     Raises:
         ValueError: If model, tokenizer, teacher and task do not go together; before any training.
@@ -100,6 +105,8 @@ def fine_tune(
         found = {prefix: matrix for prefix, matrix in confusion.items() if matrix is not None}
         return {} if summary is None else {"task": dict(summary), "confusion": found}
 
+    if prepare is not None:
+        prepare(trainer)
     run(
         trainer,
         arguments,

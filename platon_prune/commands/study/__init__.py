@@ -19,8 +19,8 @@ from platon_prune.studies.cells import Grid
 HELP = "Run a grid of criteria, amounts, seeds and options; draw accuracy against density."
 # Of recipes.
 NAMES = (
-    "digits", "structured-transformer", "structured-cnn", "glue", "text", "clm", "image", "squad",
-    "sst2",
+    "digits", "structured-transformer", "structured-cnn", "structured-text", "structured-sst2",
+    "glue", "text", "clm", "image", "squad", "sst2",
 )  # fmt: skip
 
 

@@ -13,11 +13,14 @@ from platon_prune.commands.study.digits import DIGITS
 from platon_prune.commands.study.glue import OF_COMMANDS
 from platon_prune.commands.study.presets import PRESETS, Preset
 from platon_prune.commands.study.structured import STRUCTURED
+from platon_prune.commands.study.structured_text import STRUCTURED_TEXT
 from platon_prune.criteria import CRITERIA
 from platon_prune.studies.cells import Cell, Grid, Recipe, check, read_options
 from platon_prune.studies.views import View
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, *STRUCTURED, *OF_COMMANDS)}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for recipe in (DIGITS, *STRUCTURED, *STRUCTURED_TEXT, *OF_COMMANDS)
+}
 
 
 def device_of(arguments: argparse.Namespace) -> str:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from platon_prune.commands.study.flags import given_options, settings_of, subject_of, values_of
 from platon_prune.criteria import make_criterion
 from platon_prune.schedule import CubicSchedule
 from platon_prune.studies import results
 from platon_prune.studies.cells import DENSE, Cell, Option, Recipe, Workspace
-from platon_prune.studies.settings import with_contents
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,13 @@ class _Command:
     test_prefix: str = "test"
 
 
+_TEXT = _Command("text", "accuracy, or correlation (%)", headlines=("accuracy", "pearson"))
 _COMMANDS = {
     "glue": _Command("glue", "first metric on the validation part (%)"),
     "sst2": _Command("glue"),
-    "text": _Command("text", "accuracy, or correlation (%)", headlines=("accuracy", "pearson")),
+    "structured-sst2": _Command("glue"),
+    "text": _TEXT,
+    "structured-text": _TEXT,
     "clm": _Command("clm", "perplexity", "perplexity", ("perplexity",), 1, ""),
     "image": _Command("image", headlines=("accuracy",), test_prefix=""),
     "squad": _Command("squad", "F1 (%)", "f1", ("f1",), 1, "predict"),
@@ -79,13 +82,9 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate": (lambda v: 0 < v < math.inf, "above 0 and finite"),
     "distillation": (lambda v: 0 <= v <= 1, "in [0, 1]"),
 }
-_TAKEN = (
-    "--amount", "--amounts", "--pruning_amount", "--criterion", "--pruning_criterion", "--seed",
-    "--output_dir", "--teacher_name_or_path",
-)  # fmt: skip
 _KEPT = ("results.json", "report.png")
 # What docs/sst2.md was measured with.
-_SST2: dict[str, tuple[str, ...]] = {
+_SST2_TRAINING: dict[str, tuple[str, ...]] = {
     "--task_name": ("sst2",),
     "--max_seq_length": ("40",),
     "--per_device_train_batch_size": ("32",),
@@ -94,6 +93,8 @@ _SST2: dict[str, tuple[str, ...]] = {
     "--weight_decay": ("0",),
     "--warmup_steps": ("100",),
     "--bf16": ("True",),
+}
+_SST2 = _SST2_TRAINING | {
     "--pruning_warmup_steps": ("100",),
     "--pruning_cooldown_steps": ("300",),
     "--pruning_include": (
@@ -108,51 +109,75 @@ _SST2: dict[str, tuple[str, ...]] = {
 def run(cell: Cell, place: Workspace) -> dict[str, float]:
     """Train one model; of its folder only the results stay, and the model if it is dense."""
     distilled = "distillation" in cell.options
-    teacher = _dense(cell, place) if distilled or cell.criterion == DENSE else None
+    teacher = dense_folder(cell, place) if distilled or cell.criterion == DENSE else None
     if cell.criterion == DENSE:
         assert teacher is not None
-        return _metrics(cell.recipe, teacher)
+        return metrics_of(cell.recipe, teacher)
     folder = place.folder / "runs" / cell.key
     flags = ["--criterion", cell.criterion, "--amount", str(cell.amount)]
     for name, value in cell.options.items():
         flags += [_FLAGS[name], str(value)]
     if teacher is not None:
         flags += ["--teacher_name_or_path", str(teacher)]
-    _train(cell, place, folder, flags)
+    train(cell, place, folder, flags)
+    keep_results(folder)
+    return metrics_of(cell.recipe, folder)
+
+
+def keep_results(folder: Path) -> None:
+    """Take all else out of the folder of a finished run, its model too."""
     # A grid of models would fill the disk, and the report needs their numbers only.
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name not in _KEPT:
             path.unlink()
-    return _metrics(cell.recipe, folder)
 
 
-def _dense(cell: Cell, place: Workspace) -> Path:
+def dense_folder(cell: Cell, place: Workspace) -> Path:
     """The folder of the dense model of a cell's seed, which is trained if it is not there."""
     dense = dataclasses.replace(cell, criterion=DENSE, amount=0.0, options={})
     folder = place.folder / "dense" / dense.key
     # Of several processes one trains it, and the others wait for it.
     with results.locked(folder.with_suffix(".lock"), wait=True):
         if not (folder / "results.json").exists():  # which is written last
-            _train(dense, place, folder, ["--amount", "0"])
+            train(dense, place, folder, ["--amount", "0"])
     return folder
 
 
-def _train(cell: Cell, place: Workspace, folder: Path, flags: Sequence[str]) -> None:
+def train(
+    cell: Cell,
+    place: Workspace,
+    folder: Path,
+    flags: Sequence[str],
+    prepare: Callable[[Any], object] | None = None,
+) -> None:
+    """Run the command of a cell's recipe.
+
+    Args:
+        cell: Whose settings and seed it has.
+        place: Where it runs.
+        folder: What it writes into.
+        flags: Beside those of the settings, over which they win.
+        prepare: Called with the trainer before it trains; of text and glue alone.
+    """
     command = _COMMANDS[cell.recipe]
     module = importlib.import_module(f"platon_prune.integrations.recipes.{command.module}")
     shared = cell.settings["flags"]
     done = ["--do_train", "--do_eval"]
-    if "--test_file" in _values(shared) and command.test_prefix:
+    if "--test_file" in values_of(shared) and command.test_prefix:
         done.append("--do_predict")
     where = ["--use_cpu"] if place.device == "cpu" else []
     seeded = ["--seed", str(cell.seed), "--output_dir", str(folder)]
     # Without checkpoints: a cell that was killed starts again, since one may be half written.
-    module.main(["--save_strategy", "no", *shared, *flags, *seeded, *done, *where])
+    argv = ["--save_strategy", "no", *shared, *flags, *seeded, *done, *where]
+    if prepare is None:
+        module.main(argv)
+    else:
+        module.main(argv, prepare)
 
 
-def _metrics(recipe: str, folder: Path) -> dict[str, float]:
+def metrics_of(recipe: str, folder: Path) -> dict[str, float]:
     """What the command measured, its headline first; in percent where the recipe is."""
     command = _COMMANDS[recipe]
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -175,58 +200,12 @@ def _headline(task_name: str) -> str:
     return str(find_task(task_name).metrics[0][0])
 
 
-def _settings(defaults: Sequence[str], steps: int | None, flags: Sequence[str]) -> dict[str, Any]:
-    names = _values(flags)
-    # Two values of one flag would leave it to the parser which one a cell has.
-    for taken in _TAKEN:
-        if taken in names:
-            raise ValueError(f"{taken} is set by the grid for each cell: leave it out after --")
-    if "--model_name_or_path" not in names:
-        raise ValueError(
-            "the recipe needs its own flags after --, a model among them: "
-            "-- --model_name_or_path FOLDER --train_file train.tsv --validation_file dev.tsv"
-        )
-    limit = [] if steps is None else ["--max_steps", str(steps)]
-    return with_contents([*defaults, *flags, *limit])
-
-
 def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the flags make of the options' defaults; None where a preset may have its own."""
-    given = _given(settings)
-    has_preset = "--preset" in _values(settings["flags"])
+    given = given_options(settings, OPTIONS, _FLAGS)
+    has_preset = "--preset" in values_of(settings["flags"])
     found = {**dict.fromkeys(OPTIONS if has_preset else ()), **given}
     found.pop("distillation", None)
-    return found
-
-
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the options' flags that are among a cell's flags."""
-    values = _values(settings["flags"])
-    return {
-        name: _read(_FLAGS[name], values[_FLAGS[name]], option)
-        for name, option in OPTIONS.items()
-        if _FLAGS[name] in values
-    }
-
-
-def _read(flag: str, text: str, option: Option) -> Any:
-    kinds = {int: "a whole number", float: "a number"}
-    kind = type(option.default)
-    if option.choices and text not in option.choices:
-        raise ValueError(f"{flag} must be one of {', '.join(option.choices)}, got {text!r}")
-    try:
-        return kind(text)
-    except ValueError:
-        raise ValueError(f"{flag} must be {kinds[kind]}, got {text!r}") from None
-
-
-def _values(flags: Sequence[str]) -> dict[str, str]:
-    """Flag, with underscores, to the value after it or after its ``=``; of several, the last."""
-    found = {}
-    for flag, following in zip(flags, [*flags, ""][1:], strict=True):
-        if flag.startswith("--"):
-            name, equals, value = flag.removeprefix("--").partition("=")
-            found["--" + name.replace("-", "_")] = value if equals else following
     return found
 
 
@@ -235,24 +214,37 @@ def _check(cell: Cell) -> None:
     if cell.criterion == DENSE:
         return
     chosen = {name: option.default for name, option in OPTIONS.items()}
-    chosen |= {**_defaults(cell.settings), **_given(cell.settings), **cell.options}
+    given = given_options(cell.settings, OPTIONS, _FLAGS)
+    chosen |= {**_defaults(cell.settings), **given, **cell.options}
     usable = {name: value for name, value in chosen.items() if value is not None}
-    for name, (fits, wanted) in _RANGES.items():
-        if name in usable and not fits(usable[name]):
-            raise ValueError(f"{name} must be {wanted}, got {usable[name]}")
+    check_ranges(usable)
     make_criterion(cell.criterion, usable.get("beta1", 0.85), usable.get("beta2", 0.95))
     CubicSchedule(cell.amount, total_steps=1, window=usable.get("window", 1))
     if usable.keys() == OPTIONS.keys():  # else a preset decides
-        _check_length(cell, chosen)
+        check_length(cell, chosen)
 
 
-def _check_length(cell: Cell, chosen: Mapping[str, Any]) -> None:
-    """Where the number of steps is known the whole schedule, else the sum of two shares."""
+def check_ranges(known: Mapping[str, Any]) -> None:
+    """Raise a ValueError that names an option which is out of its range."""
+    for name, (fits, wanted) in _RANGES.items():
+        if name in known and not fits(known[name]):
+            raise ValueError(f"{name} must be {wanted}, got {known[name]}")
+
+
+def check_length(cell: Cell, chosen: Mapping[str, Any], steps: int | None = None) -> None:
+    """Check the whole schedule where the number of steps is known, else the sum of two shares.
+
+    Args:
+        cell: With its flags.
+        chosen: All options with their values.
+        steps: Of the optimizer, where it is not the flags that tell it.
+    """
     phases = [chosen["warmup"], chosen["cooldown"]]
-    given = _values(cell.settings["flags"]).get("--max_steps", "")
-    if given.isdecimal() and int(given):
-        warmup, cooldown = (int(p if p >= 1 else round(p * int(given))) for p in phases)
-        schedule = CubicSchedule(cell.amount, int(given), warmup, cooldown, window=chosen["window"])
+    given = values_of(cell.settings["flags"]).get("--max_steps", "")
+    steps = steps or (int(given) if given.isdecimal() else 0)
+    if steps:
+        warmup, cooldown = (int(p if p >= 1 else round(p * steps)) for p in phases)
+        schedule = CubicSchedule(cell.amount, steps, warmup, cooldown, window=chosen["window"])
         if make_criterion(cell.criterion, chosen["beta1"], chosen["beta2"]).windowed:
             schedule.require_scores()
     elif max(phases) < 1 <= sum(phases):
@@ -260,14 +252,6 @@ def _check_length(cell: Cell, chosen: Mapping[str, Any]) -> None:
             "warmup + cooldown must be below 1, the whole run, got "
             f"{phases[0]} + {phases[1]}: shorten them"
         )
-
-
-def _subject(name: str, settings: Mapping[str, Any]) -> str:
-    """The task, or the recipe, and the model."""
-    values = _values(settings["flags"])
-    task = values.get("--task_name", name)
-    model = Path(values.get("--model_name_or_path", "")).name
-    return f"{task}, {model}" if model else task
 
 
 def _recipe(name: str, defaults: Sequence[str] = ()) -> Recipe:
@@ -280,14 +264,19 @@ def _recipe(name: str, defaults: Sequence[str] = ()) -> Recipe:
         columns={"test_accuracy": "on the test part (%)"},
         options=OPTIONS,
         extras=("transformers", "datasets"),
-        settings=lambda steps, flags: _settings(defaults, steps, flags),
+        settings=lambda steps, flags: settings_of(defaults, steps, flags),
         defaults=_defaults,
         check=_check,
         lower_is_better=command.metric == "perplexity",
         is_percent=command.scale == 100 or name == "squad",
-        subject=lambda settings: _subject(name, settings),
+        subject=lambda settings: subject_of(name, settings),
     )
 
 
-SST2 = _recipe("sst2", [part for flag, values in _SST2.items() for part in (flag, *values)])
-OF_COMMANDS = (*(_recipe(name) for name in _COMMANDS if name != "sst2"), SST2)
+def _flat(flags: Mapping[str, Sequence[str]]) -> list[str]:
+    return [part for flag, values in flags.items() for part in (flag, *values)]
+
+
+SST2_TRAINING = _flat(_SST2_TRAINING)  # for other recipes on the same data
+SST2 = _recipe("sst2", _flat(_SST2))
+OF_COMMANDS = (*map(_recipe, ("glue", "text", "clm", "image", "squad")), SST2)

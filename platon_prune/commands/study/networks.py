@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -62,13 +65,19 @@ def make_cnn(settings: _digits.Settings) -> nn.Module:
 
 
 @torch.no_grad()
-def multiply_adds(model: nn.Module) -> int:
-    """Of one digit's forward in evaluation, attention's products among them."""
+def multiply_adds(model: nn.Module, keyword_inputs: Mapping[str, Any] | None = None) -> int:
+    """Of one forward in evaluation, attention's products among them.
+
+    Args:
+        model: Any.
+        keyword_inputs: What it is called with; one digit if None.
+    """
     was_training = model.training
     device = next(model.parameters()).device
+    digit = () if keyword_inputs is not None else (torch.zeros(EXAMPLE, device=device),)
     # The fused kernel of attention is not counted; the plain one is two products that are.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(EXAMPLE, device=device))
+        model.eval()(*digit, **(keyword_inputs or {}))
     model.train(was_training)
     return int(counter.get_total_flops()) // 2  # a multiply-add is two operations
 

@@ -37,6 +37,17 @@ def _structured(amounts: tuple[float, ...]) -> tuple[Grid, ...]:
     )
 
 
+def _structured_text(amounts: tuple[float, ...]) -> tuple[Grid, ...]:
+    """The strongest of torch-pruning's where it is installed, and ours at once and gradually."""
+    seeds = (0, 1, 2)
+    others = RIVALS[:1] if is_installed() else ()
+    return (
+        Grid(criteria=(DENSE, *others), amounts=amounts, seeds=seeds),
+        Grid(criteria=("platon",), amounts=amounts, seeds=seeds, options={"schedule": ("once",)}),
+        Grid(criteria=("platon",), amounts=amounts, seeds=seeds),
+    )
+
+
 _FIVE = (0, 1, 2, 3, 4)
 # Every criterion at its own best of three rates, at the densities where they differ.
 _FAIR = Grid(
@@ -146,6 +157,7 @@ PRESETS: dict[str, Preset] = {
     "digits-n-of-m": Preset("digits", (_n_of_m("2:4", 0.5), _n_of_m("1:8", 0.875))),
     "structured-transformer": Preset("structured-transformer", _structured((0.85, 0.7, 0.5))),
     "structured-cnn": Preset("structured-cnn", _structured((0.9, 0.7, 0.5))),
+    "structured-sst2": Preset("structured-sst2", _structured_text((0.7, 0.5))),
     "sst2": Preset(
         "sst2",
         (

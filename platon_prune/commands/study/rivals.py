@@ -1,22 +1,28 @@
-"""Torch-Pruning as a rival in the structured study: one shot, then the same further training."""
+"""Torch-Pruning as a rival on the digits: what it is told of the study's networks."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from platon_prune.commands.benchmarks import digits as _digits
+from platon_prune.commands.study import one_shot
 from platon_prune.commands.study.networks import EXAMPLE, multiply_adds
 from platon_prune.commands.study.rival_names import RIVALS as RIVALS
 from platon_prune.commands.study.rival_names import is_installed as is_installed
 
 _NUM_SAMPLES = 128  # of which each has a gradient of its own, for the Hessian's diagonal
-_NUM_TRIALS = 9  # halvings of the ratio
-_NEAR_ENOUGH = 0.005  # of the multiply-adds that should be left
+
+
+def require_installed(rival: str) -> None:
+    """Raise a ValueError that says what to install, unless torch-pruning is there."""
+    if not is_installed():
+        raise ValueError(
+            f"torch-pruning must be installed for {rival}: pip install 'platon-prune[structured]', "
+            "or leave it out of --criteria"
+        )
 
 
 def prune_one_shot(
@@ -30,9 +36,6 @@ def prune_one_shot(
 ) -> nn.Module:
     """A copy of a dense model, cut by torch-pruning to a number of multiply-adds.
 
-    Scores are compared over all layers, each divided by the mean over its layer (torch-pruning's
-    own default), and the ratio is searched.
-
     Args:
         rival: One of :data:`RIVALS`.
         dense: A trained model.
@@ -42,108 +45,15 @@ def prune_one_shot(
         digits: The data.
         batches: Positions of the digits that scores are taken on, batch by batch.
     """
-    gradients = _gradients(rival, dense, digits, batches)
-    low, high = 0.0, 1.0
-    best, distance = dense, multiply_adds(dense) - target
-    for _ in range(_NUM_TRIALS):
-        ratio = (low + high) / 2
-        model = _pruned(rival, dense, gradients, ratio, num_heads, kept_whole)
-        left = multiply_adds(model)
-        if abs(left - target) < distance:
-            best, distance = model, abs(left - target)
-        if distance <= _NEAR_ENOUGH * target:
-            break
-        low, high = (ratio, high) if left > target else (low, ratio)
-    return best
 
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        output = _digits.logits_of(model(digits.train_images[batch]))
+        return nn.functional.cross_entropy(output, digits.train_labels[batch])
 
-def _pruned(
-    rival: str,
-    dense: nn.Module,
-    gradients: Mapping[str, Tensor],
-    ratio: float,
-    num_heads: Mapping[str, int],
-    kept_whole: Callable[[str], bool],
-) -> nn.Module:
-    import torch_pruning
-
-    model = copy.deepcopy(dense)
-    layers = dict(model.named_modules())
-    for name, parameter in model.named_parameters():
-        parameter.grad = gradients[name].clone() if name in gradients else None
-    importances = {
-        "tp-taylor": torch_pruning.importance.GroupTaylorImportance,
-        "tp-magnitude": torch_pruning.importance.GroupMagnitudeImportance,
-        "tp-hessian": torch_pruning.importance.GroupHessianImportance,
-    }
-    heads = {layers[name]: count for name, count in num_heads.items()}
-    pruner = torch_pruning.pruner.BasePruner(
-        model,
-        torch.zeros(EXAMPLE, device=next(model.parameters()).device),
-        importance=KeepsTheBest(importances[rival](), heads),
-        global_pruning=True,
-        pruning_ratio=ratio,
-        # One head of each layer stays; beyond that the threshold would be that of the best ones.
-        head_pruning_ratio=min(ratio, 1 - 1 / max(heads.values(), default=1)),
-        ignored_layers=[layer for name, layer in layers.items() if kept_whole(name)],
-        # Given even if empty: its default dicts are shared by all pruners of a process.
-        num_heads=dict(heads),
-        in_channel_groups={},
-        out_channel_groups={},
-        prune_num_heads=True,
-        prune_head_dims=False,
-        output_transform=_digits.logits_of,
-    )
-    pruner.step()
-    model.zero_grad()
-    return model
-
-
-class KeepsTheBest:
-    """An importance of torch-pruning by which the best head or channel of each layer stays.
-
-    Without it a layer of which nothing would be left is passed over and stays whole, so that no
-    ratio leads to small sizes.
-    """
-
-    def __init__(self, importance: Callable[..., Any], heads: Mapping[nn.Module, int]) -> None:
-        self._importance = importance
-        self._heads = heads
-
-    def __call__(self, group: Any) -> Any:
-        """One number a channel, as torch-pruning asks for it; None where it has none."""
-        found = self._importance(group)
-        if found is None:
-            return None
-        counts = [self._heads.get(item.dep.target.module, 1) for item in group]
-        blocks = found.view(max(counts), -1) if max(counts) > 1 else found.view(-1, 1)
-        blocks[blocks.mean(dim=1).argmax()] = torch.inf
-        return found
-
-
-def _gradients(
-    rival: str, dense: nn.Module, digits: _digits.Digits, batches: Sequence[Tensor]
-) -> dict[str, Tensor]:
-    """What the rival's importance reads in ``.grad``, by the parameter's name."""
-    if rival == "tp-magnitude":
-        return {}
-    model = copy.deepcopy(dense).eval()
-    if rival == "tp-taylor":
-        for batch in batches:
-            _loss(model, digits, batch).backward()  # type: ignore[no-untyped-call]
-        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    # Its own accumulate_grad keeps the last sample alone, so the mean of squares is made here.
-    squares: dict[str, Any] = {}
     samples = torch.cat(list(batches))[:_NUM_SAMPLES].split(1)  # type: ignore[no-untyped-call]
-    for sample in samples:
-        model.zero_grad()
-        _loss(model, digits, sample).backward()  # type: ignore[no-untyped-call]
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                squares[name] = squares.get(name, 0) + parameter.grad.square()
-    return {name: total / len(samples) for name, total in squares.items()}
-
-
-def _loss(model: nn.Module, digits: _digits.Digits, batch: Tensor) -> Tensor:
-    output = _digits.logits_of(model(digits.train_images[batch]))
-    return nn.functional.cross_entropy(output, digits.train_labels[batch])
+    gradients = one_shot.gradients_for(rival, dense, batches, samples, loss)
+    device = next(dense.parameters()).device
+    subject = one_shot.Subject(
+        torch.zeros(EXAMPLE, device=device), num_heads, kept_whole, _digits.logits_of, multiply_adds
+    )
+    return one_shot.prune_one_shot(rival, dense, target, gradients, subject)

@@ -230,11 +230,7 @@ def check(cell: Cell) -> None:
     if cell.criterion == DENSE:
         return
     if cell.criterion in rivals.RIVALS:
-        if not rivals.is_installed():
-            raise ValueError(
-                f"torch-pruning must be installed for {cell.criterion}: pip install "
-                "'platon-prune[structured]', or leave it out of --criteria"
-            )
+        rivals.require_installed(cell.criterion)
         return
     training, chosen = _chosen(cell)
     learn = chosen["learn"]
