@@ -36,9 +36,6 @@ def save_speeds(
 
     Returns:
         Whether there was anything to draw.
-
-    Raises:
-        ValueError: If the methods are more than can be told apart.
     """
     from matplotlib.figure import Figure
 

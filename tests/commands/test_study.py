@@ -254,7 +254,7 @@ def cells_of_preset(preset, **given):
         preset=preset, recipe=None, criteria=None, amounts=None, seeds=None, option=None,
         one_by_one=False, steps=None, flags=[], best_of=None, mean_over=None, against=None,
     )  # fmt: skip
-    if preset == "sst2":
+    if preset.endswith("sst2"):
         arguments.flags = ["--model_name_or_path", "encoder"]
     vars(arguments).update(given)
     return study.cells_of(arguments)[:2]
@@ -276,6 +276,8 @@ def test_a_preset_asks_only_for_what_its_recipe_has(preset):
             "digits-rivals": 3 + 3 * 2 * (2 + PAT + NNCF),  # ours, and torch's own pruning
             "digits-n-of-m": 3 * 2 * (3 + PAT),  # two criteria of ours, and one shot
             "sst2": 3 + 3 * 3 * (4 + 1),
+            # Three seeds of two sizes: the first rival, and ours at once and gradually.
+            "structured-sst2": 3 + 6 * (bool(RIVALS) + 2),
             # Five seeds of three sizes: each rival, and two criteria each in four ways.
             **dict.fromkeys(("structured-transformer", "structured-cnn"), 5 + 15 * (RIVALS + 8)),
         }[preset]
