@@ -23,7 +23,7 @@ from platon_prune.commands.study import structured_text as study  # noqa: E402
 from platon_prune.commands.study.asked import RECIPES  # noqa: E402
 from platon_prune.example_inputs import text_inputs  # noqa: E402
 from platon_prune.studies import results  # noqa: E402
-from platon_prune.studies.cells import Cell  # noqa: E402
+from platon_prune.studies.cells import Cell, Workspace  # noqa: E402
 
 SST2 = RECIPES["structured-sst2"]
 HEADS, NEURONS = 4, 64
@@ -160,6 +160,28 @@ def test_what_is_cut_first_is_trained_as_a_dense_model(criterion, options, is_cu
     is_dense = is_cut_first or criterion == "dense"
     assert flags[flags.index("--amount") + 1] == ("0" if is_dense else "0.5")
     assert ("--shrink" in flags) is not is_dense
+
+
+def test_a_model_that_is_fine_tuned_already_is_measured_once_and_is_where_all_seeds_start(
+    tmp_path, folder, monkeypatch
+):
+    own = ["--model_name_or_path", str(folder), "--fine-tuned"]
+    given = RECIPES["structured-text"].settings(6, own)
+    assert "--fine-tuned" not in given["flags"]
+    calls = []
+    monkeypatch.setattr(study.glue, "train", lambda *a, **k: calls.append((a, k)))
+    starts = {
+        study._start_of(Cell("structured-text", name, 0.5, seed, {}, given), Workspace(tmp_path))
+        for name, seed in [("platon", 1), ("tp-taylor", 2)]
+    }
+    [(model, measured)] = starts
+    assert model == folder
+    assert all(call[1] == {"trains": False} and call[0][2] == measured for call in calls)
+
+
+def test_only_a_folder_can_be_a_model_that_is_fine_tuned_already():
+    with pytest.raises(ValueError, match="--model_name_or_path must be a folder with --fine_tuned"):
+        settings("--fine_tuned")
 
 
 @pytest.mark.parametrize("flag", ["--shrink", "--pruning_budget=macs", "--pruning-kinds", "--seed"])

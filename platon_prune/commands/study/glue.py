@@ -134,14 +134,20 @@ def keep_results(folder: Path) -> None:
             path.unlink()
 
 
-def dense_folder(cell: Cell, place: Workspace) -> Path:
-    """The folder of the dense model of a cell's seed, which is trained if it is not there."""
+def dense_folder(cell: Cell, place: Workspace, *, trains: bool = True) -> Path:
+    """The folder of the dense model of a cell's seed, which is trained if it is not there.
+
+    Args:
+        cell: With its settings and seed.
+        place: Where the folder is.
+        trains: Whether it is trained, or the model that the flags name is measured as it is.
+    """
     dense = dataclasses.replace(cell, criterion=DENSE, amount=0.0, options={})
     folder = place.folder / "dense" / dense.key
     # Of several processes one trains it, and the others wait for it.
     with results.locked(folder.with_suffix(".lock"), wait=True):
         if not (folder / "results.json").exists():  # which is written last
-            train(dense, place, folder, ["--amount", "0"])
+            train(dense, place, folder, ["--amount", "0"], trains=trains)
     return folder
 
 
@@ -151,6 +157,8 @@ def train(
     folder: Path,
     flags: Sequence[str],
     prepare: Callable[[Any], object] | None = None,
+    *,
+    trains: bool = True,
 ) -> None:
     """Run the command of a cell's recipe.
 
@@ -160,11 +168,12 @@ def train(
         folder: What it writes into.
         flags: Beside those of the settings, over which they win.
         prepare: Called with the trainer before it trains; of text and glue alone.
+        trains: Whether it trains, or only measures the model.
     """
     command = _COMMANDS[cell.recipe]
     module = importlib.import_module(f"platon_prune.integrations.recipes.{command.module}")
     shared = cell.settings["flags"]
-    done = ["--do_train", "--do_eval"]
+    done = ["--do_train", "--do_eval"] if trains else ["--do_eval"]
     if "--test_file" in values_of(shared) and command.test_prefix:
         done.append("--do_predict")
     where = ["--use_cpu"] if place.device == "cpu" else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,7 @@ OPTIONS: dict[str, Option] = {
 }
 # Passed on to global_structured where a model is cut before it is trained.
 _PASSED_ON = ("schedule", "normalizer", "masking", "window", "beta1", "beta2")
+_FINE_TUNED = "--fine_tuned"  # of the study: the model is trained already
 _TAKEN = (
     "--pruning_granularity", "--pruning_kinds", "--pruning_budget", "--pruning_speedup", "--shrink",
     "--metric", "--max_drop",
@@ -53,12 +55,13 @@ def run(cell: Cell, place: Workspace) -> dict[str, float]:
     """Train the dense model of the seed (once in a folder), go on from it, and measure both.
 
     All cells of a seed start from that model and are trained further, by the same flags for
-    ``--steps`` steps: pruned along the schedule meanwhile, or cut before the first of them.
+    ``--steps`` steps: pruned along the schedule meanwhile, or cut before the first of them. With
+    ``--fine_tuned`` all cells start from the model that the flags name.
     """
     from platon_prune.integrations.recipes.arguments import SHRUNK
     from platon_prune.integrations.recipes.common import example_batch
 
-    start = glue.dense_folder(cell, place)
+    start, dense_results = _start_of(cell, place)
     folder = place.folder / "runs" / cell.key
     # Of a cell that was killed between its training and its last number: it starts again.
     shutil.rmtree(folder, ignore_errors=True)
@@ -88,9 +91,19 @@ def run(cell: Cell, place: Workspace) -> dict[str, float]:
         for name, value in glue.metrics_of(cell.recipe, folder).items()
         if name.endswith("accuracy")
     }
-    before = glue.metrics_of(cell.recipe, start)["accuracy"]
+    before = glue.metrics_of(cell.recipe, dense_results)["accuracy"]
     glue.keep_results(folder)
     return {**accuracies, "dense_accuracy": before, **found}
+
+
+def _start_of(cell: Cell, place: Workspace) -> tuple[Path, Path]:
+    """The folders of the dense model that a cell starts from, and of what was measured of it."""
+    if not cell.settings.get("fine_tuned"):
+        folder = glue.dense_folder(cell, place)
+        return folder, folder
+    model = Path(values_of(cell.settings["flags"])["--model_name_or_path"])
+    # The same for all seeds: nothing is drawn where nothing is trained.
+    return model, glue.dense_folder(dataclasses.replace(cell, seed=0), place, trains=False)
 
 
 def _flags_of(cell: Cell, start: Path) -> list[str]:
@@ -201,8 +214,20 @@ def _recipe(name: str, title: str, defaults: Sequence[str] = ()) -> Recipe:
 
 
 def _settings(defaults: Sequence[str], steps: int | None, flags: Sequence[str]) -> dict[str, Any]:
-    """Steps apart from the flags: the dense model is trained as long as these say."""
-    found = settings_of(defaults, None, flags, _TAKEN)
+    """What the flags after ``--`` say, beside which stands what is of the study alone.
+
+    The steps do, since the dense model is trained as long as the flags say.
+    """
+    given = [flag for flag in flags if flag.replace("-", "_") != _FINE_TUNED.replace("-", "_")]
+    found = settings_of(defaults, None, given, _TAKEN)
+    if len(given) < len(flags):
+        model = values_of(given)["--model_name_or_path"]
+        if not Path(model).is_dir():
+            raise ValueError(
+                f"--model_name_or_path must be a folder with {_FINE_TUNED}, got {model!r}: give "
+                "that of a model that was fine-tuned by the command of the recipe"
+            )
+        found["fine_tuned"] = True
     return found if steps is None else {**found, "steps": steps}
 
 
