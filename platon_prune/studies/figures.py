@@ -31,8 +31,8 @@ def save_pictures(
     Rows with options go to ``options.png`` where there is one without them to compare with; all
     others to ``accuracy.png``, and to ``accuracy_2.png`` and on where they are too many for one;
     those of a study that does not vary the amount to ``values.png``. Where all are compared with
-    one criterion, ``against.png`` has the differences in place of ``options.png``. Where speeds were
-    measured, ``speed.png`` has all rows against them.
+    one criterion, ``against.png`` has the differences in place of ``options.png``. Where
+    speeds were measured, ``speed.png`` has all rows against them.
 
     Args:
         recipe: What was run.

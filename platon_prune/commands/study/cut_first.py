@@ -42,11 +42,12 @@ def cut_before_training_(
     if cell.criterion in rivals.RIVALS:
         _cut_by_rival_(cell, model, example, batches)
         return
+    criterion: Any = cell.criterion
     scheduler = platon_prune.global_structured(
         model,
         dict(example),
         amount=cell.amount,
-        criterion=cell.criterion,
+        criterion=criterion,
         budget="macs",
         kinds=KINDS,
         total_steps=learn + 1,
