@@ -21,6 +21,7 @@ from platon_prune import cli  # noqa: E402
 from platon_prune.commands.study import cut_first, one_shot, rivals, speeds  # noqa: E402
 from platon_prune.commands.study import structured_text as study  # noqa: E402
 from platon_prune.commands.study.asked import RECIPES  # noqa: E402
+from platon_prune.commands.study.networks import multiply_adds  # noqa: E402
 from platon_prune.example_inputs import text_inputs  # noqa: E402
 from platon_prune.studies import results  # noqa: E402
 from platon_prune.studies.cells import Cell, Workspace  # noqa: E402
@@ -46,6 +47,16 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def encoder(folder):
     return BertForSequenceClassification.from_pretrained(folder).eval()
+
+
+def trainer_of(model, data):
+    """What scoring reads of a trainer."""
+    return SimpleNamespace(
+        model=model,
+        train_dataset=data,
+        data_collator=default_data_collator,
+        args=SimpleNamespace(train_batch_size=4, device=torch.device("cpu")),
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Unwrapped parameters")
@@ -115,14 +126,22 @@ def test_torch_pruning_is_told_the_places_that_ours_has(encoder):
     assert not subject.kept_whole("bert.encoder")
 
 
+@pytest.mark.parametrize(("learn", "window"), [(4, 2), (5, 2), (3, 3), (5, 4), (3, 1)])
+def test_ours_is_cut_by_the_last_batch_whatever_the_window(learn, window, encoder):
+    examples = {"input_ids": [[i, i + 1, 2] for i in range(10)], "label": [0, 1] * 5}
+    example = text_inputs(encoder, 2, 8)
+    whole = multiply_adds(encoder, example)
+    cell = Cell(SST2.name, "platon", 0.5, 0, {}, settings())
+    given = {"schedule": "once", "window": window}
+    trainer = trainer_of(encoder, datasets.Dataset.from_dict(examples))
+    cut_first.cut_before_training_(cell, trainer, example, learn, given)
+    assert multiply_adds(encoder, example) == pytest.approx(whole / 2, rel=0.1)
+    study.check(Cell(SST2.name, "platon", 0.5, 0, {**given, "learn": learn}, settings()))
+
+
 def test_scoring_reads_every_example_once_a_pass_and_draws_nothing(encoder):
     data = datasets.Dataset.from_dict({"input_ids": [[i] * 3 for i in range(10)], "idx": [7] * 10})
-    trainer = SimpleNamespace(
-        model=encoder,
-        train_dataset=data,
-        data_collator=default_data_collator,
-        args=SimpleNamespace(train_batch_size=4, device=torch.device("cpu")),
-    )
+    trainer = trainer_of(encoder, data)
     before = torch.get_rng_state()
 
     def seen(seed):

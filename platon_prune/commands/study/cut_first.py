@@ -50,8 +50,9 @@ def cut_before_training_(
         criterion=criterion,
         budget="macs",
         kinds=KINDS,
-        total_steps=learn + 1,
-        warmup_steps=learn,
+        # The choice is at the last batch, or at the end of the window before it.
+        total_steps=learn,
+        warmup_steps=learn - 1,
         cooldown_steps=0,
         **settings,
     )

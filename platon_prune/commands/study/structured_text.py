@@ -176,7 +176,7 @@ def check(cell: Cell) -> None:
     if _is_cut_first(cell):
         learn = chosen["learn"]
         shape = SCHEDULES[chosen["schedule"]](
-            cell.amount, learn + 1, learn, window=known.get("window", 10)
+            cell.amount, learn, learn - 1, window=known.get("window", 10)
         )
         if criterion.windowed:
             shape.require_scores()
