@@ -254,7 +254,7 @@ def cells_of_preset(preset, **given):
         preset=preset, recipe=None, criteria=None, amounts=None, seeds=None, option=None,
         one_by_one=False, steps=None, flags=[], best_of=None, mean_over=None, against=None,
     )  # fmt: skip
-    if preset.endswith("sst2"):
+    if preset in ("sst2", "structured-sst2"):
         arguments.flags = ["--model_name_or_path", "encoder"]
     vars(arguments).update(given)
     return study.cells_of(arguments)[:2]
