@@ -253,6 +253,7 @@ def cells_of_preset(preset, **given):
     arguments = argparse.Namespace(
         preset=preset, recipe=None, criteria=None, amounts=None, seeds=None, option=None,
         one_by_one=False, steps=None, flags=[], best_of=None, mean_over=None, against=None,
+        fine_tuned=False,
     )  # fmt: skip
     if preset in ("sst2", "structured-sst2"):
         arguments.flags = ["--model_name_or_path", "encoder"]

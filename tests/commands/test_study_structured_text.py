@@ -184,9 +184,8 @@ def test_what_is_cut_first_is_trained_as_a_dense_model(criterion, options, is_cu
 def test_a_model_that_is_fine_tuned_already_is_measured_once_and_is_where_all_seeds_start(
     tmp_path, folder, monkeypatch
 ):
-    own = ["--model_name_or_path", str(folder), "--fine-tuned"]
-    given = RECIPES["structured-text"].settings(6, own)
-    assert "--fine-tuned" not in given["flags"]
+    own = ["--model_name_or_path", str(folder)]
+    given = study.from_fine_tuned("structured-text", RECIPES["structured-text"].settings(6, own))
     calls = []
     monkeypatch.setattr(study.glue, "train", lambda *a, **k: calls.append((a, k)))
     starts = {
@@ -198,9 +197,21 @@ def test_a_model_that_is_fine_tuned_already_is_measured_once_and_is_where_all_se
     assert all(call[1] == {"trains": False} and call[0][2] == measured for call in calls)
 
 
-def test_only_a_folder_can_be_a_model_that_is_fine_tuned_already():
-    with pytest.raises(ValueError, match="--model_name_or_path must be a folder with --fine_tuned"):
-        settings("--fine_tuned")
+@pytest.mark.parametrize(
+    ("recipe", "named"),
+    [
+        ("structured-sst2", "--model_name_or_path must be a folder with --fine_tuned, got 'm'"),
+        ("sst2", "--fine_tuned must go with --recipe structured-text or structured-sst2, got sst2"),
+    ],
+)
+def test_only_a_folder_can_be_fine_tuned_already_and_only_where_all_cells_start_from_it(
+    recipe, named, tmp_path, capsys
+):
+    place = ["--output-dir", str(tmp_path / "study")]
+    command = ["study", "--recipe", recipe, "--fine_tuned", *place]
+    assert cli.main([*command, "--", "--model_name_or_path", "m"]) == 2
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.parametrize("flag", ["--shrink", "--pruning_budget=macs", "--pruning-kinds", "--seed"])

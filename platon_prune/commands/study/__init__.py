@@ -76,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CRITERION",
         help="take differences to this criterion (default: to the first, and to no option)",
     )
+    parser.add_argument(
+        "--fine_tuned",
+        action="store_true",
+        help="structured-text, structured-sst2: start all cells from the model as it is, which was "
+        "fine-tuned before, instead of a dense one for each seed",
+    )
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the recipe's)")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="(default: cuda if there is one, else cpu)"

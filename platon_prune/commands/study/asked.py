@@ -13,7 +13,7 @@ from platon_prune.commands.study.digits import DIGITS
 from platon_prune.commands.study.glue import OF_COMMANDS
 from platon_prune.commands.study.presets import PRESETS, Preset
 from platon_prune.commands.study.structured import STRUCTURED
-from platon_prune.commands.study.structured_text import STRUCTURED_TEXT
+from platon_prune.commands.study.structured_text import STRUCTURED_TEXT, from_fine_tuned
 from platon_prune.criteria import CRITERIA
 from platon_prune.studies.cells import Cell, Grid, Recipe, check, read_options
 from platon_prune.studies.views import View
@@ -67,6 +67,8 @@ def cells_of(arguments: argparse.Namespace) -> tuple[Recipe, list[Cell], View]:
     if arguments.steps is not None and arguments.steps < 2:
         raise ValueError(f"--steps must be at least 2, got {arguments.steps}: train longer")
     settings = recipe.settings(arguments.steps, arguments.flags)
+    if arguments.fine_tuned:
+        settings = from_fine_tuned(name, settings)
     recipe = recipe.given(settings)
     cells: dict[str, Cell] = {}
     for i, grid in enumerate(preset.grids):

@@ -44,7 +44,6 @@ OPTIONS: dict[str, Option] = {
 }
 # Passed on to global_structured where a model is cut before it is trained.
 _PASSED_ON = ("schedule", "normalizer", "masking", "window", "beta1", "beta2")
-_FINE_TUNED = "--fine_tuned"  # of the study: the model is trained already
 _TAKEN = (
     "--pruning_granularity", "--pruning_kinds", "--pruning_budget", "--pruning_speedup", "--shrink",
     "--metric", "--max_drop",
@@ -214,21 +213,33 @@ def _recipe(name: str, title: str, defaults: Sequence[str] = ()) -> Recipe:
 
 
 def _settings(defaults: Sequence[str], steps: int | None, flags: Sequence[str]) -> dict[str, Any]:
-    """What the flags after ``--`` say, beside which stands what is of the study alone.
-
-    The steps do, since the dense model is trained as long as the flags say.
-    """
-    given = [flag for flag in flags if flag.replace("-", "_") != _FINE_TUNED.replace("-", "_")]
-    found = settings_of(defaults, None, given, _TAKEN)
-    if len(given) < len(flags):
-        model = values_of(given)["--model_name_or_path"]
-        if not Path(model).is_dir():
-            raise ValueError(
-                f"--model_name_or_path must be a folder with {_FINE_TUNED}, got {model!r}: give "
-                "that of a model that was fine-tuned by the command of the recipe"
-            )
-        found["fine_tuned"] = True
+    """Steps apart from the flags: the dense model is trained as long as these say."""
+    found = settings_of(defaults, None, flags, _TAKEN)
     return found if steps is None else {**found, "steps": steps}
+
+
+def from_fine_tuned(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by which all cells start from the model that the flags name.
+
+    Args:
+        name: Of the recipe.
+        settings: Of its cells.
+
+    Raises:
+        ValueError: If the recipe is another one, or the model is no folder.
+    """
+    names = [recipe.name for recipe in STRUCTURED_TEXT]
+    if name not in names:
+        raise ValueError(
+            f"--fine_tuned must go with --recipe {' or '.join(names)}, got {name}: leave it out"
+        )
+    model = values_of(settings["flags"])["--model_name_or_path"]
+    if not Path(model).is_dir():
+        raise ValueError(
+            f"--model_name_or_path must be a folder with --fine_tuned, got {model!r}: give that of "
+            "a model that was fine-tuned by the command of the recipe"
+        )
+    return {**settings, "fine_tuned": True}
 
 
 def _shown(size: tuple[int, int]) -> str:
