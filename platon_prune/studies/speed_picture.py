@@ -14,6 +14,9 @@ from platon_prune.studies.table import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# What the model that a cell started from had, of recipes that say it.
+_BEFORE = "dense_accuracy"
+
 
 def save_speeds(
     rows: Sequence[Row],
@@ -48,10 +51,9 @@ def save_speeds(
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     first: Axes | None = None
     for number, (name, words) in enumerate(panels.items()):
-        axes = figure.add_subplot(len(panels), 1, number + 1, sharey=first)
-        for row in rows:
-            if row.criterion == DENSE:
-                _draw_dense(axes, row, metric, labelled=first is None)
+        # One scale for all, which has the dense model at 1: noise would fill a scale of its own.
+        axes = figure.add_subplot(len(panels), 1, number + 1, sharex=first, sharey=first)
+        _draw_dense(axes, rows, metric, labelled=first is None)
         for i, label in enumerate(labels):
             own = sorted((r for r in rows if r.label == label), key=lambda row: row.amount)
             _draw_method(axes, own, metric, name, i, label if first is None else None)
@@ -60,17 +62,29 @@ def save_speeds(
         plain(axes)
         first = first or axes
     assert first is not None
+    values = [value for row in rows for name in panels for value in row.values(name)]
+    lowest, highest = min(1.0, *values), max(1.0, *values)
+    margin = 0.04 * (highest - lowest)
+    first.set_xlim(lowest - margin, highest + margin)
     title(first, heading)
     axes.set_xlabel("times as fast as the dense model")
-    legend_below(figure, len(labels) + 1)
+    legend_below(figure, len(first.get_legend_handles_labels()[1]))
     save(figure, path)
     return True
 
 
-def _draw_dense(axes: Axes, row: Row, metric: str, *, labelled: bool) -> None:
-    mean = statistics.fmean(row.values(metric))
-    label = f"dense ({mean:.1f})" if labelled else None
-    axes.axhline(mean, color=INK, linewidth=1.2, linestyle=":", label=label)
+def _draw_dense(axes: Axes, rows: Sequence[Row], metric: str, *, labelled: bool) -> None:
+    """The model that the others were made of, and the same after the further steps."""
+    before = [value for row in rows for value in row.values(_BEFORE)]
+    if before:
+        mean = statistics.fmean(before)
+        label = f"dense, before ({mean:.1f})" if labelled else None
+        axes.plot([1.0], [mean], "*", color=INK, markersize=9, linestyle="none", label=label)
+    for row in rows:
+        if row.criterion == DENSE:
+            mean = statistics.fmean(row.values(metric))
+            label = f"dense, the same steps ({mean:.1f})" if labelled else None
+            axes.axhline(mean, color=INK, linewidth=1.2, linestyle=":", label=label)
 
 
 def _draw_method(
@@ -78,6 +92,10 @@ def _draw_method(
 ) -> None:
     colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
     points = [(x, y) for row in rows if (x := row.sample(speed)) and (y := row.sample(metric))]
+    # Each run too, so that a range is not taken for a distribution.
+    each = [measured for row in rows for measured in row.by_seed.values()]
+    runs = [(run[speed], run[metric]) for run in each if speed in run and metric in run]
+    axes.plot(*zip(*runs, strict=True), ".", color=colour, alpha=0.45)
     for x, y in points:
         # From the lowest to the highest seed both ways; a deviation of three would mean little.
         axes.plot([x.low, x.high], [y.mean] * 2, color=colour, linewidth=1.2, alpha=0.6)

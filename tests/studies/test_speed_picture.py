@@ -43,7 +43,7 @@ def drawn(monkeypatch, tmp_path):
 def test_each_method_has_a_curve_from_its_least_pruned_point_on(drawn):
     [axes] = drawn(ROWS).axes  # nothing was measured at the other size
     curves = {line.get_label(): line for line in axes.lines if line.get_label()[0] != "_"}
-    assert set(curves) == {"dense (91.0)", "platon", "tp-taylor"}
+    assert set(curves) == {"dense, the same steps (91.0)", "platon", "tp-taylor"}
     assert list(curves["platon"].get_xdata()) == [1.5, 2.5]
     assert list(curves["platon"].get_ydata()) == [89, 87]
     assert list(curves["tp-taylor"].get_xdata()) == [2.25]
@@ -51,6 +51,15 @@ def test_each_method_has_a_curve_from_its_least_pruned_point_on(drawn):
     ranges = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
     assert ([2.0, 3.0], [87, 87]) in ranges
     assert ([2.5, 2.5], [86.0, 88.0]) in ranges
+    low, high = axes.get_xlim()
+    assert low < 1 < 3 < high  # the dense model's place is in it
+
+
+def test_the_model_that_all_was_made_of_stands_at_1(drawn):
+    found = {"accuracy": 88.0, "speed_1x32": 2.0, "dense_accuracy": 90.5}
+    [axes] = drawn([Row("platon", 0.7, {}, 1, {0: found})]).axes
+    [star] = [line for line in axes.lines if line.get_label() == "dense, before (90.5)"]
+    assert (list(star.get_xdata()), list(star.get_ydata())) == ([1], [90.5])
 
 
 def test_a_study_without_speeds_has_no_such_picture(drawn):
