@@ -206,7 +206,7 @@ def _recipe(name: str, title: str, defaults: Sequence[str] = ()) -> Recipe:
         settings=lambda steps, flags: _settings(defaults, steps, flags),
         defaults=_defaults,
         check=check,
-        rivals=rivals.RIVALS,
+        rivals=dict.fromkeys(rivals.RIVALS, ()),
         subject=lambda settings: subject_of(name, settings),
         speeds={speed_name(*size): _shown(size) for size in SIZES},
     )
