@@ -57,7 +57,9 @@ def save_pictures(
     compared = [row for row in measured if view.reference_of(row, rows) is not None]
     if view.against is not None and compared:
         paths.append(folder / "against.png")
-        _save_differences(recipe, compared, rows, paths[-1], subject, view)
+        names = {row.criterion for row in compared}
+        what = f"{names.pop()} against {view.against}" if len(names) == 1 else subject
+        _save_differences(recipe, compared, rows, paths[-1], what, view)
     elif changed:
         paths.append(folder / "options.png")
         heading = f"{subject}: what an option changes"
