@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         Sensitivity,
     )
     from platon_prune.deploy import deploy_report
-    from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times
+    from platon_prune.deploy.report import DeployReport
+    from platon_prune.deploy.rows import FileSize, FormRow, Times
     from platon_prune.export import load, load_into, save
     from platon_prune.groups.coupled import CoupledGroups
     from platon_prune.groups.find import find_groups
@@ -138,7 +139,8 @@ _NAMES = {
         "Sensitivity"
     ),
     "deploy": "deploy_report",
-    "deploy.report": "DeployReport FileSize FormRow Times",
+    "deploy.report": "DeployReport",
+    "deploy.rows": "FileSize FormRow Times",
     "export": "load load_into save",
     "groups.coupled": "CoupledGroups",
     "groups.find": "find_groups",

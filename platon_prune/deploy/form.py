@@ -6,7 +6,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from platon_prune.deploy.inputs import Example
 from platon_prune.example_inputs import as_dtype, call_model
 from platon_prune.masks.targets import find_tensors
 from platon_prune.warning import PruningWarning
+
+# Of all forms and sizes that torch may compile for one class of model.
+_MOST_COMPILED = 64
 
 
 class UnavailableError(RuntimeError):
@@ -33,6 +36,9 @@ class Source:
         examples: Inputs of each size.
         folder: Where files may be written.
         num_threads: Of every runtime.
+        unpruned: The model before it was pruned, if it is to be measured as well.
+        any_batch: Whether files should take batches of other sizes than the examples' too.
+        made: What several forms share, by names, once it is made; or why it could not be.
     """
 
     model: nn.Module
@@ -40,6 +46,9 @@ class Source:
     examples: list[Example]
     folder: Path
     num_threads: int
+    unpruned: nn.Module | None = None
+    any_batch: bool = False
+    made: dict[str, Any] = field(default_factory=dict)
 
     @property
     def largest(self) -> Any:
@@ -56,12 +65,56 @@ class Source:
         """A copy of the dense model with weights of a type."""
         return copy.deepcopy(self.dense).to(dtype)
 
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What a function makes, which is called the first time only; its error each time."""
+        if name not in self.made:
+            try:
+                self.made[name] = make()
+            # Several forms ask, and each is to say why it is not there.
+            except Exception as error:
+                self.made[name] = error.with_traceback(None)
+        if isinstance(self.made[name], Exception):
+            raise self.made[name]
+        return self.made[name]
+
+    def of(self, name: str, make: Callable[[], nn.Module]) -> Source:
+        """The same for other weights, made once, with a folder of this name to themselves."""
+
+        def source() -> Source:
+            model = make()
+            folder = self.folder / name
+            folder.mkdir(exist_ok=True)
+            return replace(self, model=model, dense=model, folder=folder, made={})
+
+        found: Source = self.once(name, source)
+        return found
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether the CPU runs the model."""
+        return self._device == "cpu"
+
+    @property
+    def _device(self) -> str:
+        return next((each.device.type for each in self.dense.parameters()), "cpu")
+
     def require_cpu(self) -> None:
         """Raise an error unless the model is on the CPU."""
         # A runtime for the CPU beside a model on a GPU would compare machines, not forms.
-        device = next(self.dense.parameters()).device.type
-        if device != "cpu":
-            raise UnavailableError(f"it is measured on the CPU, and the model is on {device}")
+        if not self.is_on_cpu:
+            raise UnavailableError(f"it is measured on the CPU, and the model is on {self._device}")
+
+    def require_float32(self) -> None:
+        """Raise an error unless the weights are in float32, of which int8 ones are made."""
+        if self.dtype != torch.float32:
+            raise UnavailableError(
+                f"it is made of float32 weights, and the model is in {name_of(self.dtype)}"
+            )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """What a type is called in tables."""
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -78,6 +131,7 @@ class Form:
         selected: The module whose matrices count, if not ``model``, whose weights may have another
             form.
         rounds: Whether its outputs are rounded to 16 bits.
+        rounds_weights: Whether its weights are rounded to int8.
     """
 
     prepare: Callable[[Any], Callable[[], Any]]
@@ -88,6 +142,7 @@ class Form:
     note: str = ""
     selected: nn.Module | None = None
     rounds: bool = False
+    rounds_weights: bool = False
 
     @property
     def file_bytes(self) -> int:
@@ -123,6 +178,23 @@ def call_in(model: nn.Module, dtype: torch.dtype) -> Callable[[Any], Callable[[]
         # Once and for all calls: how inputs come is not what is measured.
         cast = as_dtype(inputs, dtype)
         return lambda: call_model(model, cast)
+
+    return prepare
+
+
+def call_compiled(run: Any) -> Callable[[Any], Callable[[], Any]]:
+    """The same of what ``torch.compile`` gave, which is compiled for these inputs at once."""
+
+    def prepare(inputs: Any) -> Callable[[], Any]:
+        # Forms of one class share a count of what was compiled; beyond torch's limit it gives up.
+        with (
+            torch._dynamo.config.patch(recompile_limit=_MOST_COMPILED),
+            warnings.catch_warnings(),
+        ):
+            # Of torchao's tensors: that what is compiled can't be kept for another process.
+            warnings.filterwarnings("ignore", ".*_stable_hash_for_caching")
+            call_model(run, inputs)
+        return lambda: call_model(run, inputs)
 
     return prepare
 

@@ -9,7 +9,6 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +19,18 @@ from platon_prune.deploy.form import (
     Form,
     Source,
     UnavailableError,
+    call_compiled,
     call_in,
     call_of,
     dense_files,
+    name_of,
     of_torch,
 )
+from platon_prune.deploy.rounded_forms import compiled_int8, half, int8, int8_weights
+from platon_prune.deploy.runtime_forms import onnx, onnx_int8, openvino, openvino_int8
 from platon_prune.example_inputs import as_dtype
 from platon_prune.export.files import save
 from platon_prune.masks.method import PlatonUnstructured
-from platon_prune.runtimes.onnx_file import onnx_runner, write_onnx
-from platon_prune.runtimes.openvino_file import openvino_runner, write_openvino
 from platon_prune.runtimes.semi_structured_inference import to_semi_structured
 from platon_prune.runtimes.sparse_inference import to_sparse_inference
 from platon_prune.runtimes.two_of_four_kernels import DTYPES
@@ -94,22 +95,37 @@ def csr(source: Source) -> Form:
     return Form(call_of(model), "torch", (path,), model, note=note)
 
 
-def shrunk(source: Source) -> Form:
+def dense_of(source: Source, weights: str) -> Form:
+    """The model with other weights than those of dense, as torch runs it."""
+    source = WEIGHTS[weights](source)
+    return of_torch(source, source.dense, "dense")
+
+
+def _of_weights(source: Source, weights: str, build: Callable[[Source], Form]) -> Form:
+    return build(WEIGHTS[weights](source))
+
+
+def _shrunk(source: Source) -> Source:
     """Without the heads, neurons and channels that are masked."""
-    model = copy.deepcopy(source.model)
-    # From the masked model, since masks tell which groups were pruned as a whole.
-    shrink(model, example_inputs=source.largest)
-    return of_torch(source, model, "shrunk")
+
+    def make() -> nn.Module:
+        model = copy.deepcopy(source.model)
+        # From the masked model, since masks tell which groups were pruned as a whole.
+        shrink(model, example_inputs=source.largest)
+        return model
+
+    return source.of("shrunk", make)
 
 
-def half(source: Source, dtype: torch.dtype) -> Form:
-    """Weights and activations in 16 bits."""
-    name = name_of(dtype)
-    if source.dtype == dtype:
-        raise UnavailableError(f"the model is in {name} already, which is what dense measures")
-    model = source.in_dtype(dtype)
-    files = dense_files(model, source.folder / name)
-    return Form(call_in(model, dtype), "torch", files, model, rounds=True)
+def _unpruned(source: Source) -> Source:
+    """As the model was before it was pruned."""
+
+    def make() -> nn.Module:
+        if source.unpruned is None:
+            raise UnavailableError("the model before pruning was not given")
+        return source.unpruned
+
+    return source.of("unpruned", make)
 
 
 def semi_structured(source: Source) -> Form:
@@ -135,45 +151,45 @@ def compiled(source: Source) -> Form:
     """The ordinary model through ``torch.compile``, for each size by itself."""
     model = copy.deepcopy(source.dense)
     run: Any = torch.compile(model, dynamic=False)
-    return Form(call_of(run), "compiled", dense_files(model, source.folder / "dense"), model)
+    return Form(call_compiled(run), "compiled", dense_files(model, source.folder / "dense"), model)
 
 
-def onnx(source: Source) -> Form:
-    """ONNX Runtime on the CPU."""
-    source.require_cpu()
-    path, takes_all = _onnx_file(source)
-    # The same number of threads as torch has, or the runtimes would not be compared.
-    names, prepare = onnx_runner(path, source.num_threads)
-    return Form(prepare, "onnx", _with_data(path), names=tuple(names), note=_sizes_note(takes_all))
-
-
-def openvino(source: Source) -> Form:
-    """OpenVINO on the CPU, from the ONNX file."""
-    source.require_cpu()
-    import openvino  # noqa: F401  # before the export, which takes long
-
-    onnx_path, takes_all = _onnx_file(source)
-    path = source.folder / "openvino.xml"
-    write_openvino(onnx_path, path)
-    names, prepare = openvino_runner(path, source.num_threads)
-    files = (path, path.with_suffix(".bin"))
-    return Form(prepare, "openvino", files, names=tuple(names), note=_sizes_note(takes_all))
-
-
-# In the order of the table.
+# In the order of the table; these are measured of other weights as well.
+_RUNS: Mapping[str, Callable[[Source], Form]] = {
+    "bfloat16": partial(half, dtype=torch.bfloat16),
+    "int8 weights": int8_weights,
+    "int8": int8,
+    "compiled int8": compiled_int8,
+    "ONNX Runtime": onnx,
+    "ONNX Runtime int8": onnx_int8,
+    "OpenVINO": openvino,
+    "OpenVINO int8": openvino_int8,
+}
+# Other weights than those of dense; the form of this name runs them as they are.
+WEIGHTS: Mapping[str, Callable[[Source], Source]] = {"shrunk": _shrunk, "unpruned": _unpruned}
 FORMS: Mapping[str, Callable[[Source], Form]] = {
     "dense": dense,
     "masked": masked,
     "float16": partial(half, dtype=torch.float16),
-    "bfloat16": partial(half, dtype=torch.bfloat16),
+    "bfloat16": _RUNS["bfloat16"],
     "CSR": csr,
-    "shrunk": shrunk,
+    "shrunk": partial(dense_of, weights="shrunk"),
     "2:4": semi_structured,
     "compiled": compiled,
-    "ONNX Runtime": onnx,
-    "OpenVINO": openvino,
+    **{name: build for name, build in _RUNS.items() if name != "bfloat16"},
+    **{
+        f"shrunk {name}": partial(_of_weights, weights="shrunk", build=build)
+        for name, build in _RUNS.items()
+    },
+    "unpruned": partial(dense_of, weights="unpruned"),
+    **{
+        f"unpruned {name}": partial(_of_weights, weights="unpruned", build=build)
+        for name, build in _RUNS.items()
+    },
 }
-_ON_CPU = ("dense", "masked", "CSR", "shrunk", "2:4", "ONNX Runtime", "OpenVINO")
+_ON_CPU = (
+    "dense", "masked", "bfloat16", "CSR", "shrunk", "2:4", "ONNX Runtime", "OpenVINO",
+)  # fmt: skip
 _ON_GPU = ("dense", "masked", "float16", "bfloat16", "shrunk", "2:4", "compiled")
 
 
@@ -182,32 +198,13 @@ def usual_forms(device: str) -> tuple[str, ...]:
     return _ON_CPU if torch.device(device).type == "cpu" else _ON_GPU
 
 
-# --- parts --------------------------------------------------------------------------------------
+def int8_forms(with_unpruned: bool) -> tuple[str, ...]:
+    """The names of those that int8 adds: of the weights as they are, shrunk, and unpruned."""
+    weights = ("", "shrunk ", "unpruned ")[: 3 if with_unpruned else 2]
+    return tuple(f"{of}{name}" for of in weights for name in _RUNS)
 
 
-def _onnx_file(source: Source) -> tuple[Path, bool]:
-    """The ONNX file, exported once for all who need it, and whether it takes every size."""
-    # A file beside it notes that it takes one size only: two forms ask, one exports.
-    path, mark = source.folder / "model.onnx", source.folder / "model.onnx.fixed"
-    if not path.exists():
-        # What the other runtimes read is made by these.
-        import onnxscript  # noqa: F401
-
-        inputs = [example.inputs for example in source.examples]
-        if not write_onnx(source.dense, inputs, path):
-            mark.touch()
-    return path, not mark.exists()
-
-
-def _with_data(path: Path) -> tuple[Path, ...]:
-    data = path.with_name(path.name + ".data")
-    return (path, data) if data.exists() else (path,)
-
-
-def _sizes_note(takes_all: bool) -> str:
-    return "" if takes_all else "torch can export this model for one size of inputs only"
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """What a type is called in tables."""
-    return str(dtype).removeprefix("torch.")
+def weights_of(name: str) -> str:
+    """The form that runs the same weights as another in the model's own type, by torch."""
+    first = name.partition(" ")[0]
+    return first if first in WEIGHTS else "dense"

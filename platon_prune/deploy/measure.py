@@ -12,15 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from platon_prune.deploy.evaluation import Evaluate
 from platon_prune.deploy.facts import machine_facts, model_facts, versions
 from platon_prune.deploy.form import Form, Source, dense_files
-from platon_prune.deploy.forms import FORMS, finalized, usual_forms
+from platon_prune.deploy.forms import (
+    FORMS,
+    WEIGHTS,
+    finalized,
+    int8_forms,
+    usual_forms,
+    weights_of,
+)
 from platon_prune.deploy.inputs import Example, make_examples
 from platon_prune.deploy.memory import with_memory
-from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times
+from platon_prune.deploy.report import DeployReport
+from platon_prune.deploy.rows import FileSize, FormRow, Times
+from platon_prune.deploy.scoring import Scoring
 from platon_prune.export.codec import require_zstd
 from platon_prune.export.files import save
 from platon_prune.export.sparse_file import SparseStateDict
+from platon_prune.extras import how_to_install
 from platon_prune.masks.targets import find_tensors
 from platon_prune.runtimes.onnx_file import (
     one_line,
@@ -49,15 +60,20 @@ def deploy_report(
     timed: Clock | None = None,
     progress: Callable[[str], object] | None = None,
     seconds: float | None = None,
+    int8: bool = False,
+    unpruned: nn.Module | None = None,
+    evaluate: Evaluate | None = None,
+    metric: str | None = None,
+    greater_is_better: bool | None = None,
 ) -> DeployReport:
     """Measure a model in every form in which it can be deployed here, and say which one to use.
 
-    The forms: the ordinary model ("dense"), the model with its masks ("masked"), linear layers as
-    CSR ("CSR"), without the heads, neurons and channels that are masked ("shrunk"), torch's
-    semi-structured weights ("2:4"), "ONNX Runtime" and "OpenVINO"; for a model on a GPU "float16",
-    "bfloat16" and "compiled" (by ``torch.compile``) in place of CSR and the last two. What this
-    model or machine does not have is listed with the reason. All forms are in memory at the same
-    time.
+    The forms: the ordinary model ("dense"), the model with its masks ("masked"), "bfloat16", linear
+    layers as CSR ("CSR"), without the heads, neurons and channels that are masked ("shrunk"),
+    torch's semi-structured weights ("2:4"), "ONNX Runtime" and "OpenVINO"; for a model on a GPU
+    "float16" and "compiled" (by ``torch.compile``) in place of CSR and the last two. ``int8`` adds
+    those with int8 weights. What this model or machine does not have is listed with the reason. All
+    forms are in memory at the same time.
 
     Args:
         model: With masks or without; it stays as it is.
@@ -76,19 +92,33 @@ def deploy_report(
             two events of it.
         progress: Called with a few words on what comes next.
         seconds: Another name of ``time_limit``, which it was called before.
+        int8: Whether to measure int8 too: linear layers by torchao, weights alone ("int8 weights")
+            or with activations ("int8", and "compiled int8"), "ONNX Runtime int8" and
+            "OpenVINO int8" (by NNCF). These, bfloat16 and both runtimes are measured of the model,
+            of the shrunk one ("shrunk int8") and of the unpruned one ("unpruned int8").
+        unpruned: The model before it was pruned, called in the same way, to be measured as well.
+        evaluate: Takes a form, which is called as the model is, and gives its metric: one number.
+            It is called once for each form, in evaluation mode without gradients.
+        metric: What that number is called; by default the function's name.
+        greater_is_better: Whether a larger one is better; by default unless the metric's name ends
+            in "loss" or "perplexity".
 
     Returns:
         What was measured; it prints as tables and has ``to_markdown()`` and ``to_json()``.
 
     Raises:
-        ValueError: If a setting is out of range, or inputs are needed and missing.
-        TypeError: If ``forms`` is one name instead of a list.
+        ValueError: If a setting is out of range, inputs are needed and missing, or ``evaluate``
+            gives no finite number for the dense form.
+        TypeError: If ``forms`` is one name instead of a list, or another argument is of a wrong
+            type.
 
     Example:
         >>> print(platon_prune.deploy_report(model, num_tokens=(16, 128)))
     """
     device = next((str(p.device) for p in model.parameters()), "cpu")
-    wanted = _wanted(forms, device)
+    scoring = Scoring.of(evaluate, metric, greater_is_better)
+    _check_unpruned(unpruned, model)
+    wanted = _wanted(forms, device, int8, unpruned is not None)
     if rounds is not None and rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     argument, limit = ("time_limit", time_limit) if seconds is None else ("seconds", seconds)
@@ -96,11 +126,19 @@ def deploy_report(
         raise ValueError(f"{argument} must be above 0, got {limit}")
     examples = make_examples(model, example_inputs, num_tokens, batch_size)
     say = progress or (lambda words: None)
-    with tempfile.TemporaryDirectory() as folder, _evaluating(model), without_caches(model):
-        dense = finalized(model)
-        source = Source(model, dense, examples, Path(folder), torch.get_num_threads())
-        built, rows = _build(source, wanted, say)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        for each in filter(None, (model, unpruned)):
+            stack.enter_context(_evaluating(each))
+            stack.enter_context(without_caches(each))
+        source = Source(
+            model, finalized(model), examples, Path(folder), torch.get_num_threads(),
+            None if unpruned is None else finalized(unpruned), any_batch=scoring is not None,
+        )  # fmt: skip
+        built, rows = _build(source, wanted, scoring, say)
         calls, rows, scale = _check(built, rows, source, say)
+        if scoring is not None:
+            rows = [scoring.with_metric(row, built.get(row.name), source, say) for row in rows]
         measuring = timed or event_clock(device)
         times = _time(calls, examples, rounds, 1000 * limit, measuring, say)
         rows = [replace(row, times=times.get(row.name, {})) for row in rows]
@@ -114,23 +152,53 @@ def deploy_report(
             files,
             tuple(example.label for example in examples),
             _TOLERANCE.get(dtype, _COARSE_TOLERANCE) * scale,
-            model_facts(dense, dtype),
+            model_facts(source.dense, dtype),
             machine_facts(device),
             versions(),
+            None if scoring is None else scoring.name,
+            scoring is None or scoring.greater_is_better,
         )
 
 
-def _wanted(forms: Sequence[str] | None, device: str) -> list[str]:
-    if forms is None:
-        return list(usual_forms(device))
+def _check_unpruned(unpruned: nn.Module | None, model: nn.Module) -> None:
+    if unpruned is None:
+        return
+    if not isinstance(unpruned, nn.Module):
+        raise TypeError(f"unpruned must be an nn.Module, got {type(unpruned).__name__}")
+    if unpruned is model:
+        raise ValueError(
+            "unpruned must be the model before it was pruned, got the model itself: leave it out"
+        )
+    devices = [next((str(p.device) for p in m.parameters()), "cpu") for m in (model, unpruned)]
+    if devices[0] != devices[1]:
+        raise ValueError(
+            f"unpruned must be where the model is, on {devices[0]}, got one on {devices[1]}: "
+            "move it"
+        )
+
+
+def _wanted(forms: Sequence[str] | None, device: str, int8: bool, with_unpruned: bool) -> list[str]:
     if isinstance(forms, str):
         raise TypeError(f"forms must be a list of names, got {forms!r}: put it in brackets")
+    if not isinstance(int8, bool):
+        raise TypeError(f"int8 must be a bool, got {int8!r}")
     # Typed in a shell, where capitals are easily missed.
     by_name = {name.lower(): name for name in FORMS}
-    unknown = [name for name in forms if name.lower() not in by_name]
+    unknown = [name for name in forms or () if name.lower() not in by_name]
     if unknown:
         raise ValueError(f"forms must be among {', '.join(FORMS)}; got {', '.join(unknown)}")
-    chosen = {by_name[name.lower()] for name in forms} | {"dense"}
+    chosen = set(usual_forms(device)) if forms is None else {by_name[f.lower()] for f in forms}
+    if int8:
+        chosen |= set(int8_forms(with_unpruned))
+    if with_unpruned:
+        chosen.add("unpruned")
+    elif lacking := [name for name in FORMS if name in chosen and weights_of(name) == "unpruned"]:
+        raise ValueError(
+            f"unpruned must be given for the form {lacking[0]!r}, got none: pass the model before "
+            "it was pruned"
+        )
+    # What others are compared with is measured beside them.
+    chosen |= {"dense", *map(weights_of, chosen)}
     return [name for name in FORMS if name in chosen]
 
 
@@ -150,7 +218,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _build(
-    source: Source, wanted: Sequence[str], say: Callable[[str], object]
+    source: Source, wanted: Sequence[str], scoring: Scoring | None, say: Callable[[str], object]
 ) -> tuple[dict[str, Form], list[FormRow]]:
     built, rows = {}, []
     for name in wanted:
@@ -160,16 +228,29 @@ def _build(
             with torch.inference_mode(False), torch.no_grad():
                 form = built[name] = FORMS[name](source)
         except ModuleNotFoundError as error:
-            rows.append(FormRow(name, f"the package {error.name} is not installed"))
+            reason = f"the package {error.name} is not installed: {how_to_install(error.name)}"
+            rows.append(FormRow(name, reason, compared_with=_reference(name)))
         # Whatever a form can't do, the others can go on.
         except Exception as error:
             if name == "dense":
                 raise
-            rows.append(FormRow(name, one_line(error)))
+            rows.append(FormRow(name, one_line(error), compared_with=_reference(name)))
         else:
-            row = FormRow(name, None, form.file_bytes, form.num_weights, note=form.note)
+            if name == "dense" and scoring is not None:
+                # First of all: a function that fails here would fail for every form.
+                scoring.first(form, source, say)
+            row = FormRow(
+                name, None, form.file_bytes, form.num_weights, note=form.note,
+                compared_with=_reference(name), rounds_weights=form.rounds_weights,
+            )  # fmt: skip
             rows.append(row)
     return built, rows
+
+
+def _reference(name: str) -> str:
+    """The form that the outputs of one are compared with."""
+    # What was cut must give what it gave with its zeros.
+    return "dense" if name == "shrunk" else weights_of(name)
 
 
 def _check(
@@ -178,22 +259,27 @@ def _check(
     """Run every form once at every size: what it can run, and how far its outputs are off."""
     say("comparing outputs")
     calls: dict[str, dict[str, Callable[[], Any]]] = {}
-    expected: dict[str, list[Tensor]] = {}
+    references: dict[str, dict[str, list[Tensor]]] = {}
     checked = []
     for row in rows:
         form = built.get(row.name)
         if form is not None:
-            # Dense comes first, so what the others are compared with is there.
+            # A reference comes before what is compared with it; dense is the first of all.
             outputs, problem = _outputs(form, source.examples, calls.setdefault(row.name, {}))
-            expected = expected or outputs
+            if row.name in ("dense", *WEIGHTS):
+                references[row.name] = outputs
             if row.name == "dense" and problem is not None:
                 raise problem
             if not outputs and problem is not None:
                 del built[row.name], calls[row.name]
-                row = FormRow(row.name, one_line(problem))
+                row = FormRow(row.name, one_line(problem), compared_with=row.compared_with)
             else:
-                row = replace(row, difference=_difference(outputs, expected))
+                expected = references.get(row.compared_with, {})
+                # A reference that runs fewer sizes is compared at these.
+                shared = {label: outputs[label] for label in outputs if label in expected}
+                row = replace(row, difference=_difference(shared, expected) if shared else None)
         checked.append(row)
+    expected = references["dense"]
     scale = max((float(t.abs().max()) for out in expected.values() for t in out), default=0.0)
     return calls, checked, max(scale, 1e-6)
 

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from platon_prune.deploy.form import Form, Source
 from platon_prune.deploy.inputs import Example
-from platon_prune.deploy.report import FormRow
-from platon_prune.example_inputs import as_call
+from platon_prune.deploy.rows import FormRow
+from platon_prune.example_inputs import as_call, as_dtype
 from platon_prune.runtimes.onnx_file import named_inputs, one_line
 
 
@@ -99,12 +99,16 @@ def _peak_bytes(form: Form, example: Example, source: Source) -> int:
     if form.model is not None:
         # Unpickling imports them anyway; named, they are loaded before memory is measured.
         names = {type(module).__module__ for module in form.model.modules()}
+        # Weights of a class of their own, as int8 ones are, come with a package.
+        names |= {type(parameter).__module__ for parameter in form.model.parameters()}
         if "__main__" in names:
             raise ValueError("the model's class is in the script that runs, import it from a file")
         job["modules"] = sorted(names)
         job["path"], job["inputs"] = (str(source.folder / n) for n in ("form.pt", "inputs.pt"))
         torch.save(form.model, job["path"])
-        torch.save([as_call(example.inputs)], job["inputs"])
+        dtypes = (each.dtype for each in form.model.parameters() if each.is_floating_point())
+        inputs = as_dtype(example.inputs, next(dtypes)) if form.rounds else example.inputs
+        torch.save([as_call(inputs)], job["inputs"])
     else:
         import numpy as np
 

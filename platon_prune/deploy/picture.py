@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from platon_prune.deploy.report import DeployReport, FormRow
+from platon_prune.deploy.report import DeployReport
+from platon_prune.deploy.rows import FormRow
 from platon_prune.plots._style import COLOURS, INK
 from platon_prune.writing import replacing
 

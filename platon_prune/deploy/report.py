@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
-import statistics
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from platon_prune.deploy.front import pareto_front
+from platon_prune.deploy.rows import FileSize, FormRow
 from platon_prune.tables import WIDTH, html_table, rounded, table
 
 # Less may be noise, even between medians that take turns.
@@ -25,76 +26,8 @@ HOW = {
 }
 # Where a form's median is so many times its shortest time, something else ran, too.
 _BUSY = 2.0
-# Forms that need another runtime than torch.
+# Runtimes other than torch; forms are called by them.
 ELSEWHERE = ("ONNX Runtime", "OpenVINO")
-
-
-@dataclass(frozen=True)
-class Times:
-    """Milliseconds of one form at one size.
-
-    Args:
-        median: Half of the times are shorter.
-        low: The shortest.
-        high: The longest.
-        spread: How far the middle half of the times lies apart.
-    """
-
-    median: float
-    low: float
-    high: float
-    spread: float = 0.0
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Times:
-        """Of at least one value."""
-        ordered, last = sorted(values), len(values) - 1
-        # The middle half: one slow call in a hundred is no busy machine.
-        spread = ordered[last - last // 4] - ordered[last // 4]
-        return cls(statistics.median(ordered), ordered[0], ordered[-1], spread)
-
-
-@dataclass(frozen=True)
-class FormRow:
-    """One form of the model.
-
-    Args:
-        name: Such as "dense" or "CSR".
-        reason: Why nothing was measured; None if something was.
-        file_bytes: Of the file that it is loaded from.
-        num_weights: Entries of the matrices that pruning selects; None for other runtimes.
-        times: By the label of a size; a size that the form can't run is left out.
-        peak_bytes: The most memory that a process of its own needed for it, or that of the GPU;
-            None if not measured.
-        difference: The largest difference of an output from the dense model's.
-        note: What else there is to know.
-        tolerance: The difference up to which it counts as the same model; None for the report's.
-    """
-
-    name: str
-    reason: str | None = None
-    file_bytes: int | None = None
-    num_weights: int | None = None
-    times: Mapping[str, Times] = field(default_factory=dict)
-    peak_bytes: int | None = None
-    difference: float | None = None
-    note: str = ""
-    tolerance: float | None = None
-
-
-@dataclass(frozen=True)
-class FileSize:
-    """One way to save the model.
-
-    Args:
-        name: Such as "sparse".
-        num_bytes: Of all files with weights.
-        matrix_bytes: Of these, what the matrices take that pruning selects.
-    """
-
-    name: str
-    num_bytes: int
-    matrix_bytes: int
 
 
 @dataclass(frozen=True)
@@ -109,6 +42,8 @@ class DeployReport:
         model: Facts about the model.
         machine: The kind of machine.
         versions: Of the libraries that took part.
+        metric: What the evaluation function's number is called; None without one.
+        greater_is_better: Whether a larger one is better.
     """
 
     rows: tuple[FormRow, ...]
@@ -118,6 +53,8 @@ class DeployReport:
     model: Mapping[str, Any]
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
+    metric: str | None = None
+    greater_is_better: bool = True
 
     def __iter__(self) -> Iterator[FormRow]:
         return iter(self.rows)
@@ -132,6 +69,31 @@ class DeployReport:
         dense, times = self.row("dense").times.get(size), self.row(name).times.get(size)
         return dense.median / times.median if dense and times else None
 
+    def front(self, cost: str) -> list[str]:
+        """The forms that no other one beats in both a cost and the metric: the Pareto front.
+
+        Args:
+            cost: "time", which is the median at the last size, or "file".
+
+        Returns:
+            Their names, from the least cost to the largest; none without a metric.
+        """
+        rows = [
+            (row.name, cost_of, row.metric)
+            for row in self.rows
+            if row.metric is not None and (cost_of := self.cost(row, cost)) is not None
+        ]
+        values = [value for _, _, value in rows]
+        front = pareto_front([each for _, each, _ in rows], values, self.greater_is_better)
+        return [rows[number][0] for number in front]
+
+    def cost(self, row: FormRow, cost: str) -> float | None:
+        """Milliseconds at the last size ("time") or bytes ("file") of a row, if known."""
+        if cost == "file":
+            return row.file_bytes
+        times = row.times.get(self.sizes[-1])
+        return times.median if times else None
+
     @property
     def recommendation(self) -> list[str]:
         """Sentences that say which form to use and why."""
@@ -140,15 +102,16 @@ class DeployReport:
         sentences = [self._use(winners)]
         if busy:
             sentences = [f"Machine busy, figures not comparable: {'; '.join(busy)}."]
-        elif any(name in ELSEWHERE for name in winners.values()):
+        elif any(map(_is_elsewhere, winners.values())):
             # Not everybody may add a runtime, so the best form of torch is named as well.
-            within = {size: self._fastest(size, ELSEWHERE) for size in self.sizes}
+            within = {size: self._fastest(size, within_torch=True) for size in self.sizes}
             sentences.append("Without leaving PyTorch: " + _lower(self._use(within)))
         sentences += [
             f"{row.name} is not the same model: its outputs differ by {row.difference:.2g}."
             for row in self.rows
-            if row.difference is not None and not self._is_same(row)
+            if row.difference is not None and not row.rounds_weights and not self._is_same(row)
         ]
+        sentences += self._rounded() if self.metric is None else self._fronts()
         smallest = min(self.files, key=lambda file: file.num_bytes)
         share = smallest.num_bytes / self.files[0].num_bytes
         if share < 1 / WORTHWHILE:
@@ -157,7 +120,9 @@ class DeployReport:
 
     def __str__(self) -> str:
         forms = [table(self._form_lines())]
-        if len(forms[0].splitlines()[0]) > WIDTH:
+        names = [row.name for row in self.rows if row.reason is None]
+        # A name that lost its middle would be another form's as well.
+        if len(forms[0].splitlines()[0]) > WIDTH or any(name not in forms[0] for name in names):
             forms = [table(self._form_lines(with_times=False)), table(self._time_lines())]
         title = textwrap.fill(self._title(), WIDTH)
         return "\n\n".join(
@@ -192,7 +157,10 @@ class DeployReport:
             "versions": dict(self.versions),
             "sizes": list(self.sizes),
             "tolerance": self.tolerance,
+            "metric": self.metric,
+            "greater_is_better": self.greater_is_better,
             "forms": forms,
+            "front": {cost: self.front(cost) for cost in ("time", "file")},
             "files": [asdict(file) for file in self.files],
             "recommendation": self.recommendation,
         }
@@ -202,18 +170,47 @@ class DeployReport:
     # --- which one ------------------------------------------------------------------------------
 
     def _is_same(self, row: FormRow) -> bool:
+        """Whether a form computes what its reference does, as far as its type tells."""
         tolerance = self.tolerance if row.tolerance is None else row.tolerance
-        return row.difference is not None and row.difference <= tolerance
+        close = row.difference is not None and row.difference <= tolerance
+        return close and not row.rounds_weights
 
-    def _fastest(self, size: str, but: Sequence[str] = ()) -> str:
+    def _may_be_advised(self, row: FormRow) -> bool:
+        """Whether a form is the model that was asked about."""
+        return self._is_same(row) and row.compared_with != "unpruned"
+
+    def _fastest(self, size: str, within_torch: bool = False) -> str:
         """The fastest form at a size; dense if no other one is clearly faster."""
         speeds = {
             row.name: self.speed(row.name, size) or 0.0
             for row in self.rows
-            if row.name not in but and self._is_same(row) and self._gains(row, size)
+            if self._may_be_advised(row)
+            and self._gains(row, size)
+            and not (within_torch and _is_elsewhere(row.name))
         }
         # Outputs that differ rule a form out however fast it is: it is another model.
         return max(speeds, key=lambda name: speeds[name], default="dense")
+
+    def _rounded(self) -> list[str]:
+        """Of int8 that it is another model, whose worth only a metric can tell."""
+        rounded = [row for row in self.rows if row.rounds_weights and row.difference is not None]
+        if not rounded:
+            return []
+        worst = max(rounded, key=lambda row: row.difference or 0.0)
+        return [
+            f"Forms with int8 are other models: outputs differ by up to {worst.difference:.2g} "
+            f"({worst.name}). What that costs, only an evaluation function can tell."
+        ]
+
+    def _fronts(self) -> list[str]:
+        """Which forms no other one beats in the metric and a cost."""
+        sentences = []
+        for cost, words in (("time", f"time at {self.sizes[-1]}"), ("file", "file")):
+            names = [f"{name} ({self.row(name).metric:.4g})" for name in self.front(cost)]
+            sentences.append(
+                f"No form beats these in both {self.metric} and {words}: {', '.join(names)}."
+            )
+        return sentences
 
     def _gains(self, row: FormRow, size: str) -> bool:
         """Whether a form is faster than dense by its median and by its shortest time."""
@@ -230,7 +227,7 @@ class DeployReport:
         rivals = {
             row.name: row.times[size]
             for row in self.rows
-            if row.name != "dense" and size in row.times and self._is_same(row)
+            if row.name != "dense" and size in row.times and self._may_be_advised(row)
         }
         if dense is None or not rivals:
             return None
@@ -254,7 +251,7 @@ class DeployReport:
             speeds = [self.speed(name, size) or 0.0 for size in self.sizes]
             low, high = f"{min(speeds):.2f}", f"{max(speeds):.2f}"
             span = low if low == high else f"{low} to {high}"
-            return f"Use {name}: {span} times as fast as dense ({HOW.get(name, name)})."
+            return f"Use {name}: {span} times as fast as dense ({_how(name)})."
         parts = []
         for name in dict.fromkeys(winners.values()):
             sizes = [size for size, winner in winners.items() if winner == name]
@@ -279,21 +276,24 @@ class DeployReport:
 
     def _title(self) -> str:
         model, machine = self.model, self.machine
+        clock = f" of {machine['clock']}" if machine.get("clock") else ""
         threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
         return (
             f"{model['class']}, {model['parameters']:,} parameters, {model['sparsity']:.1%} of the "
             f"selected weights are zero; {machine['device']}, {threads}; times "
-            "in ms, medians (shortest to longest) of forms that take turns; 2x is twice as fast as "
+            f"in ms{clock}, medians (shortest to longest) of forms that take turns; 2x is twice as fast as "
             "dense"
         )
 
     def _form_lines(self, with_times: bool = True) -> list[list[str]]:
         sizes = self.sizes if with_times else ()
-        lines = [["form", "file", "memory", "difference", *sizes]]
+        metric = [] if self.metric is None else [self.metric]
+        lines = [["form", *metric, "file", "memory", "difference", *sizes]]
         for row in self.rows:
             if row.reason is not None:
                 continue
-            cells = [_megabytes(row.file_bytes), _megabytes(row.peak_bytes)]
+            cells = ["-" if row.metric is None else f"{row.metric:.4g}"] if metric else []
+            cells += [_megabytes(row.file_bytes), _megabytes(row.peak_bytes)]
             cells.append("-" if row.difference is None else f"{row.difference:.1e}")
             lines.append([row.name, *cells, *(self._cell(row.name, size) for size in sizes)])
         return lines
@@ -318,10 +318,10 @@ class DeployReport:
         return lines
 
     def _notes(self) -> list[str]:
-        missing = [f"- {row.name}: {row.reason}" for row in self.rows if row.reason is not None]
-        notes = [f"- {row.name}: {row.note}" for row in self.rows if row.note]
+        missing = [(row.name, row.reason) for row in self.rows if row.reason is not None]
+        notes = [(row.name, row.note) for row in self.rows if row.note]
         return [
-            "\n".join([title, *lines])
+            "\n".join([title, *_joined(lines)])
             for title, lines in (("Not measured:", missing), ("Notes:", notes))
             if lines
         ]
@@ -336,6 +336,26 @@ class DeployReport:
             )
             lines.append([file.name, _megabytes(file.num_bytes), share, matrices])
         return lines
+
+
+def _joined(lines: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each text, with the names of all forms of which it is said."""
+    names: dict[str, list[str]] = {}
+    for name, text in lines:
+        names.setdefault(text, []).append(name)
+    return [f"- {', '.join(of)}: {text}" for text, of in names.items()]
+
+
+def _is_elsewhere(name: str) -> bool:
+    return any(runtime in name for runtime in ELSEWHERE)
+
+
+def _how(name: str) -> str:
+    """What to do for a form."""
+    weights, _, run = name.partition(" ")
+    if weights == "shrunk" and run in HOW:
+        return f"{HOW[weights]}; then {HOW[run]}"
+    return HOW.get(name, name)
 
 
 def _lower(sentence: str) -> str:

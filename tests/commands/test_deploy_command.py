@@ -15,7 +15,8 @@ from platon_prune import cli  # noqa: E402
 from platon_prune.commands.benchmarks import bert_base as _bert_base  # noqa: E402
 from platon_prune.deploy.models import read_model  # noqa: E402
 from platon_prune.deploy.picture import save_picture  # noqa: E402
-from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times  # noqa: E402
+from platon_prune.deploy.report import DeployReport
+from platon_prune.deploy.rows import FileSize, FormRow, Times  # noqa: E402
 from platon_prune.export.inspection import inspect_path  # noqa: E402
 
 QUICK = ["--forms", "masked", "CSR", "--no-memory", "--rounds", "1", "--threads", "1"]

@@ -19,7 +19,8 @@ from torch.nn.utils import prune
 import platon_prune
 from platon_prune.deploy import forms, measure
 from platon_prune.deploy.inputs import make_examples
-from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times
+from platon_prune.deploy.report import DeployReport
+from platon_prune.deploy.rows import FileSize, FormRow, Times
 
 TEN = Times(10.0, 9.0, 12.0)
 

@@ -15,7 +15,8 @@ from platon_prune.deploy.form import Form, Source
 from platon_prune.deploy.forms import FORMS, usual_forms
 from platon_prune.deploy.inputs import Example
 from platon_prune.deploy.picture import save_picture
-from platon_prune.deploy.report import DeployReport, FileSize, FormRow, Times
+from platon_prune.deploy.report import DeployReport
+from platon_prune.deploy.rows import FileSize, FormRow, Times
 from platon_prune.runtimes import semi_structured_inference
 from platon_prune.timing import clock, event_clock
 

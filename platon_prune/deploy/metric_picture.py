@@ -1,0 +1,201 @@
+"""The picture of a metric against time and file size, with the Pareto front of each marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from platon_prune.deploy.forms import weights_of
+from platon_prune.deploy.report import DeployReport
+from platon_prune.deploy.rows import FormRow
+from platon_prune.plots._style import COLOURS, FAINT, INK, plain
+from platon_prune.writing import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# A form is told by three things: the shape of its point says the weights, its colour what runs it,
+# its filling the type.
+_SHAPES = {
+    "dense": ("s", "with its zeros"),
+    "shrunk": ("^", "shrunk"),
+    "unpruned": ("o", "unpruned"),
+}
+_RUNTIMES = (
+    ("OpenVINO", COLOURS[3]), ("ONNX Runtime", COLOURS[1]), ("compiled", COLOURS[4]),
+    ("CSR", COLOURS[5]), ("2:4", COLOURS[6]), ("PyTorch", COLOURS[0]),
+)  # fmt: skip
+_TYPES = (
+    ("int8 weights", "bottom"), ("int8", "none"), ("bfloat16", "left"), ("float16", "right"),
+)  # fmt: skip
+# Where a name may stand, in points from its point; the first that covers nothing is taken.
+_PLACES = tuple(
+    (x, y) for y in (9, -9, 19, -19, 29, -29, 40, -40, 52, -52) for x in (7, -7, 26, -26)
+)
+
+
+def save_metric_picture(report: DeployReport, path: str | Path) -> None:
+    """Draw a report with a metric into a PNG.
+
+    Args:
+        report: Of which at least one form has a metric.
+        path: File to write.
+
+    Raises:
+        ValueError: If no form has one.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [row for row in report.rows if row.metric is not None]
+    if report.metric is None or not rows:
+        raise ValueError("report must have a metric, got one without: measure it with evaluate=")
+    figure = Figure(figsize=(7.2, 9.2), layout="constrained", facecolor="white")
+    panels = figure.subplots(2, 1)
+    times = "median milliseconds"
+    if report.machine.get("clock"):
+        times += f" of {report.machine['clock']}"
+    _draw(panels[0], report, rows, "time", f"{times} at {report.sizes[-1]}", 1.0)
+    _draw(panels[1], report, rows, "file", "file (MB)", 1e6)
+    _legend(figure, rows)
+    model, machine = report.model, report.machine
+    figure.suptitle(
+        f"{model['class']}, {model['sparsity']:.0%} of the selected weights zero,\non "
+        f"{machine['device']}, {machine['threads']} threads",
+        fontsize=11, fontweight="bold", color=INK,
+    )  # fmt: skip
+    # Names are placed where the layout has put the axes, which moves nothing after that.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes, cost, unit in zip(panels, ("time", "file"), (1.0, 1e6), strict=True):
+        _name_front(figure, axes, report, cost, unit)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150, format="png")
+
+
+def _draw(
+    axes: Axes, report: DeployReport, rows: Sequence[FormRow], cost: str, label: str, unit: float
+) -> None:
+    plain(axes)
+    front = report.front(cost)
+    for row in rows:
+        value = report.cost(row, cost)
+        if value is not None:
+            on_front = row.name in front
+            axes.plot(
+                value / unit, row.metric, linestyle="none", zorder=4 if on_front else 3,
+                **(_marker(row.name) | ({} if on_front else {"alpha": 0.55})),
+            )  # fmt: skip
+    points = [(report.cost(report.row(name), cost), report.row(name).metric) for name in front]
+    xs, ys = [(x or 0.0) / unit for x, _ in points], [y for _, y in points]
+    # Between two of its points the cheaper one is what can be had.
+    axes.step(xs, ys, where="post", color=INK, linewidth=1.2, zorder=2)
+    axes.set_xscale("log")
+    _plain_ticks(axes, [v / unit for row in rows if (v := report.cost(row, cost)) is not None])
+    axes.set_xlabel(label)
+    better = "more" if report.greater_is_better else "less"
+    axes.set_ylabel(f"{report.metric} ({better} is better)")
+    axes.margins(x=0.12, y=0.16)
+
+
+def _marker(name: str) -> dict[str, Any]:
+    colour = next((c for words, c in _RUNTIMES if words in name), COLOURS[0])
+    filling = next((style for words, style in _TYPES if words in name), "full")
+    shape, _ = _SHAPES[weights_of(name)]
+    return {
+        "marker": shape, "markersize": 8, "color": colour, "fillstyle": filling,
+        "markeredgecolor": colour, "markeredgewidth": 1.4, "markerfacecoloralt": "white",
+    }  # fmt: skip
+
+
+def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
+    """A few plain numbers where values are, on a logarithmic axis."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    low, high = min(values), max(values)
+    steps = (1, 2, 5) if high / low < 100 else (1, 3)
+    if high / low < 4:
+        steps = (1, 1.5, 2, 3, 4, 5, 6, 8)  # type: ignore[assignment]
+    marks = [step * 10.0**power for power in range(-6, 7) for step in steps]
+    shown = [mark for mark in marks if low / 1.3 <= mark <= high * 1.3]
+    axes.xaxis.set_major_locator(FixedLocator(shown or [low, high]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+
+
+def _name_front(figure: Figure, axes: Axes, report: DeployReport, cost: str, unit: float) -> None:
+    """Write the names of the front beside its points, none over another name or any point."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    inside = axes.get_window_extent(renderer)
+    taken = []
+    for line in axes.lines:
+        if line.get_linestyle() == "None":
+            ((x, y),) = axes.transData.transform(line.get_xydata())
+            taken.append(Bbox.from_extents(x - 6, y - 6, x + 6, y + 6))
+    for name in report.front(cost):
+        row = report.row(name)
+        point = ((report.cost(row, cost) or 0.0) / unit, row.metric or 0.0)
+        best = None
+        for place in _PLACES:
+            text = axes.annotate(
+                name, point, place, textcoords="offset points", fontsize=8, color=INK, zorder=5,
+                ha="left" if place[0] > 0 else "right", va="center",
+                arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6},
+            )  # fmt: skip
+            extent = text.get_window_extent(renderer)
+            text_box = Bbox.from_extents(extent.x0, extent.y0, extent.x1, extent.y1)
+            # The box of an annotation has its line in it, which may cross what it likes.
+            text_box = super(type(text), text).get_window_extent(renderer)
+            covers = sum(text_box.overlaps(other) for other in taken)
+            outside = not (
+                inside.x0 <= text_box.x0 and text_box.x1 <= inside.x1
+                and inside.y0 <= text_box.y0 and text_box.y1 <= inside.y1
+            )  # fmt: skip
+            cost_of = covers + 10 * outside
+            if best is None or cost_of < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = (cost_of, text, text_box)
+            else:
+                text.remove()
+            if cost_of == 0:
+                break
+        assert best is not None
+        taken.append(best[2])
+
+
+def _legend(figure: Figure, rows: Sequence[FormRow]) -> None:
+    """What shapes, colours and fillings of the points that are there mean."""
+    from matplotlib.lines import Line2D
+
+    names = [row.name for row in rows]
+    handles = []
+    for weights in ("unpruned", "dense", "shrunk"):
+        if any(weights_of(name) == weights for name in names):
+            shape, words = _SHAPES[weights]
+            handles.append(_sign(words, marker=shape, color=FAINT))
+    runtimes = {next((w for w, _ in _RUNTIMES if w in name), "PyTorch") for name in names}
+    for words, colour in reversed(_RUNTIMES):
+        if words in runtimes:
+            handles.append(_sign(words, marker="o", color=colour))
+    types = {next((w for w, _ in _TYPES if w in name), "float32") for name in names}
+    for words, filling in (("float32", "full"), *reversed(_TYPES)):
+        if words in types:
+            handles.append(_sign(words, marker="o", color=FAINT, fillstyle=filling))
+    handles.append(Line2D([], [], color=INK, linewidth=1.2, label="Pareto front"))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8,
+        columnspacing=1.4,
+    )  # fmt: skip
+
+
+def _sign(label: str, **marker: Any) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D(
+        [], [], linestyle="none", label=label, markersize=7, markerfacecoloralt="white", **marker
+    )
