@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--int8",
         action="store_true",
-        help="measure int8, bfloat16 and both runtimes too: of the model, of the shrunk one, and of "
+        help="measure int8 too, bfloat16 and both runtimes: of the model, of the shrunk and of "
         "the unpruned one",
     )
     parser.add_argument(

@@ -112,8 +112,8 @@ def graph_inputs(
     given.pop("return_dict", None)
     left = {name: value for name, value in given.items() if name not in names}
     for name, value in left.items():
-        usual = _LEFT_OUT.get(name)
-        if value is False or (isinstance(value, Tensor) and bool((value == usual).all())):
+        is_usual = name in _LEFT_OUT and bool(torch.as_tensor(value).eq(_LEFT_OUT[name]).all())
+        if value is False or is_usual:
             continue
         raise ValueError(
             f"the file takes {', '.join(names)} and nothing else, got {name}: leave it out, or "
@@ -159,7 +159,8 @@ def _by_name(
 ) -> dict[str, Any] | None:
     """The arguments of a call by their names; None where a model names none for them."""
     signature = inspect.signature(model.forward)
-    bound = signature.bind(*args, **kwargs)
+    # What is missing is told by the names of the file's inputs, or by the model.
+    bound = signature.bind_partial(*args, **kwargs)
     found: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind

@@ -211,6 +211,11 @@ def dense_files(model: nn.Module, folder: Path) -> tuple[Path, ...]:
         # Of types that safetensors does not know; the other form says the same of their size.
         except Exception:
             pass
+    return state_file(model, folder)
+
+
+def state_file(model: nn.Module, folder: Path) -> tuple[Path, ...]:
+    """The file of a state dict, of a model whose weights no other file can hold."""
     folder.mkdir(exist_ok=True)
     path = folder / "state.pt"
     torch.save(model.state_dict(), path)

@@ -228,7 +228,8 @@ def _build(
             with torch.inference_mode(False), torch.no_grad():
                 form = built[name] = FORMS[name](source)
         except ModuleNotFoundError as error:
-            reason = f"the package {error.name} is not installed: {how_to_install(error.name)}"
+            package = (error.name or "").partition(".")[0]
+            reason = f"the package {package} is not installed: {how_to_install(package)}"
             rows.append(FormRow(name, reason, compared_with=_reference(name)))
         # Whatever a form can't do, the others can go on.
         except Exception as error:

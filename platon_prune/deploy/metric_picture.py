@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from platon_prune.deploy.forms import weights_of
+from platon_prune.deploy.picture import title_of
 from platon_prune.deploy.report import DeployReport
 from platon_prune.deploy.rows import FormRow
 from platon_prune.plots._style import COLOURS, FAINT, INK, plain
@@ -34,6 +35,7 @@ _TYPES = (
 _PLACES = tuple(
     (x, y) for y in (9, -9, 19, -19, 29, -29, 40, -40, 52, -52) for x in (7, -7, 26, -26)
 )
+_LEGEND_LINES = 3
 
 
 def save_metric_picture(report: DeployReport, path: str | Path) -> None:
@@ -59,10 +61,8 @@ def save_metric_picture(report: DeployReport, path: str | Path) -> None:
     _draw(panels[0], report, rows, "time", f"{times} at {report.sizes[-1]}", 1.0)
     _draw(panels[1], report, rows, "file", "file (MB)", 1e6)
     _legend(figure, rows)
-    model, machine = report.model, report.machine
     figure.suptitle(
-        f"{model['class']}, {model['sparsity']:.0%} of the selected weights zero,\non "
-        f"{machine['device']}, {machine['threads']} threads",
+        title_of(report),
         fontsize=11, fontweight="bold", color=INK,
     )  # fmt: skip
     # Names are placed where the layout has put the axes, which moves nothing after that.
@@ -127,69 +127,99 @@ def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
 def _name_front(figure: Figure, axes: Axes, report: DeployReport, cost: str, unit: float) -> None:
     """Write the names of the front beside its points, none over another name or any point."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.transforms import Bbox
 
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
-    inside = axes.get_window_extent(renderer)
-    taken = []
-    for line in axes.lines:
-        if line.get_linestyle() == "None":
-            ((x, y),) = axes.transData.transform(line.get_xydata())
-            taken.append(Bbox.from_extents(x - 6, y - 6, x + 6, y + 6))
+    taken = _boxes_of_points(axes)
     for name in report.front(cost):
         row = report.row(name)
         point = ((report.cost(row, cost) or 0.0) / unit, row.metric or 0.0)
-        best = None
-        for place in _PLACES:
-            text = axes.annotate(
-                name, point, place, textcoords="offset points", fontsize=8, color=INK, zorder=5,
-                ha="left" if place[0] > 0 else "right", va="center",
-                arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6},
-            )  # fmt: skip
-            extent = text.get_window_extent(renderer)
-            text_box = Bbox.from_extents(extent.x0, extent.y0, extent.x1, extent.y1)
-            # The box of an annotation has its line in it, which may cross what it likes.
-            text_box = super(type(text), text).get_window_extent(renderer)
-            covers = sum(text_box.overlaps(other) for other in taken)
-            outside = not (
-                inside.x0 <= text_box.x0 and text_box.x1 <= inside.x1
-                and inside.y0 <= text_box.y0 and text_box.y1 <= inside.y1
-            )  # fmt: skip
-            cost_of = covers + 10 * outside
-            if best is None or cost_of < best[0]:
-                if best is not None:
-                    best[1].remove()
-                best = (cost_of, text, text_box)
-            else:
-                text.remove()
-            if cost_of == 0:
-                break
-        assert best is not None
-        taken.append(best[2])
+        taken.append(_write_beside(axes, name, point, taken, renderer))
+
+
+def _write_beside(
+    axes: Axes, name: str, point: tuple[float, float], taken: Sequence[Any], renderer: Any
+) -> Any:
+    """Write a name at the place beside its point that covers least; the box that it takes."""
+    from matplotlib.text import Text
+
+    def written(place: tuple[int, int]) -> Any:
+        return axes.annotate(
+            name, point, place, textcoords="offset points", fontsize=8, color=INK, zorder=5,
+            ha="left" if place[0] > 0 else "right", va="center",
+            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6},
+        )  # fmt: skip
+
+    def box(text: Any) -> Any:
+        text.update_positions(renderer)
+        # Of the letters alone: the line to the point may cross what it likes.
+        return Text.get_window_extent(text, renderer)
+
+    def covered(place: tuple[int, int]) -> int:
+        text = written(place)
+        found = box(text)
+        text.remove()
+        frame = axes.get_window_extent(renderer)
+        outside = found.x0 < frame.x0 or found.x1 > frame.x1 or found.y1 > frame.y1
+        outside = outside or found.y0 < frame.y0
+        return sum(found.overlaps(other) for other in taken) + 100 * outside
+
+    return box(written(min(_PLACES, key=covered)))
+
+
+def _boxes_of_points(axes: Axes) -> list[Any]:
+    """What names are not to cover: each point, and the line of the front piece by piece."""
+    from matplotlib.transforms import Bbox
+
+    boxes = []
+    for line in axes.lines:
+        path = axes.transData.transform(line.get_path().vertices)
+        if line.get_linestyle() == "None":
+            boxes += [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in path]
+            continue
+        if line.get_drawstyle() == "steps-post":
+            path = [
+                corner for (x, y), (nx, _) in zip(path, path[1:], strict=False)
+                for corner in ((x, y), (nx, y))
+            ] + [path[-1]]  # fmt: skip
+        # As boxes without an inside they would overlap nothing.
+        boxes += [
+            Bbox.from_extents(min(x, nx) - 1, min(y, ny) - 1, max(x, nx) + 1, max(y, ny) + 1)
+            for (x, y), (nx, ny) in zip(path, path[1:], strict=False)
+        ]
+    return boxes
 
 
 def _legend(figure: Figure, rows: Sequence[FormRow]) -> None:
-    """What shapes, colours and fillings of the points that are there mean."""
+    """What shapes, colours and fillings of the points that are there mean, a column each."""
     from matplotlib.lines import Line2D
 
     names = [row.name for row in rows]
-    handles = []
-    for weights in ("unpruned", "dense", "shrunk"):
-        if any(weights_of(name) == weights for name in names):
-            shape, words = _SHAPES[weights]
-            handles.append(_sign(words, marker=shape, color=FAINT))
+    weights = {weights_of(name) for name in names}
+    shapes = [
+        _sign(_SHAPES[each][1], marker=_SHAPES[each][0], color=FAINT)
+        for each in ("unpruned", "dense", "shrunk")
+        if each in weights
+    ]
     runtimes = {next((w for w, _ in _RUNTIMES if w in name), "PyTorch") for name in names}
-    for words, colour in reversed(_RUNTIMES):
-        if words in runtimes:
-            handles.append(_sign(words, marker="o", color=colour))
+    colours = [
+        _sign(words, marker="o", color=colour)
+        for words, colour in reversed(_RUNTIMES)
+        if words in runtimes
+    ]
     types = {next((w for w, _ in _TYPES if w in name), "float32") for name in names}
-    for words, filling in (("float32", "full"), *reversed(_TYPES)):
-        if words in types:
-            handles.append(_sign(words, marker="o", color=FAINT, fillstyle=filling))
-    handles.append(Line2D([], [], color=INK, linewidth=1.2, label="Pareto front"))
+    fillings = [
+        _sign(words, marker="o", color=FAINT, fillstyle=filling)
+        for words, filling in (("float32", "full"), *reversed(_TYPES))
+        if words in types
+    ]
+    fillings.append(Line2D([], [], color=INK, linewidth=1.2, label="Pareto front"))
+    handles = []
+    for group in (shapes, colours, fillings):
+        empty = [_sign("", marker="none")] * (-len(group) % _LEGEND_LINES)
+        handles += group + empty
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8,
-        columnspacing=1.4,
+        handles=handles, loc="outside lower center", ncols=len(handles) // _LEGEND_LINES,
+        frameon=False, fontsize=8, columnspacing=1.6,
     )  # fmt: skip
 
 

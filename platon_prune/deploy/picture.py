@@ -42,16 +42,24 @@ def save_picture(report: DeployReport, path: str | Path) -> None:
     for axes in (speed, file, memory):
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-    model, machine = report.model, report.machine
     figure.suptitle(
-        f"{model['class']}, {model['sparsity']:.0%} of the selected weights zero,\non "
-        f"{machine['device']}, {machine['threads']} threads",
+        title_of(report),
         fontsize=11,
         fontweight="bold",
         color=INK,
     )
     with replacing(path) as file:
         figure.savefig(file, dpi=150, format="png")
+
+
+def title_of(report: DeployReport) -> str:
+    """What was measured, and on what."""
+    model, machine = report.model, report.machine
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    return (
+        f"{model['class']}, {model['sparsity']:.0%} of the selected weights zero,\non "
+        f"{machine['device']}, {threads}"
+    )
 
 
 def _draw_speed(axes: Axes, report: DeployReport, rows: Sequence[FormRow]) -> None:

@@ -281,8 +281,8 @@ class DeployReport:
         return (
             f"{model['class']}, {model['parameters']:,} parameters, {model['sparsity']:.1%} of the "
             f"selected weights are zero; {machine['device']}, {threads}; times "
-            f"in ms{clock}, medians (shortest to longest) of forms that take turns; 2x is twice as fast as "
-            "dense"
+            f"in ms{clock}, medians (shortest to longest) of forms that take turns; 2x is twice as "
+            "fast as dense"
         )
 
     def _form_lines(self, with_times: bool = True) -> list[list[str]]:

@@ -17,6 +17,7 @@ from platon_prune.deploy.form import (
     call_of,
     dense_files,
     name_of,
+    state_file,
 )
 from platon_prune.runtimes.int8 import has_bfloat16, quantize_
 
@@ -76,7 +77,7 @@ def _quantised(source: Source, activations: bool) -> tuple[nn.Module, Any, str]:
             raise UnavailableError("the model has no nn.Linear, the one layer that torchao rounds")
         linear = "linear layer" if num_layers == 1 else "linear layers"
         note = f"{num_layers} {linear}, all else is float32"
-        return model, dense_files(model, source.folder / name), note
+        return model, state_file(model, source.folder / name), note
 
     found: tuple[nn.Module, Any, str] = source.once(name, make)
     return found

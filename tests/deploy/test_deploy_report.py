@@ -127,7 +127,8 @@ def test_what_a_function_refuses_is_the_reason_and_other_forms_go_on(monkeypatch
 def test_a_package_that_is_not_installed_is_the_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     row = quick(two_layers(), forms=["ONNX Runtime"]).row("ONNX Runtime")
-    assert row.reason == "the package onnxscript is not installed"
+    said = "the package onnxscript is not installed: pip install onnxscript"
+    assert row.reason == said
 
 
 def test_onnx_runtime_and_openvino_run_every_size():

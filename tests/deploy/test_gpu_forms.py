@@ -10,9 +10,9 @@ from torch import nn
 
 import platon_prune
 from platon_prune import cli
-from platon_prune.deploy import facts, measure, memory
+from platon_prune.deploy import facts, measure, memory, rounded_forms
 from platon_prune.deploy.form import Form, Source
-from platon_prune.deploy.forms import FORMS, usual_forms
+from platon_prune.deploy.forms import FORMS, int8_forms, usual_forms
 from platon_prune.deploy.inputs import Example
 from platon_prune.deploy.picture import save_picture
 from platon_prune.deploy.report import DeployReport
@@ -29,18 +29,25 @@ def two_layers(dtype=torch.float32):
     return model.to(dtype).eval()
 
 
+@pytest.fixture(autouse=True)
+def any_cpu(monkeypatch):
+    """As if this CPU had instructions for bfloat16, without which it is no form."""
+    monkeypatch.setattr(rounded_forms, "has_bfloat16", lambda: True)
+
+
 def quick(model, forms, inputs=None, **settings):
     inputs = sample(2, 64) if inputs is None else inputs
     settings = {"rounds": 2, "memory": False} | settings
     return platon_prune.deploy_report(model, inputs, forms=forms, **settings)
 
 
-def test_a_gpu_has_its_own_forms_and_a_cpu_those_that_it_always_had():
+def test_a_gpu_and_a_cpu_have_their_own_forms_and_int8_comes_on_top_when_it_is_asked_for():
     on_gpu = ("dense", "masked", "float16", "bfloat16", "shrunk", "2:4", "compiled")
     assert usual_forms("cuda:1") == on_gpu
-    on_cpu = ("dense", "masked", "CSR", "shrunk", "2:4", "ONNX Runtime", "OpenVINO")
+    on_cpu = ("dense", "masked", "bfloat16", "CSR", "shrunk", "2:4", "ONNX Runtime", "OpenVINO")
     assert usual_forms("cpu") == on_cpu
-    assert set(on_gpu) | set(on_cpu) == set(FORMS)
+    added = {*int8_forms(with_unpruned=True), "unpruned"}
+    assert {*on_gpu, *on_cpu, *added} == set(FORMS)
 
 
 def test_half_precision_takes_half_the_file_and_counts_as_the_same_model_within_3_percent():
