@@ -111,7 +111,7 @@ def bring_in(frameworks: nn.Module) -> None:
 UNREAD = (
     "transformers", "datasets", "accelerate", "lightning", "torch_pruning", "matplotlib", "numpy",
     "onnx", "onnxruntime", "onnxscript", "openvino", "llvmlite", "safetensors", "sklearn",
-    "zstandard", "sympy",
+    "zstandard", "sympy", "torchao",
 )  # fmt: skip
 SETTINGS = f"""
 [mypy]

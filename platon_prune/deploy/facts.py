@@ -14,7 +14,9 @@ from torch import nn
 from platon_prune.reports.summary import summary
 from platon_prune.version import __version__
 
-_LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino")
+_LIBRARIES = (
+    "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "torchao", "nncf",
+)  # fmt: skip
 
 
 def model_facts(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:

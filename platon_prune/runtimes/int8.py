@@ -72,7 +72,11 @@ def write_int8_onnx(onnx_path: Path, path: Path) -> None:
     Args:
         onnx_path: What to read.
         path: File to write; where ``onnx_path`` keeps its weights in a second file, so does this.
+
+    Raises:
+        ValueError: If it rounds none.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     large = onnx_path.with_name(onnx_path.name + ".data").exists()
@@ -87,6 +91,12 @@ def write_int8_onnx(onnx_path: Path, path: Path) -> None:
             reduce_range=not has_vnni(),
             use_external_data_format=large,
         )
+    stored = onnx.load(path, load_external_data=False).graph.initializer
+    # A zero point is one number for each output, of which there may be a single one.
+    _require_rounded(
+        any(each.data_type == onnx.TensorProto.INT8 and len(each.dims) > 1 for each in stored),
+        "ONNX Runtime",
+    )
 
 
 def write_int8_openvino(onnx_path: Path, path: Path) -> None:
@@ -97,6 +107,9 @@ def write_int8_openvino(onnx_path: Path, path: Path) -> None:
     Args:
         onnx_path: What to read.
         path: File to write, ending in ".xml"; the weights go beside it, in a file ".bin".
+
+    Raises:
+        ValueError: If it rounds none.
     """
     import openvino
 
@@ -104,7 +117,15 @@ def write_int8_openvino(onnx_path: Path, path: Path) -> None:
     with _quietly():
         model = openvino.Core().read_model(onnx_path)
         model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    constants = (node for node in model.get_ops() if node.get_type_name() == "Constant")
+    _require_rounded(any(each.get_element_type() == openvino.Type.i8 for each in constants), "NNCF")
     openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _require_rounded(is_rounded: bool, by: str) -> None:
+    # What comes out would be float32 under another name.
+    if not is_rounded:
+        raise ValueError(f"the model has no weight that {by} rounds to int8")
 
 
 def import_nncf() -> Any:

@@ -274,7 +274,8 @@ def test_weights_have_7_bits_where_the_cpu_would_cut_sums(monkeypatch, tmp_path,
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
     given = {}
     monkeypatch.setattr(quantization, "quantize_dynamic", lambda *a, **s: given.update(s))
-    int8.write_int8_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    with pytest.raises(FileNotFoundError):  # nothing is written
+        int8.write_int8_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx")
     assert given["reduce_range"] is not expected
 
 
@@ -285,6 +286,15 @@ def test_a_model_that_is_not_in_float32_or_without_a_linear_layer_is_a_reason():
     convolution = nn.Sequential(nn.Conv2d(3, 4, 3))
     row = quick(convolution, ["int8", "compiled int8"], sample(1, 3, 8, 8)).row("compiled int8")
     assert row.reason.startswith("the model has no nn.Linear")
+
+
+@pytest.mark.parametrize(
+    ("name", "by"), [("ONNX Runtime int8", "ONNX Runtime"), ("OpenVINO int8", "NNCF")]
+)
+def test_a_model_of_which_nothing_is_rounded_is_no_int8(name, by):
+    require(name)
+    row = quick(nn.Sequential(nn.LayerNorm(64), nn.GELU()), [name]).row(name)
+    assert row.reason == f"the model has no weight that {by} rounds to int8"
 
 
 def test_what_can_not_be_shrunk_is_told_once_for_all_of_its_forms(monkeypatch):
