@@ -128,7 +128,7 @@ def deploy_report(
     say = progress or (lambda words: None)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        for each in filter(None, (model, unpruned)):
+        for each in [model] if unpruned is None else [model, unpruned]:
             stack.enter_context(_evaluating(each))
             stack.enter_context(without_caches(each))
         source = Source(

@@ -36,6 +36,7 @@ _PLACES = tuple(
     (x, y) for y in (9, -9, 19, -19, 29, -29, 40, -40, 52, -52) for x in (7, -7, 26, -26)
 )
 _LEGEND_LINES = 3
+_UNITS = {"time": 1.0, "file": 1e6}
 
 
 def save_metric_picture(report: DeployReport, path: str | Path) -> None:
@@ -58,8 +59,8 @@ def save_metric_picture(report: DeployReport, path: str | Path) -> None:
     times = "median milliseconds"
     if report.machine.get("clock"):
         times += f" of {report.machine['clock']}"
-    _draw(panels[0], report, rows, "time", f"{times} at {report.sizes[-1]}", 1.0)
-    _draw(panels[1], report, rows, "file", "file (MB)", 1e6)
+    _draw(panels[0], report, "time", f"{times} at {report.sizes[-1]}")
+    _draw(panels[1], report, "file", "file (MB)")
     _legend(figure, rows)
     figure.suptitle(
         title_of(report),
@@ -68,32 +69,38 @@ def save_metric_picture(report: DeployReport, path: str | Path) -> None:
     # Names are placed where the layout has put the axes, which moves nothing after that.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    for axes, cost, unit in zip(panels, ("time", "file"), (1.0, 1e6), strict=True):
-        _name_front(figure, axes, report, cost, unit)
+    for axes, cost in zip(panels, ("time", "file"), strict=True):
+        _name_front(figure, axes, report, cost)
     with replacing(path) as file:
         figure.savefig(file, dpi=150, format="png")
 
 
-def _draw(
-    axes: Axes, report: DeployReport, rows: Sequence[FormRow], cost: str, label: str, unit: float
-) -> None:
+def _points(report: DeployReport, cost: str) -> dict[str, tuple[float, float]]:
+    """Cost and metric of each form that has both, by its name."""
+    return {
+        row.name: (value / _UNITS[cost], row.metric)
+        for row in report.rows
+        if row.metric is not None and (value := report.cost(row, cost)) is not None
+    }
+
+
+def _draw(axes: Axes, report: DeployReport, cost: str, label: str) -> None:
     plain(axes)
-    front = report.front(cost)
-    for row in rows:
-        value = report.cost(row, cost)
-        if value is not None:
-            on_front = row.name in front
-            axes.plot(
-                value / unit, row.metric, linestyle="none", zorder=4 if on_front else 3,
-                **(_marker(row.name) | ({} if on_front else {"alpha": 0.55})),
-            )  # fmt: skip
-    points = [(report.cost(report.row(name), cost), report.row(name).metric) for name in front]
-    xs, ys = [(x or 0.0) / unit for x, _ in points], [y for _, y in points]
+    points, front = _points(report, cost), report.front(cost)
+    axes.set_xlabel(label)
+    if not points:  # of forms that run no inputs of the last size
+        return
+    for name, (x, y) in points.items():
+        on_front = name in front
+        axes.plot(
+            x, y, linestyle="none", zorder=4 if on_front else 3,
+            **(_marker(name) | ({} if on_front else {"alpha": 0.55})),
+        )  # fmt: skip
     # Between two of its points the cheaper one is what can be had.
+    xs, ys = zip(*(points[name] for name in front), strict=True)
     axes.step(xs, ys, where="post", color=INK, linewidth=1.2, zorder=2)
     axes.set_xscale("log")
-    _plain_ticks(axes, [v / unit for row in rows if (v := report.cost(row, cost)) is not None])
-    axes.set_xlabel(label)
+    _plain_ticks(axes, [x for x, _ in points.values()])
     better = "more" if report.greater_is_better else "less"
     axes.set_ylabel(f"{report.metric} ({better} is better)")
     axes.margins(x=0.12, y=0.16)
@@ -124,16 +131,14 @@ def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
 
 
-def _name_front(figure: Figure, axes: Axes, report: DeployReport, cost: str, unit: float) -> None:
+def _name_front(figure: Figure, axes: Axes, report: DeployReport, cost: str) -> None:
     """Write the names of the front beside its points, none over another name or any point."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
-    taken = _boxes_of_points(axes)
+    points, taken = _points(report, cost), _boxes_of_points(axes)
     for name in report.front(cost):
-        row = report.row(name)
-        point = ((report.cost(row, cost) or 0.0) / unit, row.metric or 0.0)
-        taken.append(_write_beside(axes, name, point, taken, renderer))
+        taken.append(_write_beside(axes, name, points[name], taken, renderer))
 
 
 def _write_beside(
@@ -161,7 +166,7 @@ def _write_beside(
         frame = axes.get_window_extent(renderer)
         outside = found.x0 < frame.x0 or found.x1 > frame.x1 or found.y1 > frame.y1
         outside = outside or found.y0 < frame.y0
-        return sum(found.overlaps(other) for other in taken) + 100 * outside
+        return sum(bool(found.overlaps(other)) for other in taken) + 100 * bool(outside)
 
     return box(written(min(_PLACES, key=covered)))
 
@@ -172,7 +177,7 @@ def _boxes_of_points(axes: Axes) -> list[Any]:
 
     boxes = []
     for line in axes.lines:
-        path = axes.transData.transform(line.get_path().vertices)
+        path = [(x, y) for x, y in axes.transData.transform(line.get_path().vertices)]
         if line.get_linestyle() == "None":
             boxes += [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in path]
             continue

@@ -63,16 +63,21 @@ def openvino_int8(source: Source) -> Form:
 # --- parts --------------------------------------------------------------------------------------
 
 
-def _onnx_form(source: Source, path: Path, note: str, **kind: bool) -> Form:
+def _onnx_form(source: Source, path: Path, note: str, rounds_weights: bool = False) -> Form:
     # The same number of threads as torch has, or the runtimes would not be compared.
     names, prepare = onnx_runner(path, source.num_threads)
-    return Form(prepare, "onnx", _with_data(path), names=tuple(names), note=note, **kind)
+    return Form(
+        prepare, "onnx", _with_data(path), names=tuple(names), note=note,
+        rounds_weights=rounds_weights,
+    )  # fmt: skip
 
 
-def _openvino_form(source: Source, path: Path, note: str, **kind: bool) -> Form:
+def _openvino_form(source: Source, path: Path, note: str, rounds_weights: bool = False) -> Form:
     names, prepare = openvino_runner(path, source.num_threads)
     files = (path, path.with_suffix(".bin"))
-    return Form(prepare, "openvino", files, names=tuple(names), note=note, **kind)
+    return Form(
+        prepare, "openvino", files, names=tuple(names), note=note, rounds_weights=rounds_weights
+    )
 
 
 def _onnx_file(source: Source) -> tuple[Path, str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import tiny_transformers
@@ -345,6 +346,8 @@ def test_a_picture_can_show_points_that_are_all_alike(tmp_path, metrics):
     from platon_prune.deploy.metric_picture import save_metric_picture
 
     rows = tuple(row(f"{'shrunk ' * i}int8", 1.0, 10, m) for i, m in enumerate(metrics))
+    # One form alone runs the smaller size only.
+    rows = tuple(replace(r, times={"8": r.times["8"]}) for r in rows) if len(rows) == 1 else rows
     facts, machine = {"class": "N", "sparsity": 0.0}, {"device": "CPU", "threads": 2}
     report = DeployReport(rows, (), ("8", "32"), 1.0, facts, machine, {}, "accuracy")
     save_metric_picture(report, tmp_path / "picture.png")
