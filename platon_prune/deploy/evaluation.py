@@ -68,8 +68,16 @@ class CallableForm(nn.Module):
             return pytree.tree_map(_in_float32, outputs)
         form, model = self._kept["form"], self._kept["model"]
         inputs = graph_inputs(args, kwargs, form.names, model)
-        # Those of a runtime may lie in memory that its next call writes to.
-        tensors = [tensor.clone() for tensor in self._prepare(inputs)()]
+        try:
+            # Those of a runtime may lie in memory that its next call writes to.
+            tensors = [tensor.clone() for tensor in self._prepare(inputs)()]
+        # Runtimes begin what they say of sizes with places in their own code.
+        except Exception as error:
+            shapes = [tuple(t.shape) for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+            raise ValueError(
+                f"the file does not run inputs of the shapes {shapes}: pass example inputs of "
+                "other sizes, or give more lengths as num_tokens"
+            ) from error
         return pytree.tree_unflatten(tensors, self._spec(len(tensors)))
 
     def _spec(self, num_outputs: int) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from platon_prune.deploy.form import Form, Source
+from platon_prune.deploy.inputs import varied_inputs
 from platon_prune.runtimes.int8 import import_nncf, write_int8_onnx, write_int8_openvino
 from platon_prune.runtimes.onnx_file import onnx_runner, write_onnx
 from platon_prune.runtimes.openvino_file import openvino_runner, write_openvino
@@ -89,8 +92,8 @@ def _onnx_file(source: Source) -> tuple[Path, str]:
 
         path = source.folder / "model.onnx"
         inputs = [example.inputs for example in source.examples]
-        batch = _larger_batch(source.largest) if source.any_batch else None
-        if batch is not None and write_onnx(source.dense, [*inputs, batch], path):
+        others = _other_sizes(source) if source.any_batch else []
+        if others and write_onnx(source.dense, [*inputs, *others], path):
             return path, ""
         # An evaluation with other batches than these will say what it can't run.
         takes_all = write_onnx(source.dense, inputs, path)
@@ -100,6 +103,18 @@ def _onnx_file(source: Source) -> tuple[Path, str]:
 
     found: tuple[Path, str] = source.once("model.onnx", write)
     return found
+
+
+def _other_sizes(source: Source) -> list[Any]:
+    """Inputs with another number of rows, and of a text model with another length as well."""
+    batch = _larger_batch(source.largest)
+    others = [] if batch is None else [batch]
+    with contextlib.suppress(ValueError):  # of a model that is no text or image model
+        other = varied_inputs(source.dense)[0]
+        # A caller may have passed more than a config tells of.
+        if isinstance(source.largest, Mapping) and other.keys() == source.largest.keys():
+            others.append(other)
+    return others
 
 
 def _larger_batch(inputs: Any) -> Any | None:

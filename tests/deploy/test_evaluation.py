@@ -125,6 +125,16 @@ def test_what_a_file_has_no_input_for_is_left_out_only_where_it_changes_nothing(
         graph_inputs((), {"attention_mask": tokens}, names, Encoder())
 
 
+def test_a_file_that_does_not_take_a_size_says_which_and_what_to_do():
+    def prepare(inputs):
+        raise RuntimeError("Exception from src/some/file.cpp:75:")
+
+    model = two_layers()
+    form = CallableForm(Form(prepare, "onnx", names=("input",)), model, sample(2, 6))
+    with pytest.raises(ValueError, match=r"inputs of the shapes \[\(7, 6\)\]: pass example inputs"):
+        form(sample(7, 6))
+
+
 def test_a_form_that_can_not_be_evaluated_says_why_and_the_others_go_on():
     def odd(form):
         if form._kept["form"].kind != "torch":
