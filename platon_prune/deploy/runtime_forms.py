@@ -110,10 +110,11 @@ def _other_sizes(source: Source) -> list[Any]:
     batch = _larger_batch(source.largest)
     others = [] if batch is None else [batch]
     with contextlib.suppress(ValueError):  # of a model that is no text or image model
-        other = varied_inputs(source.dense)[0]
-        # A caller may have passed more than a config tells of.
-        if isinstance(source.largest, Mapping) and other.keys() == source.largest.keys():
-            others.append(other)
+        # Two, of which one may have the length that is measured.
+        for other in varied_inputs(source.dense):
+            # A caller may have passed more than a config tells of.
+            if isinstance(source.largest, Mapping) and other.keys() == source.largest.keys():
+                others.append(other)
     return others
 
 
