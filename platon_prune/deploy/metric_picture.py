@@ -138,7 +138,8 @@ def _name_front(figure: Figure, axes: Axes, report: DeployReport, cost: str) -> 
 
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     points, taken = _points(report, cost), _boxes_of_points(axes)
-    for name in report.front(cost):
+    # From the dearest to the cheapest, so that names come in the order of their points.
+    for name in reversed(report.front(cost)):
         taken.append(_write_beside(axes, name, points[name], taken, renderer))
 
 
