@@ -29,6 +29,7 @@ def accuracy_against_density(
     path: str | Path,
     *,
     dense: Sequence[float] = (),
+    xlabel: str = "weights kept (%)",
     ylabel: str = "accuracy (%)",
     heading: str = "Accuracy against density",
     by_distance_to_100: bool = False,
@@ -40,6 +41,7 @@ def accuracy_against_density(
             for each seed.
         path: PNG, SVG or PDF to write.
         dense: Values of the dense model, for a dotted line at their mean.
+        xlabel: What densities are of, for what does not count weights.
         ylabel: What the values are, with their unit.
         heading: Title.
         by_distance_to_100: Whether heights are logarithms of the distance to 100, so that values
@@ -84,7 +86,7 @@ def accuracy_against_density(
     axes.set_xlim(*_limits(densities))
     # After all is drawn, since the scale depends on how low values go.
     is_spread = by_distance_to_100 and _spread_heights(axes)
-    axes.set_xlabel("weights kept (%)")
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(f"{ylabel}\n(scale widens near 100)" if is_spread else ylabel)
     title(axes, heading)
     legend_below(figure, len(curves) + bool(dense))

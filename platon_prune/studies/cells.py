@@ -121,6 +121,7 @@ class Recipe:
             is not known.
         check: Raises a ValueError that says what must hold for a cell to run.
         is_percent: Whether the metric is in percent.
+        counted: What an amount is a fraction of.
         has_amounts: Whether the cells differ in what is pruned.
         shared_options: Options of the training rather than of the pruning: a dense model and rivals
             have them too.
@@ -145,6 +146,7 @@ class Recipe:
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda settings: {}
     check: Callable[[Cell], None] = lambda cell: None
     is_percent: bool = True
+    counted: str = "weights"
     has_amounts: bool = True
     shared_options: tuple[str, ...] = ()
     chosen_by: str | None = None

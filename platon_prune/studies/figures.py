@@ -92,6 +92,7 @@ def _save_accuracies(
             {label: curves[label] for label in labels[first : first + most]},
             paths[-1],
             dense=dense.values(recipe.metric) if dense is not None else (),
+            xlabel=f"{recipe.counted} kept (%)",
             ylabel=recipe.title,
             heading=f"{subject}: mean, range and every seed",
             by_distance_to_100=recipe.is_percent,

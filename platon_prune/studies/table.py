@@ -237,7 +237,8 @@ def _digits_of(sample: Sample) -> int:
 
 
 def _rounded(value: float, digits: int) -> float:
-    return round(value, digits) + 0.0  # a negative zero becomes an ordinary one
+    """The value, or 0 where it is nothing here; shown, it is rounded: twice makes 84.748 84.8."""
+    return value if round(value, digits) else 0.0
 
 
 def _mean(sample: Sample | None) -> str:

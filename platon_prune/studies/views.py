@@ -24,7 +24,8 @@ class View:
             the seeds, of what the recipe chooses by.
         mean_over: An option whose values are averaged within each seed, before anything is said of
             the seeds.
-        against: A criterion; every other row is compared with its row of the same options.
+        against: A criterion; every other row is compared with its row of the same options, or with
+            its only row of that amount.
     """
 
     best_of: str | None = None
@@ -94,7 +95,8 @@ class View:
         if row.criterion in (self.against, DENSE):
             return None
         others = [r for r in rows if r.criterion == self.against and r.amount == row.amount]
-        return next((r for r in others if r.options == row.options), None)
+        alone = others[0] if len(others) == 1 else None  # a rival knows no options of pruning
+        return next((r for r in others if r.options == row.options), alone)
 
 
 def is_changed(row: Row, rows: Sequence[Row]) -> bool:

@@ -102,6 +102,19 @@ def test_every_row_is_compared_with_one_criterion_of_the_same_options_and_amount
     assert found == [None, None, rows[0], rows[1], None, None, None]
 
 
+def test_rows_with_options_are_compared_with_a_rival_that_knows_none():
+    rows = [row("theirs"), row("platon"), row("platon", kind="b")]
+    found = [View(against="theirs").reference_of(each, rows) for each in rows]
+    assert found == [None, rows[0], rows[0]]
+
+
+def test_a_mean_is_rounded_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(study.RECIPES, "fake", study_job.fake(lambda *_: {"accuracy": 84.748}))
+    flags = ["--recipe", "fake", "--criteria", "platon", "--amounts", "0.5", "--seeds", "0"]
+    assert cli.main(["study", *flags, "--output-dir", str(tmp_path)]) == 0
+    assert "| platon | 84.7 |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("view", "message"),
     [

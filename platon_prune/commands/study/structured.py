@@ -266,6 +266,7 @@ def _recipe(name: str) -> Recipe:
         settings=settings,
         check=check,
         rivals=dict.fromkeys(rivals.RIVALS, ()),
+        counted="multiply-adds",
     )
 
 

@@ -207,6 +207,7 @@ def _recipe(name: str, title: str, defaults: Sequence[str] = ()) -> Recipe:
         defaults=_defaults,
         check=check,
         rivals=dict.fromkeys(rivals.RIVALS, ()),
+        counted="multiply-adds",
         subject=lambda settings: subject_of(name, settings),
         speeds={speed_name(*size): _shown(size) for size in SIZES},
     )
