@@ -53,7 +53,7 @@ _COMMANDS = {
     "squad": _Command("squad", "F1 (%)", "f1", ("f1",), 1, "predict"),
 }
 # Each option is a flag of the recipe.
-_FLAGS = {
+FLAGS = {
     "masking": "--pruning_masking",
     "window": "--pruning_window",
     "beta1": "--pruning_beta1",
@@ -116,7 +116,7 @@ def run(cell: Cell, place: Workspace) -> dict[str, float]:
     folder = place.folder / "runs" / cell.key
     flags = ["--criterion", cell.criterion, "--amount", str(cell.amount)]
     for name, value in cell.options.items():
-        flags += [_FLAGS[name], str(value)]
+        flags += [FLAGS[name], str(value)]
     if teacher is not None:
         flags += ["--teacher_name_or_path", str(teacher)]
     train(cell, place, folder, flags)
@@ -211,7 +211,7 @@ def _headline(task_name: str) -> str:
 
 def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the flags make of the options' defaults; None where a preset may have its own."""
-    given = given_options(settings, OPTIONS, _FLAGS)
+    given = given_options(settings, OPTIONS, FLAGS)
     has_preset = "--preset" in values_of(settings["flags"])
     found = {**dict.fromkeys(OPTIONS if has_preset else ()), **given}
     found.pop("distillation", None)
@@ -223,7 +223,7 @@ def _check(cell: Cell) -> None:
     if cell.criterion == DENSE:
         return
     chosen = {name: option.default for name, option in OPTIONS.items()}
-    given = given_options(cell.settings, OPTIONS, _FLAGS)
+    given = given_options(cell.settings, OPTIONS, FLAGS)
     chosen |= {**_defaults(cell.settings), **given, **cell.options}
     usable = {name: value for name, value in chosen.items() if value is not None}
     check_ranges(usable)

@@ -24,18 +24,12 @@ from platon_prune.groups.group_scores import NORMALIZERS
 from platon_prune.schedule import SCHEDULES, CubicSchedule
 from platon_prune.studies.cells import DENSE, Cell, Option, Recipe, Workspace
 
+_SHARED = ("masking", "window", "beta1", "beta2", "warmup", "cooldown", "learning_rate")
 _FLAGS = {
     "schedule": "--pruning_schedule",
     "normalizer": "--pruning_normalizer",
-    "masking": "--pruning_masking",
-    "window": "--pruning_window",
-    "beta1": "--pruning_beta1",
-    "beta2": "--pruning_beta2",
-    "warmup": "--pruning_warmup_steps",
-    "cooldown": "--pruning_cooldown_steps",
-    "learning_rate": "--learning_rate",
+    **{name: glue.FLAGS[name] for name in _SHARED},
 }
-_SHARED = ("masking", "window", "beta1", "beta2", "warmup", "cooldown", "learning_rate")
 OPTIONS: dict[str, Option] = {
     "schedule": Option("cubic", tuple(SCHEDULES)),
     "learn": Option(LEARN),  # with a schedule that has no ramp
