@@ -240,7 +240,7 @@ def test_the_defaults_of_sentences_are_those_of_the_recipe():
     recipe = {f"--{f.name}": f.default for each in classes for f in dataclasses.fields(each)}
     defaults = {name: option.default for name, option in _study_glue.OPTIONS.items()}
     assert defaults.pop("distillation") == 0
-    assert defaults == {name: recipe[_study_glue._FLAGS[name]] for name in defaults}
+    assert defaults == {name: recipe[_study_glue.FLAGS[name]] for name in defaults}
 
 
 def test_options_are_read_as_what_they_look_like():
