@@ -72,8 +72,9 @@ def of_first_process(
         return measure() if processes.rank == 0 else None
 
     measured = processes.all_or_none("global_structured", make, lambda made: None)
-    table = processes.gather(measured)[0]
-    if not isinstance(table, LatencyTable):  # what another process exchanges at this point
+    table, *others = processes.gather(measured)
+    # Where a process set up something else, it is that which it exchanges at this point.
+    if not isinstance(table, LatencyTable) or any(other is not None for other in others):
         raise ValueError(
             'budget must be "latency" in all processes, got another: set them up alike'
         )

@@ -166,6 +166,11 @@ def require_same_settings(
         here |= tensor.description
     here["order of tensors"] = [tensor.name for tensor in tensors]
     everyone = processes.gather(here)
+    if not all(isinstance(others, dict) for others in everyone):  # such as measured times
+        raise ValueError(
+            "pruning must be set up by the same call in all processes, with the same budget, got "
+            "another in one of them: set them up alike"
+        )
     # All compare the same list in the same order, so all raise or none does.
     for rank, others in enumerate(everyone[1:], start=1):
         require_equal_settings(everyone[0], others, "in process 0", f"in process {rank}")

@@ -236,7 +236,11 @@ def test_the_defaults_of_sentences_are_those_of_the_recipe():
     from platon_prune.commands.study import glue as _study_glue
     from platon_prune.integrations.recipes import arguments
 
-    classes = (arguments.PruningArguments, arguments.RecipeTrainingArguments)
+    classes = (
+        arguments.PruningArguments,
+        arguments.RecipeTrainingArguments,
+        arguments.DistillationArguments,
+    )
     recipe = {f"--{f.name}": f.default for each in classes for f in dataclasses.fields(each)}
     defaults = {name: option.default for name, option in _study_glue.OPTIONS.items()}
     assert defaults.pop("distillation") == 0
@@ -276,7 +280,7 @@ def test_a_preset_asks_only_for_what_its_recipe_has(preset):
             "digits-noise": 2 * 5 * (1 + 8),
             "digits-rivals": 3 + 3 * 2 * (2 + PAT + NNCF),  # ours, and torch's own pruning
             "digits-n-of-m": 3 * 2 * (3 + PAT),  # two criteria of ours, and one shot
-            "sst2": 3 + 3 * 3 * (4 + 1),
+            "sst2": 3 + 3 * 3 * (5 + 1 + 1),
             # Three seeds of two sizes: the first rival, and ours at once and gradually.
             "structured-sst2": 3 + 6 * (bool(RIVALS) + 2),
             # Five seeds of three sizes: each rival, and two criteria each in four ways.
@@ -347,6 +351,7 @@ AUTHORS = ["--preset", "mnli-10"]
         ("glue", ["window=5"], ["--pruning_window", "many"], "--pruning_window must be a whole"),
         ("glue", ["learning_rate=1e400"], [], "learning_rate must be above 0 and finite"),
         ("glue", [], ["--pruning_masking", "foo"], "--pruning_masking must be one of step, window"),
+        ("glue", ["temperature=3"], [], "temperature needs a teacher, got 3 without one"),
         ("glue", [], ["--distillation_weight", "2"], r"distillation must be in \[0, 1\]"),
         ("glue", ["beta1=abc"], AUTHORS, "--option beta1 must be a number, got abc"),
         ("glue", ["window=2.5"], AUTHORS, "--option window must be a whole number, got 2.5"),
@@ -926,12 +931,21 @@ def test_options_of_training_start_from_one_dense_model_and_noise_from_another(t
         ("threads=0", "threads must be at least 1"),
         ("validation=0.6", r"validation must be in \[0, 0.5\]"),
         ("label_noise=1.5", r"label_noise must be in \[0, 1\]"),
+        ("temperature=4", "temperature needs a teacher, got 4 without one"),
         ("examples=9", "examples must be from 10, one of each class, to 1188"),
         ("examples=1195", "examples must be from 10, one of each class, to 1188"),
     ],
 )
 def test_training_that_could_not_be_done_is_refused_before_any(option, message, capsys, tmp_path):
-    flags = ["--criteria", "dense", "--option", option, "--output-dir", str(tmp_path / "study")]
+    flags = [
+        "--criteria",
+        "dense",
+        "platon",
+        "--option",
+        option,
+        "--output-dir",
+        str(tmp_path / "study"),
+    ]
     assert cli.main(["study", *flags]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "study").exists()

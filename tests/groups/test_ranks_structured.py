@@ -143,6 +143,18 @@ def test_the_first_process_measures_for_all():
     assert first == second and first.places[0].full == 2 * 10**9
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_budget_that_one_process_has_is_named_in_all(first):
+    settings = [dict(budget="latency", amount=0.1), dict(budget="macs", amount=0.1)]
+    if first:
+        settings.reverse()
+    for name, message, is_untouched in ranks.run(
+        2, structured_jobs.times_of_other_settings, settings
+    ):
+        assert name == "ValueError" and "budget" in message and "set them up alike" in message
+        assert is_untouched
+
+
 @pytest.mark.parametrize(
     "other", [dict(amount=None), dict(budget="macs"), dict(total_steps=2.5)], ids=str
 )

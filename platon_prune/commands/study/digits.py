@@ -21,6 +21,7 @@ from platon_prune.commands.benchmarks import digits as _digits
 from platon_prune.commands.benchmarks.scans import NUM_CLASSES, num_training
 from platon_prune.commands.study import weight_rivals
 from platon_prune.commands.study.counted import Counted
+from platon_prune.commands.study.flags import require_teacher
 from platon_prune.commands.study.patterns import NO_PATTERN, Pattern
 from platon_prune.criteria import Movement
 from platon_prune.masks.targets import find_tensors
@@ -29,7 +30,6 @@ from platon_prune.scheduling.scheduler import PlatonScheduler
 from platon_prune.studies.cells import DENSE, Cell, Option, Recipe, Workspace
 from platon_prune.writing import replacing
 
-_TEMPERATURE = 2.0  # of the distillation, as in the recipes
 # Of the demo's settings: what a cell says itself, and what changes no result.
 _NOT_SHARED = {"amounts", "criterion", "seed", "warmup", "cooldown", "window", "tolerance"}
 _NOT_SHARED |= {"num_evaluations", "num_threads"}
@@ -56,6 +56,7 @@ OPTIONS: dict[str, Option] = {
     "fades": Option(True),  # as of Movement
     "frozen": Option(False),  # whether the mask stays as it is once the ramp has ended
     "distillation": Option(0.0),  # share of the dense model in the loss
+    "temperature": Option(2.0),  # that both models' probabilities are taken at, as in the recipes
     "floor": Option(0.0),  # least density of a tensor, as a share of the density of all
     "max_amount": Option(None, kind=float),  # as of global_unstructured
     "schedule": Option("cubic", tuple(SCHEDULES)),
@@ -86,6 +87,7 @@ def check(cell: Cell) -> None:
     """Raise a ValueError that says what must hold, unless pruning can be set up for a cell."""
     training, chosen = _chosen(cell)
     _check_training(training, chosen)
+    require_teacher(cell.options)
     if cell.criterion == DENSE:
         return
     if not chosen["fades"] and cell.criterion != Movement.name:
@@ -107,6 +109,8 @@ def _check_training(training: _digits.Settings, chosen: Mapping[str, Any]) -> No
     for name in ("distillation", "floor", "label_noise"):
         if not 0 <= chosen[name] <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {chosen[name]}: it is a share")
+    if not 0 < chosen["temperature"] < math.inf:
+        raise ValueError(f"temperature must be above 0 and finite, got {chosen['temperature']}")
     if not 0 <= chosen["validation"] <= 0.5:
         raise ValueError(
             f"validation must be in [0, 0.5], got {chosen['validation']}: it is the share of the "
@@ -152,7 +156,7 @@ def _run(cell: Cell, place: Workspace) -> dict[str, float]:
         more = weight_rivals.fine_tune(run, selected, cell, digits, training, chosen["pattern"])
     else:
         scheduler = Counted(_set_up(run.model, selected, cell, training, chosen))
-        loss = _teaching(dense.model, digits, chosen["distillation"])
+        loss = _teaching(dense.model, digits, chosen["distillation"], chosen["temperature"])
         state_bytes = scheduler.state_bytes()
         _digits.fine_tune_with(scheduler, run, digits, training, _digits.unwatched, loss)
         more = {
@@ -251,7 +255,9 @@ def _select(model: nn.Module, chosen: Mapping[str, Any]) -> list[tuple[str, nn.M
     return selected
 
 
-def _teaching(teacher: nn.Module, digits: _digits.Digits, share: float) -> _digits.Loss | None:
+def _teaching(
+    teacher: nn.Module, digits: _digits.Digits, share: float, temperature: float
+) -> _digits.Loss | None:
     """The loss with a share of what a teacher says of the training digits; None without."""
     if not share:
         return None
@@ -262,7 +268,7 @@ def _teaching(teacher: nn.Module, digits: _digits.Digits, share: float) -> _digi
 
     def loss(logits: Tensor, batch: Tensor) -> Tensor:
         labels = nn.functional.cross_entropy(logits, digits.train_labels[batch])
-        distance = distillation_loss({"logits": logits}, {"logits": taught[batch]}, _TEMPERATURE)
+        distance = distillation_loss({"logits": logits}, {"logits": taught[batch]}, temperature)
         weighted: Tensor = (1 - share) * labels + share * distance
         return weighted
 

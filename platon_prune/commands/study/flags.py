@@ -1,4 +1,4 @@
-"""Flags after ``--`` of the study's recipes that are commands: what they say, and what they may."""
+"""Flags after ``--`` of recipes that are commands, and options that need one another."""
 
 from __future__ import annotations
 
@@ -91,3 +91,12 @@ def _read(flag: str, text: str, option: Option) -> Any:
         return kind(text)
     except ValueError:
         raise ValueError(f"{flag} must be {kinds[kind]}, got {text!r}") from None
+
+
+def require_teacher(options: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a temperature would be ignored."""
+    if "temperature" in options and not options.get("distillation"):
+        raise ValueError(
+            f"temperature needs a teacher, got {options['temperature']} without one: give "
+            "--option distillation=0.5 too, or leave it out"
+        )

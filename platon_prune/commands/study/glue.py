@@ -12,9 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from platon_prune.commands.study.flags import given_options, settings_of, subject_of, values_of
+from platon_prune.commands.study.flags import (
+    given_options,
+    require_teacher,
+    settings_of,
+    subject_of,
+    values_of,
+)
 from platon_prune.criteria import make_criterion
-from platon_prune.schedule import CubicSchedule
+from platon_prune.schedule import SCHEDULES, CubicSchedule
 from platon_prune.studies import results
 from platon_prune.studies.cells import DENSE, Cell, Option, Recipe, Workspace
 
@@ -61,7 +67,9 @@ FLAGS = {
     "warmup": "--pruning_warmup_steps",
     "cooldown": "--pruning_cooldown_steps",
     "learning_rate": "--learning_rate",
+    "schedule": "--pruning_schedule",
     "distillation": "--distillation_weight",  # of the dense model of the same seed
+    "temperature": "--distillation_temperature",
 }
 # The recipe's defaults; without the option there is no teacher, whatever its flag says.
 OPTIONS: dict[str, Option] = {
@@ -72,7 +80,9 @@ OPTIONS: dict[str, Option] = {
     "warmup": Option(0.1),
     "cooldown": Option(0.3),
     "learning_rate": Option(5e-5),
+    "schedule": Option("cubic", tuple(SCHEDULES)),
     "distillation": Option(0.0),
+    "temperature": Option(2.0),
 }
 _IN_STEPS = (lambda v: 0 <= v < 1 or v == v // 1 >= 1, "a share below 1 or a whole number of steps")
 # The others are checked by what they are settings of.
@@ -81,6 +91,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "cooldown": _IN_STEPS,
     "learning_rate": (lambda v: 0 < v < math.inf, "above 0 and finite"),
     "distillation": (lambda v: 0 <= v <= 1, "in [0, 1]"),
+    "temperature": (lambda v: 0 < v < math.inf, "above 0 and finite"),
 }
 _KEPT = ("results.json", "report.png")
 # What docs/sst2.md was measured with.
@@ -227,6 +238,7 @@ def _check(cell: Cell) -> None:
     chosen |= {**_defaults(cell.settings), **given, **cell.options}
     usable = {name: value for name, value in chosen.items() if value is not None}
     check_ranges(usable)
+    require_teacher(cell.options)
     make_criterion(cell.criterion, usable.get("beta1", 0.85), usable.get("beta2", 0.95))
     CubicSchedule(cell.amount, total_steps=1, window=usable.get("window", 1))
     if usable.keys() == OPTIONS.keys():  # else a preset decides

@@ -162,7 +162,7 @@ PRESETS: dict[str, Preset] = {
         "sst2",
         (
             Grid(
-                criteria=(DENSE, "magnitude", "movement", "sensitivity", "platon"),
+                criteria=(DENSE, "magnitude", "movement", "fisher", "sensitivity", "platon"),
                 amounts=(0.8, 0.9, 0.95),
                 seeds=(0, 1, 2),
             ),
@@ -171,6 +171,12 @@ PRESETS: dict[str, Preset] = {
                 amounts=(0.8, 0.9, 0.95),
                 seeds=(0, 1, 2),
                 options={"distillation": (0.5,)},
+            ),
+            Grid(
+                criteria=("scaled_magnitude",),
+                amounts=(0.8, 0.9, 0.95),
+                seeds=(0, 1, 2),
+                options={"schedule": ("exponential",)},
             ),
         ),
     ),

@@ -181,7 +181,7 @@ def test_torchrun_resumes_what_these_ranks_began(whole_run, given, tmp_path):
         command += ["glue", *_flags(given, "glue", layout, tmp_path / layout, *more)]
         command += [sharding_on_cpu.AND] if layout != LAYOUTS[-1] else []
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     for layout in LAYOUTS:
         assert (tmp_path / layout / "results.json").is_file()
