@@ -26,12 +26,12 @@ def shares_of(count: int, sizes: Sequence[int], caps: Sequence[int] | None = Non
     free, left = list(range(len(sizes))), count
     while True:
         total = sum(sizes[i] for i in free)
-        capped = [i for i in free if left * sizes[i] > lost[i] * total]
+        capped = {i for i in free if left * sizes[i] > lost[i] * total}
         if not capped:
             break
         # The fraction of the others rises, which may bring the next to their caps.
         left -= sum(lost[i] for i in capped)
-        free = [i for i in free if i not in set(capped)]
+        free = [i for i in free if i not in capped]
     missing = {}
     for i in free:
         lost[i], missing[i] = divmod(left * sizes[i], total) if total else (0, 0)

@@ -105,7 +105,7 @@ def is_changed(row: Row, rows: Sequence[Row]) -> bool:
     return bool(row.options) and reference is not None and not reference.options
 
 
-def shared_options(rows: Sequence[Row]) -> dict[str, Any]:
+def _shared_options(rows: Sequence[Row]) -> dict[str, Any]:
     """The options that all rows have, with one value."""
     found = [set(_items(row.options)) for row in rows]
     common = set.intersection(*found) if found else set()
@@ -124,7 +124,7 @@ def _items(options: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _without_shared(rows: Sequence[Row]) -> list[Row]:
-    shared = shared_options(rows)
+    shared = _shared_options(rows)
     return [dataclasses.replace(row, options=_left(row.options, *shared)) for row in rows]
 
 
