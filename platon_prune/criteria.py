@@ -224,7 +224,8 @@ class Movement(Criterion):
     ``α`` is the share of the run that was left when the window began, as the paper's code learns
     scores at a rate that falls to zero. In the plain sum late windows, when weights hardly move any
     more, can outweigh all before them: what is needed goes, the loss rises, the next one is worse.
-    On a pretrained encoder it ended at chance all the same: the page "The study" has it.
+    On a pretrained encoder, in 1,085 steps, it ended at chance all the same, as the rules of its
+    paper did: the page "The study" has it.
 
     Args:
         fades: Whether α falls so; if not it is 1, and every window counts alike.
