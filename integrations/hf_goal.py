@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +10,8 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from platon_prune import PlatonScheduler
-from platon_prune.integrations.goal_settings import check_metric, is_greater_better
+from platon_prune.integrations.goal_settings import check_metric, is_greater_better, report
 from platon_prune.integrations.hf_models import of_first
-
-logger = logging.getLogger(__name__)
 
 
 class TrainerGoal:
@@ -144,7 +141,8 @@ class TrainerGoal:
         goal = scheduler.goal
         if goal is None:
             return {}
-        return {"metric": self.metric} | ({"result": str(goal)} if goal.is_over else {})
+        since = {} if goal.held_since is None else {"held_since": goal.held_since}
+        return {"metric": self.metric} | since | ({"result": str(goal)} if goal.is_over else {})
 
     def take(
         self,
@@ -169,13 +167,10 @@ class TrainerGoal:
         self._names += [name for name in metrics if name not in self._names]
         if self.metric is None or self.metric not in metrics or scheduler.goal is None:
             return False
-        self._is_checked, was_over = True, scheduler.goal.is_over
+        self._is_checked = True
         # Gathered by the trainer; where a user's function rounds otherwise, the first one decides.
         value = of_first(float(metrics[self.metric]), args)
-        scheduler.report(value, told["optimizer"], told["lr_scheduler"])
-        if scheduler.goal.is_over and not was_over:
-            say = logger.info if scheduler.goal.is_as_asked else logger.warning
-            say("the run ends: %s", scheduler.goal)
+        report(scheduler, value, told["optimizer"], told["lr_scheduler"])
         control.should_training_stop |= scheduler.goal.is_over
         return True
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from platon_prune import PlatonScheduler
-from platon_prune.integrations.goal_settings import check_metric, is_greater_better
+from platon_prune.integrations.goal_settings import check_metric, is_greater_better, report
 from platon_prune.integrations.lightning_averages import averages
-
-logger = logging.getLogger(__name__)
 
 
 class LightningGoal:
@@ -109,12 +106,8 @@ class LightningGoal:
         scheduler.goal.label = self.metric
         # Where it is logged without sync_dist, each process has its own.
         value = trainer.strategy.broadcast(float(metrics[self.metric]))
-        was_over = scheduler.goal.is_over
-        over = scheduler.report(value, trainer.optimizers[0], _rates(trainer))
-        if over and not was_over:
-            say = logger.info if scheduler.goal.is_as_asked else logger.warning
-            say("the run ends: %s", scheduler.goal)
-        trainer.should_stop |= over
+        report(scheduler, value, trainer.optimizers[0], _rates(trainer))
+        trainer.should_stop |= scheduler.goal.is_over
 
 
 def _rates(trainer: Trainer) -> Any:

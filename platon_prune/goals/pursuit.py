@@ -267,6 +267,21 @@ class Pursuit:
 
     # --- sentences --------------------------------------------------------------------------
 
+    def why_back(self, value: float) -> str:
+        """Why the run has gone back, to what, and for how long.
+
+        Args:
+            value: Of the metric, after which it did.
+        """
+        course = self._course
+        assert course.held_amount is not None
+        return (
+            f"{self.label} {value:.4g} at step {course.held_since} is worse than "
+            f"max_drop={self.goal.max_drop:.4g} allows (dense {course.baseline:.4g}): the run goes "
+            f"back to {_shown(course.held_amount)} pruned and holds that until step "
+            f"{course.held_until}"
+        )
+
     def __str__(self) -> str:
         course = self._course
         if course.result is None:

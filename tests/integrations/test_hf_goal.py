@@ -38,7 +38,7 @@ def _evaluated(trainer):
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_it_ends_with_what_held_finalized_and_says_so(tmp_path, accumulated):
+def test_it_ends_with_what_held_finalized_and_says_so(tmp_path, accumulated, caplog):
     # 0.8 * 9 / 18 at step 12 fails; 0.8 * 6 / 18 at step 9 held.
     arguments = {"gradient_accumulation_steps": accumulated}
     trainer, callback = _trainer(tmp_path, {12: 0.5, 21: 0.95}, arguments=arguments)
@@ -49,6 +49,11 @@ def test_it_ends_with_what_held_finalized_and_says_so(tmp_path, accumulated):
     assert str(callback.scheduler.goal) == said
     assert trainer.model.config.platon_prune["result"] == said
     assert trainer.model.config.platon_prune["metric"] == "eval_accuracy"
+    back = (
+        "accuracy 0.5 at step 12 is worse than max_drop=0.1 allows (dense 1): the run goes back to "
+        "26.7 % pruned and holds that until step 21"
+    )
+    assert [record.message for record in caplog.records][-2:] == [back, f"the run ends: {said}"]
 
 
 def test_evaluations_that_are_due_are_asked_for(tmp_path):

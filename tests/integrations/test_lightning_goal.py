@@ -75,12 +75,18 @@ def _zeros(module):
     return sum(int((module.net[i].weight == 0).sum()) for i in (0, 2))
 
 
-def test_it_asks_for_what_is_due_goes_back_and_ends_with_what_held(tmp_path):
+def test_it_asks_for_what_is_due_goes_back_and_ends_with_what_held(tmp_path, caplog):
     module = Scripted({12: 0.5})
     callback = _fit(tmp_path, module)
     # 8 batches each: before the ramp at 3; every 4th; and the end of the cool-down, 12 + 9.
     assert sorted(set(module.seen)) == [3, 4, 8, 12, 16, 20, 21]
-    assert str(callback.scheduler.goal) == "13.3 % pruned, accuracy 1 (dense 1); 40 % gave 0.5"
+    said = "13.3 % pruned, accuracy 1 (dense 1); 40 % gave 0.5"
+    assert str(callback.scheduler.goal) == said
+    back = (
+        "accuracy 0.5 at step 12 is worse than max_drop=0.1 allows (dense 1): the run goes back to "
+        "13.3 % pruned and holds that until step 21"
+    )
+    assert [each for each in caplog.messages if " run " in each] == [back, f"the run ends: {said}"]
     assert _zeros(module) == round(0.8 * 3 / 18 * SELECTED)
     # The cool-down from 12 on has the rates that were planned from 21 on.
     planned = [1e-2 * (1 - step / 30) for step in (*range(12), *range(21, 30))]
