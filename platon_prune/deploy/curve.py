@@ -71,6 +71,9 @@ class Point:
 def checkpoints_of(run: Path) -> list[Checkpoint]:
     """The checkpoints of a run's folder that have an evaluation, by their steps.
 
+    Where a run with a metric went back, the evaluation was of the model before, and the checkpoint
+    of that step holds the one after: no point.
+
     Raises:
         ValueError: If there are none of pruned models.
     """
@@ -82,7 +85,7 @@ def checkpoints_of(run: Path) -> list[Checkpoint]:
     for step, folder in sorted(folders.items()):
         pruning = _read(folder / _CONFIG).get("platon_prune")
         metrics = _metrics(log, step)
-        if isinstance(pruning, dict) and metrics:
+        if isinstance(pruning, dict) and metrics and pruning.get("held_since") != step:
             found.append(Checkpoint(step, folder, float(pruning["sparsity"]), metrics))
     if not found:
         raise ValueError(

@@ -91,3 +91,34 @@ def test_a_run_without_checkpoints_or_evaluations_is_told_what_to_do(run, tmp_pa
     shutil.copytree(run[0] / "checkpoint-8", tmp_path / "checkpoint-9")  # evaluated at no step 9
     status, printed = _curve(capsys, tmp_path, "--output-dir", tmp_path)
     assert status == 2 and "--eval_strategy steps" in printed.err
+
+
+def test_where_a_run_went_back_the_evaluation_is_of_another_model_and_makes_no_point(
+    tmp_path, capsys
+):
+    # A ramp from 3 to 21, along a line. What was evaluated at 12 had 40 % pruned; the checkpoint
+    # of 12 has the model of 9 again, of which the cool-down ends at 21.
+    values = {12: 0.5}
+    callback = pruning_callback(
+        metric="eval_accuracy", max_drop=0.1, warmup_steps=3, cooldown_steps=9, window=3,
+        schedule="linear",
+    )  # fmt: skip
+    trainer = Trainer(
+        model=small_bert(),
+        args=trainer_arguments(
+            tmp_path, max_steps=30, eval_strategy="steps", eval_steps=3, save_strategy="steps",
+            save_steps=3,
+        ),
+        train_dataset=Examples(),
+        eval_dataset=Examples(8),
+        compute_metrics=lambda _: {"accuracy": values.get(trainer.state.global_step, 1.0)},
+        callbacks=[callback],
+    )  # fmt: skip
+    trainer.train()
+    assert _curve(capsys, tmp_path, *QUICK, "--output-dir", tmp_path / "curve")[0] == 0
+    points = json.loads((tmp_path / "curve" / "curve.json").read_text())["points"]
+    assert [point["step"] for point in points] == [3, 6, 9, 15, 18, 21]
+    assert all(point["value"] == 1 for point in points)
+    # 0.8 of the way along the ramp: 3, then 6 of its 18 steps; the last of these is held.
+    expected = [round(0.8 * steps / 18 * SELECTED) for steps in (0, 3, 6, 6, 6, 6)]
+    assert [round(point["sparsity"] * SELECTED) for point in points] == expected
