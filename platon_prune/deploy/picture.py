@@ -29,17 +29,22 @@ def save_picture(report: DeployReport, path: str | Path) -> None:
 
     # What could not be measured has no bar; the tables name it with its reason.
     rows = [row for row in report.rows if row.reason is None]
+    what = "of the device" if "cuda" in report.machine else "beyond libraries"
+    columns: list[tuple[str, list[int | None]]] = [("file (MB)", [row.file_bytes for row in rows])]
+    # Nothing is drawn of what was not asked for.
+    if any(row.peak_bytes is not None for row in rows):
+        columns.append((f"peak memory {what} (MB)", [row.peak_bytes for row in rows]))
     each = 0.7 + 0.3 * len(rows)
     times = 1.4 + 0.22 * len(rows) * len(report.sizes)
     # One below the other, since a phone is narrow.
-    size = (7.2, times + 2 * each + 0.6)
+    size = (7.2, times + len(columns) * each + 0.6)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    speed, file, memory = figure.subplots(3, 1, height_ratios=(times, each, each))
+    heights = (times, *[each] * len(columns))
+    speed, *below = figure.subplots(len(heights), 1, height_ratios=heights)
     _draw_speed(speed, report, rows)
-    _draw_bytes(file, rows, [row.file_bytes for row in rows], "file (MB)")
-    what = "of the device" if "cuda" in report.machine else "beyond libraries"
-    _draw_bytes(memory, rows, [row.peak_bytes for row in rows], f"peak memory {what} (MB)")
-    for axes in (speed, file, memory):
+    for axes, (label, values) in zip(below, columns, strict=True):
+        _draw_bytes(axes, rows, values, label)
+    for axes in (speed, *below):
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
     figure.suptitle(

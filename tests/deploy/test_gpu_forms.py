@@ -1,5 +1,6 @@
 """The forms that are measured on a GPU, as far as a machine without one can run them."""
 
+import dataclasses
 import functools
 import json
 
@@ -250,6 +251,10 @@ def test_the_report_names_the_device_and_its_cuda_and_the_picture_its_memory(mon
     pytest.importorskip("matplotlib")
     save_picture(report, tmp_path / "deploy.png")
     assert drawn == ["file (MB)", "peak memory of the device (MB)"]
+    drawn.clear()
+    rows = [dataclasses.replace(each, peak_bytes=None) for each in rows]
+    save_picture(dataclasses.replace(report, rows=tuple(rows)), tmp_path / "deploy.png")
+    assert drawn == ["file (MB)"]
 
 
 @pytest.mark.parametrize(
