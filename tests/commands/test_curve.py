@@ -122,3 +122,31 @@ def test_where_a_run_went_back_the_evaluation_is_of_another_model_and_makes_no_p
     # 0.8 of the way along the ramp: 3, then 6 of its 18 steps; the last of these is held.
     expected = [round(0.8 * steps / 18 * SELECTED) for steps in (0, 3, 6, 6, 6, 6)]
     assert [round(point["sparsity"] * SELECTED) for point in points] == expected
+
+
+def test_the_picture_joins_the_last_point_of_each_density_and_spreads_the_sparse_ones(
+    tmp_path, monkeypatch
+):
+    from matplotlib.figure import Figure
+
+    from platon_prune.deploy.curve import Point
+    from platon_prune.deploy.curve_picture import save_curve
+
+    kept = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, file, **how: kept.append(figure) or file.write(b"x")
+    )
+    # Two steps of warm-up, three of the ramp, two of the cool-down.
+    run = [(0, 0.7), (0, 0.9), (0.5, 0.8), (0.75, 0.6), (0.875, 0.2), (0.875, 0.3), (0.875, 0.5)]
+    points = [Point(i, tmp_path, *each, 10, 20, 1.0, 1.0) for i, each in enumerate(run)]
+    save_curve(points, "eval_accuracy", tmp_path / "curve.png")
+    ((axes, *others),) = (figure.axes for figure in kept)
+    dots, line = axes.lines
+    assert list(dots.get_ydata()) == [0.7, 0.9, 0.8, 0.6, 0.2, 0.3, 0.5]
+    assert list(line.get_xdata()) == [100, 50, 25, 12.5]
+    assert list(line.get_ydata()) == [0.9, 0.8, 0.6, 0.5]
+    # Each halving is as wide as the others, from the left to the right.
+    places = [axes.transData.transform((density, 0.5))[0] for density in (100, 50, 25, 12.5)]
+    steps = [after - before for before, after in zip(places, places[1:], strict=False)]
+    assert steps[0] > 0 and steps == pytest.approx([steps[0]] * 3)
+    assert len(others) == 2
