@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from pages import PAGES, ROOT, blocks_of, name_of, pages_with
+from pages import PAGES, ROOT, blocks_of, imported_in, missing_in, name_of, pages_with
 
 import platon_prune
 
@@ -20,6 +20,15 @@ def test_the_blocks_of_a_page_run_top_to_bottom_in_one_namespace(page, tmp_path,
     for line, code in blocks_of(page, "python"):
         # Empty lines bring the line numbers of a traceback in step with the page.
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
+def test_a_block_that_needs_nothing_of_the_ones_before_it_brings_its_imports(page):
+    imported = set()
+    for line, code in blocks_of(page, "python"):
+        missing = missing_in(code)
+        assert not missing or missing - imported, f"line {line} lacks the imports of {missing}"
+        imported |= imported_in(code)
 
 
 def readme_blocks():
