@@ -304,5 +304,10 @@ def title_of(arguments: Arguments[Any], task: str) -> str:
     """One line that says what was run, for the figure."""
     pruning = arguments.pruning
     name = Path(arguments.model.model_name_or_path or "").name
-    how = "dense" if pruning.is_dense else f"{pruning.criterion}, amount {pruning.amount:g}"
+    most = "" if pruning.max_drop is None else "at most "
+    how = (
+        "dense"
+        if pruning.is_dense
+        else f"{pruning.criterion}, amount {most}{round(pruning.amount, 4):g}"
+    )
     return f"{name} on {task}: {how}"

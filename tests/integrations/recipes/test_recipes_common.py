@@ -123,6 +123,29 @@ def test_a_metric_and_how_far_it_may_fall_are_handed_on_to_the_callback():
 
 
 @pytest.mark.parametrize(
+    ("flags", "title"),
+    [
+        (["--amount", "0.98"], "bert on sst2: platon, amount 0.98"),
+        # The metric decides how much of it.
+        (
+            ["--amount", "0.98", "--metric", "eval_accuracy", "--max_drop", "0.01"],
+            "bert on sst2: platon, amount at most 0.98",
+        ),
+        (
+            ["--pruning_granularity", "structured", "--pruning_budget", "latency"]
+            + ["--pruning_speedup", "1.5"],  # a third of the time goes
+            "bert on sst2: platon, amount 0.3333",
+        ),
+        (["--amount", "0"], "bert on sst2: dense"),
+    ],
+)
+def test_the_title_of_a_picture_says_how_much_was_to_be_pruned(flags, title):
+    arguments = parse(*flags)
+    arguments.model.model_name_or_path = "models/bert"
+    assert common.title_of(arguments, "sst2") == title
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--max_drop", "0.01"], "given together, got --max_drop alone: add --metric"),
