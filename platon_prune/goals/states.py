@@ -108,6 +108,26 @@ def _as_in_use(value: Any, here: Any, parameter: Tensor) -> Any:
     return as_placed(local, like)
 
 
+def require_whole(model: nn.Module, optimizer: Any) -> None:
+    """Raise a ValueError if an optimizer trains something that is not in the model.
+
+    Args:
+        model: The pruned model.
+        optimizer: Its optimizer.
+    """
+    known = {id(tensor) for tensor in _everything(model).values()}
+    given = [each for group in optimizer.param_groups for each in group["params"]]
+    outside = [each for each in given if each.requires_grad and id(each) not in known]
+    if outside:
+        # Its moments would go back and its weights not: a model that there never was.
+        raise ValueError(
+            "all that the optimizer trains must be in the model that was set up for pruning, since "
+            f"it goes back as a whole with max_drop, got {len(outside)} parameters outside, the "
+            f"first of shape {tuple(outside[0].shape)}: hand the whole model over, with "
+            "include=[...] for what is to be pruned"
+        )
+
+
 def check(state: Any, model: nn.Module) -> None:
     """Raise a ValueError unless a state has weights of a model, and an optimizer's state.
 

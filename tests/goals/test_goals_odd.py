@@ -179,6 +179,20 @@ def test_what_comes_to_be_trained_only_on_the_ramp_is_refused_by_name():
         run(model, optimizer, scheduler, lambda _: 0.0, until=30)
 
 
+def test_an_optimizer_that_trains_more_than_the_model_is_refused():
+    # A head outside would keep its weights where the rest goes back.
+    model, head = net(), nn.Linear(10, 3)
+    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=0.01)
+    scheduler = set_up(model)
+    with pytest.raises(ValueError, match=r"got 2 parameters outside, the first of shape \(3, 10\)"):
+        run(model, optimizer, scheduler, lambda _: 1.0)
+    assert scheduler.last_step == 5 and scheduler.goal.baseline is None
+    # What stays as it is needs not go back.
+    head.requires_grad_(False)
+    run(model, optimizer, scheduler, lambda _: 1.0)
+    assert scheduler.goal.is_held
+
+
 def test_caches_that_a_model_is_not_saved_with_are_left_alone():
     model, optimizer, scheduler = _made()
     model[2].register_buffer("cache", torch.zeros(3), persistent=False)

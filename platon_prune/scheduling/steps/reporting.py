@@ -12,7 +12,7 @@ from torch import Tensor
 
 from platon_prune.amounts import is_number
 from platon_prune.goals.pursuit import Pursuit, Trained
-from platon_prune.goals.states import brought_to
+from platon_prune.goals.states import brought_to, require_whole
 from platon_prune.scheduling.modes import in_plain_mode
 from platon_prune.scheduling.outcomes import Counters, Outcome
 from platon_prune.scheduling.replaced import Modules
@@ -54,7 +54,8 @@ class Reporting(Cutting, Replays):
             RuntimeError: If there is no ``max_drop`` or no optimizer, the run has ended, or
                 something is amiss in another process.
             TypeError: If the value is no number, or the optimizer none.
-            ValueError: If processes differ in the value or the step.
+            ValueError: If processes differ in the value or the step, or the optimizer trains what
+                is not in the model.
         """
         goal, trained = self._pursued(value, optimizer, lr_scheduler)
         amount = self._progress.chosen_amount
@@ -92,7 +93,8 @@ class Reporting(Cutting, Replays):
 
         Raises:
             RuntimeError: If there is no optimizer, or the run has ended.
-            ValueError: If it is not the state of a run with ``max_drop``.
+            ValueError: If it is not the state of a run with ``max_drop``, or the optimizer trains
+                what is not in the model.
         """
         if self.goal is None:
             return dict(state)
@@ -157,6 +159,7 @@ class Reporting(Cutting, Replays):
                 "the model must still be the one that was set up for pruning, got a copy of its "
                 "scheduler: set the copy up and load the state"
             )
+        require_whole(model, optimizer)
         return self.goal, Trained(model, optimizer, lr_scheduler)
 
     def _agreed(self, value: Any) -> float:
