@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,15 +72,21 @@ class TrainerGoal:
             return
         assert scheduler.goal is not None
         scheduler.goal.label = self.metric.removeprefix("eval_")
-        every = state.eval_steps if args.eval_strategy == "steps" else None
+        is_by_steps = args.eval_strategy == "steps"
+        every = state.eval_steps if is_by_steps else None
         if every is None:
             every = max(1, state.max_steps // max(1, state.num_train_epochs))
         first, end = scheduler.schedule.first_choosing_step or 0, scheduler.schedule.ramp_end
-        # The first evaluation at or after the first choice.
-        if -(-first // every) * every > end:
+        delay = args.eval_delay or 0  # in what the strategy counts
+        start = max(first, math.ceil(delay if is_by_steps else delay * every))
+        # The first evaluation at or after the first choice. That of the ramp's end is asked for
+        # anyway, and finds only the dense model to go back to.
+        if -(-start // every) * every > max(first, end - 1):
+            delayed = f" from eval_delay={delay:g} on: lower that or" if delay else ": lower"
             raise ValueError(
-                f"the run must be evaluated on its ramp, at a step from {first} to {end}, got an "
-                f"evaluation every {every} steps: lower eval_steps, or train longer"
+                f"the run must be evaluated on its ramp, at a step from {first} to "
+                f"{max(first, end - 1)}, got an evaluation every {every} steps{delayed} "
+                "eval_steps, or train longer"
             )
         self._is_checked = bool(state.global_step)  # a run that is resumed has been asked
         # Only an evaluation tells which metrics there are, and it should fail before the training.

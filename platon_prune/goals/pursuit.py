@@ -147,12 +147,15 @@ class Pursuit:
             Where the run goes back: what the scheduler knew, and its schedule from here on.
         """
         plan, step = planned(self._position.schedule), self._position.step
-        is_first = not self._course.has_begun
+        is_first, last_report = not self._course.has_begun, self._course.last_report
         decision = self._course.report(self.goal, plan, step, amount, value)
         if decision.keeps:
             self._keep(decision, taken(trained.model, trained.optimizer, scores()))
         if is_first and self._course.has_begun and not self._course.kept[-1].held:
             self._warn_of_weak_start(step, value)
+        first = plan.first_choosing_step or 0
+        if last_report < first < step == plan.ramp_end and self._course.failures:
+            self._warn_of_no_value_on_ramp(first, step)
         if decision.returns_to is None:
             self._forget_states()
             return None
@@ -187,6 +190,13 @@ class Pursuit:
             f"the dense model gave {value:.4g} at step {step}, further from "
             f"baseline={self.goal.baseline:.4g} than max_drop={self.goal.max_drop:.4g} allows: "
             "train it longer before the ramp (warmup_steps), or leave baseline out"
+        )
+
+    def _warn_of_no_value_on_ramp(self, first: int, end: int) -> None:
+        PruningWarning.warn(
+            f"the metric must be reported on the ramp, at steps from {first} to {end - 1}, got its "
+            f"first value at its end, step {end}: that was not good enough, and all that the run "
+            "can go back to is the model before the ramp; evaluate more often"
         )
 
     def warn_of_no_result(self) -> None:

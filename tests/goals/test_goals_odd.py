@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from goal_run import everything, linear_amount, net, run, set_up, sgd, take_step
 from torch import nn
 
 import platon_prune
+from platon_prune.warning import PruningWarning
 
 
 def _made(**changes):
@@ -278,6 +280,25 @@ def test_a_run_goes_back_to_what_was_pruned_before_the_first_choice(initial):
     assert again.amount == scheduler.amount
     run(model, optimizer, scheduler, lambda _: 1.0)
     assert scheduler.sparsity() == pytest.approx(start, abs=0.002)
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_a_run_that_was_told_nothing_on_its_ramp_says_why_it_prunes_nothing(patience):
+    model, optimizer, scheduler = _made(patience=patience)
+    with pytest.warns(PruningWarning, match="at steps from 15 to 39, got its first value at its"):
+        told = run(model, optimizer, scheduler, _fails_once_pruned, every=100)
+    assert told == [10, 40, 60] and scheduler.amount == 0.0
+    # Told once on the ramp, or of a ramp that is one choice, it has nothing to say.
+    for every, schedule in ((30, "linear"), (100, "once")):
+        model, optimizer, scheduler = _made(schedule=schedule)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            run(model, optimizer, scheduler, _fails_once_pruned, every=every)
+        assert scheduler.amount == 0.0
+
+
+def _fails_once_pruned(scheduler):
+    return 0.0 if scheduler.sparsity() else 1.0
 
 
 def test_an_amount_may_be_a_count():

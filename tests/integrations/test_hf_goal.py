@@ -185,7 +185,27 @@ def test_what_can_not_work_is_refused_when_the_trainer_is_made(tmp_path, setting
         _trainer(tmp_path, arguments=arguments, **settings)
 
 
-def test_a_ramp_without_an_evaluation_is_refused_before_training(tmp_path):
-    trainer, _ = _trainer(tmp_path, arguments={"eval_steps": 25})
-    with pytest.raises(ValueError, match="at a step from 6 to 21, got an evaluation every 25"):
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"eval_steps": 25}, "an evaluation every 25 steps: lower eval_steps"),
+        # Its only evaluation on the ramp is the last, where all that is left is the dense model.
+        ({"eval_steps": 21}, "an evaluation every 21 steps: lower eval_steps"),
+        ({"eval_delay": 19}, "an evaluation every 3 steps from eval_delay=19 on: lower that or"),
+        (
+            {"eval_strategy": "epoch", "eval_delay": 3},
+            "an evaluation every 7 steps from eval_delay=3",
+        ),
+    ],
+)
+def test_a_ramp_without_an_evaluation_is_refused_before_training(tmp_path, arguments, says):
+    trainer, _ = _trainer(tmp_path, arguments=arguments)
+    with pytest.raises(ValueError, match=f"at a step from 6 to 20, got {says}"):
         trainer.train()
+
+
+def test_an_evaluation_after_a_delay_will_do_where_it_is_on_the_ramp(tmp_path):
+    trainer, callback = _trainer(tmp_path, {18: 0.95, 21: 0.5}, arguments={"eval_delay": 17})
+    trainer.train()
+    assert _evaluated(trainer)[:4] == [0, 3, 18, 21]
+    assert zeros_of(trainer.model) == round(0.8 * 15 / 18 * SELECTED)
