@@ -47,6 +47,14 @@ class TrainerGoal:
         is_its_own = asked is None or self.metric in (asked, f"eval_{asked}")
         given = args.greater_is_better if is_its_own else None
         better = is_greater_better(self.metric) if given is None else given
+        if asked is not None and better and not is_greater_better(self.metric):
+            # The arguments say so by themselves of every name that does not end in "loss".
+            raise ValueError(
+                f"greater_is_better must be given to PlatonCallback for metric={self.metric!r}, "
+                "got True from the trainer's arguments, which fill it in by the name of "
+                f"metric_for_best_model={asked!r}: say greater_is_better=False here or there, or "
+                "True here if larger is better"
+            )
         return {"greater_is_better": better}
 
     def refuse(self, args: TrainingArguments) -> None:

@@ -143,6 +143,10 @@ def test_resuming_after_the_result_trains_nothing_further(tmp_path):
         ({"metric": "loss"}, {"metric_for_best_model": "accuracy", "greater_is_better": True},
          False),
         ({"greater_is_better": True, "metric": "loss"}, {}, True),
+        ({"metric": "perplexity"},
+         {"metric_for_best_model": "perplexity", "greater_is_better": False}, False),
+        ({"metric": "perplexity", "greater_is_better": True},
+         {"metric_for_best_model": "perplexity"}, True),
     ],
 )  # fmt: skip
 def test_what_is_better_is_the_users_word_then_the_trainers_then_the_names(
@@ -178,6 +182,9 @@ def test_a_metric_that_no_evaluation_has_is_refused_before_the_first_step(tmp_pa
         ({}, {"eval_strategy": "no"}, "eval_strategy must be 'steps' or 'epoch'"),
         ({}, {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 3},
          "load_best_model_at_end must be False"),
+        # The arguments make True of every name that does not end in "loss".
+        ({"metric": "perplexity"}, {"metric_for_best_model": "perplexity"},
+         "greater_is_better must be given to PlatonCallback for metric='eval_perplexity'"),
     ],
 )  # fmt: skip
 def test_what_can_not_work_is_refused_when_the_trainer_is_made(tmp_path, settings, arguments, says):
