@@ -199,7 +199,7 @@ def _table(recipe: Recipe, rows: Sequence[Row], view: Comparing) -> list[str]:
                 *[f"{100 * (1 - row.amount):.3g} %" for _ in density],
                 row.label,
                 *(
-                    f"{row.chosen[n]:g} (of {row.num_tried})" if n in row.chosen else ""
+                    f"{_plain(row.chosen[n])} (of {row.num_tried})" if n in row.chosen else ""
                     for n in chosen
                 ),
                 _spread(recipe, score, score),
@@ -239,6 +239,14 @@ def _digits_of(sample: Sample) -> int:
 def _rounded(value: float, digits: int) -> float:
     """The value, or 0 where it is nothing here; shown, it is rounded: twice makes 84.748 84.8."""
     return value if round(value, digits) else 0.0
+
+
+def _plain(value: Any) -> str:
+    """A value of an option, which may be a text, true or false; None is what is not known."""
+    if value is None:
+        return "default"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{value:g}" if is_number else value if isinstance(value, str) else json.dumps(value)
 
 
 def _mean(sample: Sample | None) -> str:

@@ -21,7 +21,7 @@ class View:
 
     Args:
         best_of: An option of which each row has its own best value: that with the best mean, over
-            the seeds, of what the recipe chooses by.
+            the seeds that all its values have, of what the recipe chooses by.
         mean_over: An option whose values are averaged within each seed, before anything is said of
             the seeds.
         against: A criterion; every other row is compared with its row of the same options, or with
@@ -84,7 +84,7 @@ class View:
             metric = recipe.chosen_by or recipe.metric
             notes.append(
                 f"{self.best_of} is each row's own best: that with the best mean of {metric} over "
-                "the seeds."
+                "the seeds that all its values have."
             )
         return notes
 
@@ -163,15 +163,32 @@ def _best(recipe: Recipe, rows: Sequence[Row], name: str) -> list[Row]:
     metric = recipe.chosen_by or recipe.metric
     assert metric is not None
     default = recipe.options[name].default
+    choose = min if recipe.lower_is_better else max
     found = []
     for group in _groups(rows, name):
-        means = {i: row.sample(metric) for i, row in enumerate(group)}
-        finished = {i: sample.mean for i, sample in means.items() if sample is not None}
-        choose = min if recipe.lower_is_better else max
-        best = group[choose(finished, key=lambda i: finished[i]) if finished else 0]
-        value = {name: best.options.get(name, default)} if finished else {}
+        if name not in recipe.options_of(group[0].criterion):
+            found += group  # a rival or a dense model, of which it changes nothing
+            continue
+        means = _comparable_means(group, metric)
+        best = choose(means, key=lambda pair: pair[1])[0] if means else group[0]
+        value = {name: best.options.get(name, default)} if means else {}
         options = _left(best.options, name)
-        found.append(
-            dataclasses.replace(best, options=options, chosen=value, num_tried=len(finished))
-        )
+        found.append(dataclasses.replace(best, options=options, chosen=value, num_tried=len(means)))
     return found
+
+
+def _comparable_means(group: Sequence[Row], metric: str) -> list[tuple[Row, float]]:
+    """Each row with its mean over the seeds that all have; rows without one in common are out."""
+    scores = [
+        (row, {seed: each[metric] for seed, each in row.by_seed.items() if metric in each})
+        for row in group
+    ]
+    # A seed that is a good one would speak for the only value that has it.
+    seeds: set[int] = set()
+    while scores and not seeds:
+        seeds = set.intersection(*(set(by_seed) for _, by_seed in scores))
+        if not seeds:
+            fewest = min(len(by_seed) for _, by_seed in scores)
+            out = max(i for i, (_, by_seed) in enumerate(scores) if len(by_seed) == fewest)
+            del scores[out]
+    return [(row, statistics.fmean(by_seed[seed] for seed in seeds)) for row, by_seed in scores]

@@ -80,6 +80,47 @@ def test_of_unfinished_rows_the_best_is_of_those_that_are_there():
     assert (none.chosen, none.num_tried, none.by_seed) == ({}, 0, {})
 
 
+def test_the_best_is_chosen_over_the_seeds_that_all_values_have():
+    """A value whose only seed is a good one must not win by that."""
+    ahead = row(values=[60, 70, 90])
+    lucky = Row("platon", 0.9, {"rate": 0.2}, 3, {2: {"accuracy": 85.0}})
+    (best,) = View(best_of="rate").rows(RECIPE, [ahead, lucky])
+    assert (best.chosen, best.num_tried) == ({"rate": 0.1}, 2)
+    # Without a seed in common the one with the fewest can't be compared.
+    apart = Row("platon", 0.9, {"rate": 0.3}, 3, {7: {"accuracy": 99.0}})
+    (best,) = View(best_of="rate").rows(RECIPE, [apart, ahead])
+    assert (best.chosen, best.num_tried) == ({"rate": 0.1}, 1)
+
+
+def test_who_does_not_know_an_option_has_no_best_value_of_it():
+    rows = [row("theirs", values=[1]), row(values=[1]), row(values=[2], kind="b")]
+    theirs, ours = View(best_of="kind").rows(RECIPE, rows)
+    assert (theirs.chosen, theirs.num_tried, ours.chosen) == ({}, 0, {"kind": "b"})
+
+
+@pytest.mark.parametrize(
+    ("option", "best", "shown"),
+    [
+        (["kind=a,b"], {"kind": "b"}, "b (of 2)"),
+        (["flag=true,false"], {"flag": True}, "true (of 2)"),
+        # Without the option there is no limit, which has no number.
+        (["limit=0.5,0.25", "--one-by-one"], {}, "default (of 3)"),
+    ],
+)
+def test_the_best_value_may_be_a_text_a_boolean_or_none(
+    tmp_path, monkeypatch, capsys, option, best, shown
+):
+    recipe = study_job.with_options(
+        study_job.fake(lambda cell, _: {"accuracy": 90.0 if cell.options == best else 80.0}),
+        options={"kind": Option("a"), "flag": Option(False), "limit": Option(None, kind=float)},
+    )
+    monkeypatch.setitem(study.RECIPES, "fake", recipe)
+    flags = ["--recipe", "fake", "--criteria", "platon", "--amounts", "0.5", "--seeds", "0"]
+    flags += ["--option", *option, "--best-of", option[0].partition("=")[0]]
+    assert cli.main(["study", *flags, "--output-dir", str(tmp_path)]) == 0
+    assert f"| platon | {shown} | 90.0 |" in capsys.readouterr().out
+
+
 def test_the_mean_over_an_option_is_taken_within_each_seed_that_has_all_its_values():
     rows = [row(values=[90, 80, 70]), row(values=[92, 84], threads=2), row(values=[1], kind="b")]
     shown = View(mean_over="threads").rows(RECIPE, rows)
