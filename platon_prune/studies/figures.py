@@ -48,7 +48,7 @@ def save_pictures(
     measured = [row for row in rows if row.sample(recipe.metric)]
     if not recipe.has_amounts:
         _save_values(recipe, measured, folder / "values.png", subject)
-        return [folder / "values.png"]
+        return _alone(folder, [folder / "values.png"])
     changed = [row for row in measured if is_changed(row, rows)]
     dense = next((row for row in measured if row.criterion == DENSE), None)
     paths = _save_accuracies(
@@ -70,6 +70,11 @@ def save_pictures(
         measured, recipe.metric, recipe.speeds, speed, ylabel=recipe.title, heading=heading
     ):
         paths.append(speed)
+    return _alone(folder, paths)
+
+
+def _alone(folder: Path, paths: list[Path]) -> list[Path]:
+    """The pictures of this report, once those of earlier ones are gone."""
     for path in folder.iterdir():
         if _PICTURE.fullmatch(path.name) and path not in paths:
             path.unlink()
@@ -101,7 +106,7 @@ def _save_accuracies(
 
 
 def _save_values(recipe: Recipe, rows: Sequence[Row], path: Path, subject: str) -> None:
-    """Every row as a line of dots, with its mean."""
+    """Every row as dots, with its mean and a line over the interval of that."""
     from matplotlib.figure import Figure
 
     assert recipe.metric is not None
@@ -113,7 +118,7 @@ def _save_values(recipe: Recipe, rows: Sequence[Row], path: Path, subject: str) 
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(recipe.title)
     plain(axes)
-    title(axes, f"{subject}: mean, range and every seed")
+    title(axes, f"{subject}: every seed, mean, 95 % interval")
     save(figure, path)
 
 

@@ -67,6 +67,14 @@ def test_a_grid_without_amounts_compares_with_its_first_row(tmp_path):
     assert (tmp_path / "values.png").is_file() and not (tmp_path / "accuracy.png").exists()
 
 
+def test_pictures_of_an_earlier_report_go_whichever_grid_has_amounts(tmp_path):
+    found = []
+    for grid in ({"amount": [0.5]}, {"lr": [1]}, {"amount": [0.5]}):
+        platon_prune.study(lambda cell: 1, grid, output_dir=tmp_path)
+        found.append([path.name for path in tmp_path.glob("*.png")])
+    assert found == [["accuracy.png"], ["values.png"], ["accuracy.png"]]
+
+
 def test_a_tensor_of_one_number_is_a_metric(tmp_path):
     import torch
 
