@@ -65,7 +65,15 @@ def study(
     importlib.import_module("matplotlib")  # missing, it would be missed after all the work
 
     def run(cell: Cell, place: Workspace) -> dict[str, float]:
-        return _metrics(train_fn(dict(given[cell.key][1])))
+        metrics = _metrics(train_fn(dict(given[cell.key][1])))
+        so_far = [each for key, each in results.read(place.folder).items() if key in given]
+        if so_far and _headline(so_far) not in metrics:
+            raise ValueError(
+                f"train_fn must return {_headline(so_far)!r} for every cell, which is what the "
+                f"study is about since its first cell, got {', '.join(metrics)}: return it, or "
+                "take another folder"
+            )
+        return metrics
 
     recipe = Recipe(
         _NAME,
@@ -133,6 +141,17 @@ def _check(grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> None:
                     f"{name} must have numbers, texts, booleans or None, got {value!r}: name it by "
                     "a text, and look it up in train_fn"
                 )
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seeds must be whole numbers, got {seed!r}: draw others from them")
+    by_name: dict[str, Any] = {}
+    for value in grid.get("criterion", ()):
+        # Rows are known by names; a value that comes twice is one.
+        if by_name.setdefault(str(value), value) != value:
+            raise ValueError(
+                f"values of criterion must differ as texts, got {by_name[str(value)]!r} and "
+                f"{value!r}: name one otherwise"
+            )
     for amount in grid.get("amount", ()):
         if isinstance(amount, (str, bool)) or amount is None or not 0 <= amount < 1:
             raise ValueError(f"amount must be a fraction in [0, 1), got {amount!r}")
@@ -157,8 +176,16 @@ def _metrics(returned: Any) -> dict[str, float]:
 
 def _with_metrics(recipe: Recipe, finished: Sequence[results.CellRecord]) -> Recipe:
     """The recipe with the metrics that its cells have returned."""
-    headline = finished[0]["metric"]
+    headline = _headline(finished)
     names = {name for record in finished for name in record["metrics"]} - {headline}
     return dataclasses.replace(
         recipe, metric=headline, title=headline, columns={name: name for name in sorted(names)}
+    )
+
+
+def _headline(finished: Sequence[results.CellRecord]) -> str:
+    """What the study is about: what a cell returned first, and all have if there is such a one."""
+    firsts = [str(record["metric"]) for record in finished]
+    return next(
+        (name for name in firsts if all(name in each["metrics"] for each in finished)), firsts[0]
     )

@@ -76,7 +76,7 @@ class Row:
         return {
             seed: measured[metric] - other.by_seed[seed][metric]
             for seed, measured in self.by_seed.items()
-            if seed in other.by_seed
+            if metric in measured and metric in other.by_seed.get(seed, {})
         }
 
 
@@ -194,6 +194,9 @@ def _table(recipe: Recipe, rows: Sequence[Row], view: Comparing) -> list[str]:
         other = view.reference_of(row, rows)
         differences = {} if other is None else row.differences(other, recipe.metric)
         change = Sample.of(list(differences.values())) if differences else None
+        compared = [row.values(recipe.metric), [] if other is None else other.values(recipe.metric)]
+        # Of both: a row of zeros says nothing of how large its difference to another may be.
+        like = Sample.of(sum(compared, [])) if any(compared) else None
         lines.append(
             [
                 *[f"{100 * (1 - row.amount):.3g} %" for _ in density],
@@ -204,8 +207,8 @@ def _table(recipe: Recipe, rows: Sequence[Row], view: Comparing) -> list[str]:
                 ),
                 _spread(recipe, score, score),
                 f"{len(row.by_seed)} of {row.num_seeds}",
-                _spread(recipe, change, score, "+"),
-                _interval(recipe, change, score),
+                _spread(recipe, change, like, "+"),
+                _interval(recipe, change, like),
                 *(_mean(row.sample(name)) for name in columns),
             ]
         )

@@ -1,6 +1,7 @@
 """`platon_prune.study`: one's own function over a grid, each cell once."""
 
 import json
+import re
 import types
 
 import pytest
@@ -105,6 +106,9 @@ def test_a_cell_that_fails_is_named_and_alone_tried_again(tmp_path, capsys):
         ({"x": []}, (0,), 1, ValueError, "x must have at least one value"),
         ({"x": "abc"}, (0,), 1, TypeError, "x must be a list of values, got 'abc'"),
         ({"x": [1]}, 3, 1, TypeError, "seeds must be a list of values, got 3"),
+        ({"x": [1]}, (0.2, 0.7), 1, TypeError, "seeds must be whole numbers, got 0.2"),
+        ({"x": [1]}, ("a",), 1, TypeError, "seeds must be whole numbers, got 'a'"),
+        ({"criterion": [1, "1"]}, (0,), 1, ValueError, "criterion must differ as texts, got 1 and"),
         ({"x": [[1]]}, (0,), 1, TypeError, r"x must have numbers, texts.* got \[1\]"),
         ({"amount": [1.5]}, (0,), 1, ValueError, r"amount must be a fraction in \[0, 1\), got 1.5"),
         ({"x": [1]}, (0,), "good", RuntimeError, "TypeError"),
@@ -126,3 +130,30 @@ def test_a_difference_that_is_only_rounding_reads_as_nothing(tmp_path):
     page = (tmp_path / "study.md").read_text()
     assert "e-" not in page.split("cells are finished")[0]
     assert "- Settings" not in page  # a function has none
+
+
+def test_a_difference_to_or_of_nothing_but_zeros_is_shown(tmp_path):
+    """As of a correlation that is 0 where a model says one thing of all."""
+
+    def correlation(cell):
+        return 0.0 if cell["criterion"] == "magnitude" else 0.41 + cell["seed"] / 50
+
+    grid = {"criterion": ["platon", "magnitude"], "amount": [0.9]}
+    platon_prune.study(correlation, grid, seeds=(0, 1), output_dir=tmp_path)
+    page = (tmp_path / "study.md").read_text()
+    # 0.41 and 0.43, of which t of one degree, 12.706, times 0.01 is the reach.
+    assert "| -0.42 ± 0.01414 (-0.43 to -0.41) | -0.5471 to -0.2929 |" in page
+
+
+def test_a_cell_without_the_number_that_the_study_is_about_fails_and_the_others_are_reported(
+    tmp_path,
+):
+    def train_fn(cell):
+        return {"acc" if cell["criterion"] == "magnitude" else "accuracy": 0.5, "loss": 1}
+
+    grid = {"criterion": ["platon", "magnitude"], "amount": [0.9]}
+    with pytest.raises(RuntimeError, match="1 of 2 that failed") as raised:
+        platon_prune.study(train_fn, grid, output_dir=tmp_path)
+    said = "must return 'accuracy' for every cell, .* got acc, loss"
+    assert re.search(said, str(raised.value.__cause__))
+    assert "| platon | 0.5 | 1 of 1 |" in (tmp_path / "study.md").read_text()
