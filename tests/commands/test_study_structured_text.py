@@ -220,6 +220,13 @@ def test_flags_that_the_recipe_sets_itself_are_refused(flag):
         settings(flag)
 
 
+@pytest.mark.parametrize("flag", ["--max_drop=0.1", "--metric=loss", "--pruning-speedup=2"])
+@pytest.mark.parametrize("recipe", ["glue", "clm", "sst2", "structured-text"])
+def test_flags_that_decide_how_much_is_pruned_are_refused_whatever_the_recipe(recipe, flag):
+    with pytest.raises(ValueError, match="would prune another amount than the grid has"):
+        RECIPES[recipe].settings(None, ["--model_name_or_path", "m", flag])
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

@@ -13,6 +13,8 @@ _TAKEN = (
     "--amount", "--amounts", "--pruning_amount", "--criterion", "--pruning_criterion", "--seed",
     "--output_dir", "--teacher_name_or_path",
 )  # fmt: skip
+# With these the command finds out itself how much is pruned.
+_DECIDING = ("--max_drop", "--metric", "--pruning_speedup")
 
 
 def values_of(flags: Sequence[str]) -> dict[str, str]:
@@ -37,13 +39,20 @@ def settings_of(
         taken: Flags that the recipe sets itself, beside those that every grid sets.
 
     Raises:
-        ValueError: If there is no model among them, or a flag that is set for each cell.
+        ValueError: If there is no model among them, or a flag that is set for each cell or
+            decides its amount.
     """
     names = values_of(flags)
     # Two values of one flag would leave it to the parser which one a cell has.
     for flag in (*_TAKEN, *taken):
         if flag in names:
             raise ValueError(f"{flag} is set by the grid for each cell: leave it out after --")
+    for flag in _DECIDING:
+        if flag in names:
+            raise ValueError(
+                f"{flag} would prune another amount than the grid has for each cell: leave it out "
+                "after --"
+            )
     if "--model_name_or_path" not in names:
         raise ValueError(
             "the recipe needs its own flags after --, a model among them: "

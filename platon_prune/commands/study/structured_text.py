@@ -39,8 +39,7 @@ OPTIONS: dict[str, Option] = {
 # Passed on to global_structured where a model is cut before it is trained.
 _PASSED_ON = ("schedule", "normalizer", "masking", "window", "beta1", "beta2")
 _TAKEN = (
-    "--pruning_granularity", "--pruning_kinds", "--pruning_budget", "--pruning_speedup", "--shrink",
-    "--metric", "--max_drop",
+    "--pruning_granularity", "--pruning_kinds", "--pruning_budget", "--shrink",
 )  # fmt: skip
 
 
