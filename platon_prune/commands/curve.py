@@ -97,7 +97,7 @@ def _write(points: list[Point], metric: str, folder: Path) -> None:
     from platon_prune.deploy.curve_picture import save_curve
 
     content = {"metric": metric, "points": [point.to_json() for point in points]}
-    write_text(folder / "curve.json", json.dumps(content, indent=2) + "\n")
+    write_text(folder / "curve.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     save_curve(points, metric, folder / "curve.png")
     print(f"\nwritten: curve.json and curve.png in {folder}")
 

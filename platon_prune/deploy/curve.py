@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,8 +65,10 @@ class Point:
         return self.dense_milliseconds / self.milliseconds
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers; the folder by its name."""
-        return asdict(self) | {"folder": self.folder.name, "speed": self.speed}
+        """Plain numbers; the folder by its name, and None for a value that is not finite."""
+        # NaN is no JSON, and other languages' parsers refuse it.
+        value = self.value if math.isfinite(self.value) else None
+        return asdict(self) | {"folder": self.folder.name, "speed": self.speed, "value": value}
 
 
 def checkpoints_of(run: Path) -> list[Checkpoint]:

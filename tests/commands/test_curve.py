@@ -72,6 +72,21 @@ def test_each_checkpoint_is_a_point_and_the_nearest_one_is_kept(run, tmp_path, c
     assert not list((tmp_path / "kept").glob("*.pt"))
 
 
+def test_a_value_that_is_not_finite_is_null_in_the_file(run, tmp_path, capsys):
+    shutil.copytree(run[0] / "checkpoint-8", tmp_path / "checkpoint-8")
+    path = tmp_path / "checkpoint-8" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    for entry in state["log_history"]:
+        if "eval_loss" in entry:
+            entry["eval_loss"] = float("nan")
+    path.write_text(json.dumps(state))
+    options = (*QUICK, "--metric", "loss", "--output-dir", tmp_path / "curve")
+    status, printed = _curve(capsys, tmp_path, *options)
+    assert status == 0 and " nan " in printed.out
+    text = (tmp_path / "curve" / "curve.json").read_text()
+    assert "NaN" not in text and json.loads(text)["points"][0]["value"] is None
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
