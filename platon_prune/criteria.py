@@ -184,8 +184,8 @@ class Platon(Sensitivity):
     ``Ū ← β₂ Ū + (1 − β₂) |I − Ī|`` and ``S = Ī · Ū``, with ``I`` the mean over the window and ``Ī``
     already updated. With a ``beta1`` of 0 it would be 0 for every weight, so that is refused.
 
-    In nine settings of noise on one task, and in two on SST-2, its mean accuracy was within a point
-    of that of :class:`Sensitivity`, which keeps four bytes less a weight: the page "The study".
+    In nine settings of noise on one task, and in four on SST-2, its accuracy was level with that of
+    :class:`Sensitivity`, which keeps four bytes less a weight: the page "The study".
 
     Source: Zhang et al., ICML 2022, section 3, the smoothed uncertainty and the bound.
     """
