@@ -85,16 +85,17 @@ class TrainerGoal:
         if every is None:
             every = max(1, state.max_steps // max(1, state.num_train_epochs))
         first, end = scheduler.schedule.first_choosing_step or 0, scheduler.schedule.ramp_end
+        # An evaluation at the ramp's end is asked for anyway, and finds only the dense model to go
+        # back to.
+        last = max(first, end - 1)
         delay = args.eval_delay or 0  # in what the strategy counts
         start = max(first, math.ceil(delay if is_by_steps else delay * every))
-        # The first evaluation at or after the first choice. That of the ramp's end is asked for
-        # anyway, and finds only the dense model to go back to.
-        if -(-start // every) * every > max(first, end - 1):
+        # The first evaluation at or after the first choice.
+        if -(-start // every) * every > last:
             delayed = f" from eval_delay={delay:g} on: lower that or" if delay else ": lower"
             raise ValueError(
-                f"the run must be evaluated on its ramp, at a step from {first} to "
-                f"{max(first, end - 1)}, got an evaluation every {every} steps{delayed} "
-                "eval_steps, or train longer"
+                f"the run must be evaluated on its ramp, at a step from {first} to {last}, "
+                f"got an evaluation every {every} steps{delayed} eval_steps, or train longer"
             )
         self._is_checked = bool(state.global_step)  # a run that is resumed has been asked
         # Only an evaluation tells which metrics there are, and it should fail before the training.

@@ -63,11 +63,12 @@ class Cell:
 
 def label_of(criterion: str, options: Mapping[str, Any]) -> str:
     """Criterion and options as ``platon, window=1``; "all" where there is neither."""
-    named = [f"{name}={_shown(options[name])}" for name in sorted(options)]
+    named = [f"{name}={shown(options[name])}" for name in sorted(options)]
     return ", ".join([*([criterion] if criterion else []), *named]) or "all"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """The value of an option as it is typed: a text as it is, and true, not True."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -271,7 +272,7 @@ def _check_value(name: str, value: Any, option: Option) -> None:
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
         wanted = "a number"
     if not fits:
-        raise ValueError(f"--option {name} must be {wanted}, got {_shown(value)}")
+        raise ValueError(f"--option {name} must be {wanted}, got {shown(value)}")
 
 
 def read_options(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:

@@ -67,9 +67,10 @@ def study(
     def run(cell: Cell, place: Workspace) -> dict[str, float]:
         metrics = _metrics(train_fn(dict(given[cell.key][1])))
         so_far = [each for key, each in results.read(place.folder).items() if key in given]
-        if so_far and _headline(so_far) not in metrics:
+        headline = _headline(so_far) if so_far else None
+        if headline is not None and headline not in metrics:
             raise ValueError(
-                f"train_fn must return {_headline(so_far)!r} for every cell, which is what the "
+                f"train_fn must return {headline!r} for every cell, which is what the "
                 f"study is about since its first cell, got {', '.join(metrics)}: return it, or "
                 "take another folder"
             )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from platon_prune.studies.cells import DENSE, Cell, Recipe, label_of
+from platon_prune.studies.cells import DENSE, Cell, Recipe, label_of, shown
 from platon_prune.studies.intervals import interval_of_mean
 from platon_prune.studies.results import CellRecord
 
@@ -249,7 +249,7 @@ def _plain(value: Any) -> str:
     if value is None:
         return "default"
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return f"{value:g}" if is_number else value if isinstance(value, str) else json.dumps(value)
+    return f"{value:g}" if is_number else shown(value)
 
 
 def _mean(sample: Sample | None) -> str:
